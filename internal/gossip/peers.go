@@ -1,0 +1,206 @@
+package gossip
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// conflictFor is how long a conflict is shown after it was last noticed; while
+// it lasts it is noticed about once a minute.
+const conflictFor = 5 * time.Minute
+
+// Peer is another process, as far as the gossip knows.
+type Peer struct {
+	// Name and Role are what it calls itself; TLS must confirm both.
+	Name string
+	Role string
+	// Address is the IP:PORT of its gRPC server.
+	Address string
+	// Version is its program's.
+	Version string
+	// Started is when its process began, by its own clock.
+	Started time.Time
+	// Alive: it answers the peers' probes, or did until a few seconds ago.
+	Alive bool
+	// Since is since when this process has seen it alive without a break, or not
+	// alive. A restart that is too quick to be noticed is no break.
+	Since time.Time
+	// LeftByItself: it is not alive because it was stopped in good order.
+	LeftByItself bool
+	// Conflict is the gossip address of another process that claims the same
+	// name; empty when there is none. Address is the first one's.
+	Conflict string
+}
+
+// member is a Peer with what only this package needs.
+type member struct {
+	Peer
+	gossip     netip.AddrPort
+	conflictAt time.Time
+}
+
+// peers remembers whom memberlist has told of. memberlist calls it with its own
+// lock held, so nothing here calls back.
+type peers struct {
+	self string
+	log  *slog.Logger
+	now  func() time.Time
+
+	mu       sync.Mutex
+	members  map[string]*member
+	watchers map[chan struct{}]struct{}
+}
+
+func newPeers(self string, log *slog.Logger) *peers {
+	return &peers{
+		self: self, log: log, now: time.Now,
+		members: make(map[string]*member), watchers: make(map[chan struct{}]struct{}),
+	}
+}
+
+func (p *peers) list() []Peer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]Peer, 0, len(p.members))
+	for _, m := range p.members {
+		peer := m.Peer
+		// The announcement comes while it is still there.
+		peer.LeftByItself = peer.LeftByItself && !peer.Alive
+		if p.now().Sub(m.conflictAt) > conflictFor {
+			peer.Conflict = ""
+		}
+		all = append(all, peer)
+	}
+	slices.SortFunc(all, func(a, b Peer) int {
+		return cmp.Or(cmp.Compare(a.Role, b.Role), cmp.Compare(a.Name, b.Name))
+	})
+	return all
+}
+
+func (p *peers) watch(ctx context.Context) <-chan struct{} {
+	c := make(chan struct{}, 1)
+	p.mu.Lock()
+	p.watchers[c] = struct{}{}
+	p.mu.Unlock()
+	context.AfterFunc(ctx, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.watchers, c)
+		close(c)
+	})
+	return c
+}
+
+// changed is called with the lock held.
+func (p *peers) changed() {
+	for c := range p.watchers {
+		select {
+		case c <- struct{}{}:
+		default: // one is waiting there already
+		}
+	}
+}
+
+// addresses gives the gossip addresses of those that are known and not alive, and
+// all of the alive ones.
+func (p *peers) addresses() (absent []netip.AddrPort, alive map[netip.AddrPort]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	alive = make(map[netip.AddrPort]bool)
+	for _, m := range p.members {
+		if m.Alive {
+			alive[m.gossip] = true
+		} else {
+			absent = append(absent, m.gossip)
+		}
+	}
+	return absent, alive
+}
+
+// NotifyJoin implements memberlist.EventDelegate.
+func (p *peers) NotifyJoin(n *memberlist.Node) { p.seen(n, "peer is there") }
+
+// NotifyUpdate implements memberlist.EventDelegate: another start of the same
+// peer, or its announcement to leave.
+func (p *peers) NotifyUpdate(n *memberlist.Node) { p.seen(n, "") }
+
+func (p *peers) seen(n *memberlist.Node, message string) {
+	role, name, ok := splitMemberName(n.Name)
+	if n.Name == p.self || !ok {
+		return
+	}
+	var told meta
+	if err := json.Unmarshal(n.Meta, &told); err != nil {
+		// It holds the key, so it is ours, but speaks otherwise: a peer without
+		// an address.
+		p.log.Warn("peer tells of itself what cannot be read", "peer", n.Name, "error", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := p.members[n.Name]
+	if m == nil {
+		m = &member{Peer: Peer{Name: name, Role: role}}
+		p.members[n.Name] = m
+	}
+	if !m.Alive {
+		m.Alive, m.Since = true, p.now()
+	}
+	m.Address, m.Version, m.Started = told.RPC, told.Version, time.UnixMilli(told.Started)
+	m.LeftByItself = told.Leaving
+	m.gossip = gossipAddress(n)
+	p.changed()
+	if message != "" {
+		p.log.Info(message, "peer", name, "role", role, "address", m.Address, "version", m.Version)
+	}
+}
+
+// NotifyLeave implements memberlist.EventDelegate.
+func (p *peers) NotifyLeave(n *memberlist.Node) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := p.members[n.Name]
+	if m == nil || !m.Alive {
+		return
+	}
+	// m.LeftByItself was set by the announcement that comes before.
+	m.Alive, m.Since = false, p.now()
+	p.changed()
+	p.log.Info("peer is gone", "peer", m.Name, "role", m.Role, "leftByItself", m.LeftByItself)
+}
+
+// NotifyConflict implements memberlist.ConflictDelegate. memberlist goes on with
+// the one it knew first.
+func (p *peers) NotifyConflict(existing, other *memberlist.Node) {
+	first, second := gossipAddress(existing), gossipAddress(other)
+	if existing.Name == p.self {
+		p.log.Error("another process has our name: give it, or us, another one", "name", existing.Name, "ours", first, "its", second)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := p.members[existing.Name]
+	// A silent peer that comes back at another address is no conflict: it is
+	// accepted after reclaimAfter.
+	if m == nil || !m.Alive {
+		return
+	}
+	news := m.Conflict != second.String() || p.now().Sub(m.conflictAt) > conflictFor
+	m.Conflict, m.conflictAt = second.String(), p.now()
+	if news {
+		p.changed()
+		p.log.Error("two processes have one name: give one another name", "name", existing.Name, "first", first, "second", second)
+	}
+}
+
+func gossipAddress(n *memberlist.Node) netip.AddrPort {
+	a, _ := netip.AddrFromSlice(n.Addr) // an invalid one equals nothing
+	return netip.AddrPortFrom(a.Unmap(), n.Port)
+}

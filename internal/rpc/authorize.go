@@ -1,0 +1,91 @@
+package rpc
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// Allow says which roles may call which method: full names
+// ("/homelab.agent.v1.AgentService/Observe", the generated
+// AgentService_Observe_FullMethodName) to roles. A method that is not in the
+// table may be called by nobody.
+type Allow map[string][]string
+
+// check decides on values alone.
+func (a Allow) check(method string, id Identity) error {
+	// The liveness check of dial.go tells nothing but that the process runs.
+	if method == grpc_health_v1.Health_Check_FullMethodName {
+		return nil
+	}
+	may := a[method]
+	if slices.Contains(may, id.Role) {
+		return nil
+	}
+	if len(may) == 0 {
+		return Errorf(ErrDenied, "%s may not call %s: nobody may", id, method)
+	}
+	return Errorf(ErrDenied, "%s may not call %s: only %s may; use a certificate of that role",
+		id, method, strings.Join(may, ", "))
+}
+
+// unknown lists the table's methods that no service has: a misspelt name would
+// otherwise deny quietly.
+func (a Allow) unknown(services map[string]grpc.ServiceInfo) []string {
+	have := make(map[string]bool)
+	for name, s := range services {
+		for _, m := range s.Methods {
+			have["/"+name+"/"+m.Name] = true
+		}
+	}
+	var missing []string
+	for m := range a {
+		if !have[m] {
+			missing = append(missing, m)
+		}
+	}
+	slices.Sort(missing)
+	return missing
+}
+
+// Authorize gives the interceptors that hold calls to the table. Listen uses
+// them already; they are for servers built otherwise. They identify the caller
+// once and leave it in the context for PeerIdentity.
+func Authorize(table Allow) (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
+	admit := func(ctx context.Context, method string) (context.Context, error) {
+		id, err := PeerIdentity(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if err := table.check(method, id); err != nil {
+			return nil, err
+		}
+		return WithIdentity(ctx, id), nil
+	}
+	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		ctx, err := admit(ctx, info.FullMethod)
+		if err != nil {
+			return nil, err
+		}
+		return next(ctx, req)
+	}
+	stream := func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+		ctx, err := admit(ss.Context(), info.FullMethod)
+		if err != nil {
+			return err
+		}
+		return next(srv, &contextStream{ServerStream: ss, ctx: ctx})
+	}
+	return unary, stream
+}
+
+// contextStream is a server stream with another context.
+type contextStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s *contextStream) Context() context.Context { return s.ctx }
