@@ -1,0 +1,194 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/spf13/cobra"
+)
+
+// guestDoc is one guest in JSON; its fields are a contract.
+type guestDoc struct {
+	Name      string   `json:"name"`
+	Host      string   `json:"host"`
+	VMID      *int32   `json:"vmid"`
+	UUID      string   `json:"uuid"`
+	Power     *string  `json:"power"`
+	Health    string   `json:"health"`
+	Reason    string   `json:"reason"`
+	Addresses []string `json:"addresses"`
+}
+
+func guestJSON(g *controllerv1.GuestStatus) guestDoc {
+	return guestDoc{
+		Name: g.GetName(), Host: g.GetHost(), VMID: numberOrNull(g.GetVmid()), UUID: g.GetUuid(),
+		Power: powerWord(g.GetPower()), Health: healthWord(g.GetHealth()), Reason: g.GetReason(), Addresses: list(g.GetAddresses()),
+	}
+}
+
+func guestsJSON(guests []*controllerv1.GuestStatus) []guestDoc {
+	docs := []guestDoc{}
+	for _, g := range guests {
+		docs = append(docs, guestJSON(g))
+	}
+	return docs
+}
+
+// powerWord is null when the power is not known.
+func powerWord(p homelabv1.Power) *string {
+	if p == homelabv1.Power_POWER_UNSPECIFIED {
+		return nil
+	}
+	s := enumWord(p.String(), "POWER_")
+	return &s
+}
+
+func healthWord(h controllerv1.Health) string {
+	if h == controllerv1.Health_HEALTH_UNSPECIFIED {
+		return "unknown"
+	}
+	return enumWord(h.String(), "HEALTH_")
+}
+
+var healthColours = map[string]string{"healthy": green, "booting": yellow, "unwell": red, "standby": dim, "unknown": yellow}
+
+func (a *app) guestsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "guests", Short: "Show the guests of the Spec and how they are", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			resp, err := a.status(cmd.Context(), true, true)
+			if err != nil {
+				return err
+			}
+			return a.print(guestsJSON(resp.GetGuests()), func() { a.showGuests(resp.GetGuests()) })
+		},
+	}
+	cmd.AddCommand(
+		&cobra.Command{
+			Use: "show GUEST", Short: "Show all that is known of one guest", Args: cobra.ExactArgs(1),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				g, err := a.oneGuest(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				return a.print(guestJSON(g), func() { a.showGuest(g) })
+			},
+		},
+		&cobra.Command{
+			Use: "ip GUEST", Short: "Print a guest's first address", Args: cobra.ExactArgs(1),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				g, err := a.oneGuest(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				if len(g.GetAddresses()) == 0 {
+					return fmt.Errorf("no address of %s is known (%s); hlctl guests show %s", g.GetName(), g.GetReason(), g.GetName())
+				}
+				return a.print(g.GetAddresses(), func() { fmt.Fprintln(a.out, g.GetAddresses()[0]) })
+			},
+		},
+	)
+	return cmd
+}
+
+func (a *app) oneGuest(ctx context.Context, name string) (*controllerv1.GuestStatus, error) {
+	resp, err := a.status(ctx, true, true)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, g := range resp.GetGuests() {
+		if g.GetName() == name {
+			return g, nil
+		}
+		names = append(names, g.GetName())
+	}
+	return nil, fmt.Errorf("the Spec has no guest %s (it has: %s)", name, strings.Join(names, ", "))
+}
+
+func (a *app) showGuests(guests []*controllerv1.GuestStatus) {
+	if len(guests) == 0 {
+		fmt.Fprintln(a.out, "No Spec was applied yet.  hlctl apply -f homelab.yaml")
+		return
+	}
+	var rows [][]cell
+	for _, g := range guests {
+		rows = append(rows, a.guestRow(g))
+	}
+	a.table(a.out, []string{"GUEST", "HOST", "VMID", "POWER", "HEALTH", "ROLE", "ADDRESS", ""}, rows)
+}
+
+func (a *app) guestRow(g *controllerv1.GuestStatus) []cell {
+	vmid, power, health := "-", "-", healthWord(g.GetHealth())
+	if g.GetVmid() != 0 {
+		vmid = fmt.Sprint(g.GetVmid())
+	}
+	if p := powerWord(g.GetPower()); p != nil {
+		power = *p
+	}
+	address := ""
+	if len(g.GetAddresses()) > 0 {
+		address = g.GetAddresses()[0]
+	}
+	return []cell{
+		plain(g.GetName()), plain(g.GetHost()), plain(vmid), plain(power), {health, healthColours[health]},
+		plain(roleWord(g.GetRole())), plain(address), plain(g.GetReason()),
+	}
+}
+
+func roleWord(r homelabv1.Role) string {
+	if r == homelabv1.Role_ROLE_UNSPECIFIED {
+		return ""
+	}
+	return enumWord(r.String(), "ROLE_")
+}
+
+func (a *app) showGuest(g *controllerv1.GuestStatus) {
+	power := "not known"
+	if p := powerWord(g.GetPower()); p != nil {
+		power = *p
+	}
+	line := func(name, text string) {
+		if text != "" {
+			fmt.Fprintf(a.out, "  %-12s %s\n", name, a.wrap(text, 15))
+		}
+	}
+	health := healthWord(g.GetHealth())
+	fmt.Fprintf(a.out, "%s  on %s\n", g.GetName(), g.GetHost())
+	line("health", strings.TrimSpace(a.paint(healthColours[health], health)+"  "+g.GetReason()))
+	line("power", power)
+	if g.GetVmid() != 0 {
+		line("VMID", fmt.Sprintf("%d, generation %d", g.GetVmid(), g.GetGeneration()))
+	}
+	line("uuid", g.GetUuid())
+	line("addresses", strings.Join(g.GetAddresses(), ", "))
+	line("node", strings.TrimSpace(g.GetNodeName()+"  "+roleWord(g.GetRole())))
+	look := g.GetLook()
+	if look == nil {
+		return
+	}
+	line("hostname", look.GetHostname())
+	line("machine-id", look.GetMachineId())
+	line("ssh", fact(look.GetSsh()))
+	line("guest agent", fact(look.GetGuestAgent()))
+	line("cloud-init", fact(look.GetCloudInit()))
+	line("k3s", strings.TrimSpace(look.GetK3S().GetVersion()))
+}
+
+// fact is a Fact for people.
+func fact(f *homelabv1.Fact) string {
+	word := "unknown"
+	switch f.GetTruth() {
+	case homelabv1.Truth_TRUTH_YES:
+		word = "yes"
+	case homelabv1.Truth_TRUTH_NO:
+		word = "no"
+	}
+	if f.GetReason() != "" {
+		word += "  " + f.GetReason()
+	}
+	return word
+}

@@ -1,0 +1,176 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// print writes v as JSON or YAML, or calls table.
+func (a *app) print(v any, table func()) error {
+	switch a.format {
+	case "json":
+		enc := json.NewEncoder(a.out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(v)
+	case "yaml":
+		return a.printYAML(v)
+	}
+	table()
+	return nil
+}
+
+// printYAML writes what JSON would say, in the same order of fields.
+func (a *app) printYAML(v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	var node yaml.Node
+	if err := yaml.Unmarshal(data, &node); err != nil {
+		return err
+	}
+	plainStyle(&node)
+	enc := yaml.NewEncoder(a.out)
+	enc.SetIndent(2)
+	if err := enc.Encode(&node); err != nil {
+		return err
+	}
+	return enc.Close()
+}
+
+// plainStyle drops JSON's brackets and the quotes that YAML does not need.
+func plainStyle(n *yaml.Node) {
+	n.Style = 0
+	for _, c := range n.Content {
+		plainStyle(c)
+	}
+}
+
+// Colours carry state only, and never alone: the word says it too.
+const (
+	red    = "31"
+	green  = "32"
+	yellow = "33"
+	dim    = "2"
+)
+
+func (a *app) paint(code, text string) string {
+	if !a.colour || code == "" {
+		return text
+	}
+	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+// table prints rows under their headings, aligned, two blanks between columns.
+func (a *app) table(w io.Writer, heading []string, rows [][]cell) {
+	widths := make([]int, len(heading))
+	for i, h := range heading {
+		widths[i] = utf8.RuneCountInString(h)
+	}
+	for _, row := range rows {
+		for i, c := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(c.text))
+		}
+	}
+	line := func(row []cell) {
+		var b strings.Builder
+		for i, c := range row {
+			b.WriteString(a.paint(c.colour, c.text))
+			if i < len(row)-1 {
+				b.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c.text)+2))
+			}
+		}
+		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
+	}
+	head := make([]cell, len(heading))
+	for i, h := range heading {
+		head[i].text = h
+	}
+	line(head)
+	for _, row := range rows {
+		line(row)
+	}
+}
+
+// cell is one field of a table.
+type cell struct{ text, colour string }
+
+func plain(text string) cell { return cell{text: text} }
+
+// ago is a time for people: 13:58 (4 min), or with the date when it was not today.
+func ago(t, now time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	t, now = t.Local(), now.Local()
+	clock := t.Format("15:04")
+	if t.YearDay() != now.YearDay() || t.Year() != now.Year() {
+		clock = t.Format("2006-01-02 15:04")
+	}
+	return fmt.Sprintf("%s (%s)", clock, span(now.Sub(t)))
+}
+
+// span is a duration for people, one unit.
+func span(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", max(0, int(d.Seconds())))
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d d", int(d.Hours()/24))
+}
+
+// clockTime is minutes and seconds, 1:07, with hours when there are any.
+func clockTime(d time.Duration) string {
+	s := int(d.Round(time.Second).Seconds())
+	if s >= 3600 {
+		return fmt.Sprintf("%d:%02d:%02d", s/3600, s/60%60, s%60)
+	}
+	return fmt.Sprintf("%d:%02d", s/60, s%60)
+}
+
+// size is bytes in binary units for people.
+func size(b int64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
+	f, i := float64(b), 0
+	for f >= 1024 && i < len(units)-1 {
+		f, i = f/1024, i+1
+	}
+	if f >= 10 || f == float64(int64(f)) {
+		return fmt.Sprintf("%.0f %s", f, units[i])
+	}
+	return fmt.Sprintf("%.1f %s", f, units[i])
+}
+
+// timeOrNull is RFC 3339 in UTC for JSON, null for no time.
+func timeOrNull(t time.Time) *string {
+	if t.IsZero() || t.Unix() == 0 {
+		return nil
+	}
+	s := t.UTC().Format(time.RFC3339)
+	return &s
+}
+
+// list is never null in JSON.
+func list[T any](in []T) []T {
+	if in == nil {
+		return []T{}
+	}
+	return in
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return fmt.Sprintf("1 %s", one)
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
