@@ -1,0 +1,275 @@
+package plan
+
+import (
+	"fmt"
+
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+)
+
+func fetchID(host, image string) string { return "fetch/" + host + "/" + image }
+
+// planGuest makes the steps of one guest up to its boot, or says why not.
+func (m *model) planGuest(g *guestView) {
+	if g.situation == HalfBuilt {
+		m.planUndo(g)
+	}
+	if g.why.against() {
+		m.tell(g, g.why)
+		return
+	}
+	switch g.situation {
+	case Absent, HalfBuilt, Unfinished:
+		m.planCreate(g)
+	case Stopped:
+		m.planStart(g, "it is stopped")
+	case Booting:
+		m.planBoot(g)
+	case HostDisabled, Unseen, InFlight, Foreign, Elsewhere, Twice, Unreadable, Paused, Booted:
+	}
+}
+
+// tell notes why a guest is left alone, once for each reason.
+func (m *model) tell(g *guestView, v verdict) {
+	g.noted = true
+	m.note(v.kind, g.name, g.want.Host, v.text)
+}
+
+// allowed is why a VM of ours must not be changed now, rule 2 and rule 10.
+func (m *model) allowed(g *guestView) verdict {
+	vm := g.vm
+	id := fmt.Sprintf("VM %d", vm.GetVmid())
+	switch {
+	case g.host.blocked.against():
+		return g.host.blocked
+	case m.spec.Protected(int(vm.GetVmid())):
+		return refused(id + " is in the Spec's protect list (" + m.at("protect") + ")")
+	case vm.GetHaManaged():
+		return refused(id + " is managed by Proxmox HA\n  take it out there (ha-manager remove vm:" + fmt.Sprint(vm.GetVmid()) + "), or leave it to it")
+	case vm.GetProtection():
+		return refused(id + " has Proxmox's protection flag set\n  qm set " + fmt.Sprint(vm.GetVmid()) + " --protection 0 allows changes")
+	case vm.GetLock() != "":
+		return busy(id + " is locked (" + vm.GetLock() + ")")
+	case len(vm.GetTasks()) > 0:
+		return busy(id + " has a task running: " + vm.GetTasks()[0])
+	}
+	return verdict{}
+}
+
+func (m *model) step(g *guestView, action homelabv1.Action, verb string, after []string, reason string) *homelabv1.Step {
+	if g.last != "" {
+		after = append(after, g.last)
+	}
+	s := &homelabv1.Step{
+		Id: verb + "/" + g.host.name + "/" + g.name, Action: action, Guest: g.name, Host: g.host.name,
+		After: after, Reason: reason, Vmid: g.vmid, Uuid: g.vm.GetUuid(), Generation: g.generation(),
+	}
+	g.last = m.add(s)
+	return s
+}
+
+// generation is the one that the guest has, or is made with. A VM that once
+// booted and is gone makes way for the next generation; a creation that never
+// came so far goes on with what is remembered of it.
+func (g *guestView) generation() int32 {
+	switch {
+	case g.vm != nil:
+		return g.owner.Generation
+	case g.mem.MachineID != "" || g.mem.Joined:
+		return g.mem.Generation + 1
+	}
+	return max(g.mem.Generation, 1)
+}
+
+// planUndo rolls back a creation that was begun and left.
+func (m *model) planUndo(g *guestView) {
+	if g.undo == nil {
+		return
+	}
+	h, id := g.undo.host, g.undo.intent.GetIdentity()
+	v := h.blocked
+	if m.spec.Protected(int(id.GetVmid())) {
+		v = refused(fmt.Sprintf("VM %d is in the Spec's protect list (%s)", id.GetVmid(), m.at("protect")))
+	} else if vm := h.vms[id.GetVmid()]; !v.against() && vm != nil && (vm.GetHaManaged() || vm.GetProtection()) {
+		v = refused(fmt.Sprintf("VM %d is half-built, and Proxmox HA or its protection flag holds it", id.GetVmid()))
+	} else if !v.against() && len(vm.GetTasks()) > 0 {
+		v = busy(fmt.Sprintf("VM %d has a task running: %s", id.GetVmid(), vm.GetTasks()[0]))
+	}
+	if v.against() {
+		g.why = v
+		return
+	}
+	g.last = m.add(&homelabv1.Step{
+		Id: "rollback/" + h.name + "/" + g.name, Action: homelabv1.Action_ACTION_ROLLBACK, Guest: g.name, Host: h.name,
+		Reason: "its creation was begun and left half-built", Vmid: id.GetVmid(), Uuid: id.GetUuid(), Generation: id.GetGeneration(),
+	})
+}
+
+// planCreate makes the VM, or finishes it, and boots it unless it is a standby.
+func (m *model) planCreate(g *guestView) {
+	if v := m.mayCreate(g); v.against() {
+		m.tell(g, v)
+		return
+	}
+	reason := "there is no such VM"
+	switch g.situation {
+	case Unfinished:
+		reason = "its creation was not seen to end"
+	case HalfBuilt:
+		reason = "made anew"
+	}
+	s := m.step(g, homelabv1.Action_ACTION_CREATE, "create", m.fetch(g), reason)
+	s.Image = g.want.Image
+	if g.want.Standby() {
+		return
+	}
+	if g.vm.GetPower() == homelabv1.Power_POWER_RUNNING {
+		m.boot(g)
+		return
+	}
+	m.start(g, "it is wanted running")
+}
+
+// mayCreate is every reason against a creation: rules 2, 3 and 10, and what the
+// host lacks.
+func (m *model) mayCreate(g *guestView) verdict {
+	if g.situation == Unfinished {
+		var f findings
+		f.add(m.allowed(g))
+		f.add(g.lacking)
+		return f.verdict()
+	}
+	var f findings
+	f.add(g.host.blocked)
+	if len(m.unseen) > 0 {
+		f.unknown("it is not made while it may exist where nobody can look: %s", firstLines(m.unseen, 3))
+	}
+	if where := m.elsewhere(g); where != "" {
+		f.refuse("%s", where)
+	}
+	if g.noVMID != "" {
+		f.refuse("%s", g.noVMID)
+	}
+	if named := m.named[g.name]; len(named) > 0 { // half-built ones are not looked for above
+		f.refuse("VM %d on %s has its name and is not it: %s", named[0].vm.GetVmid(), named[0].host, named[0].not())
+	}
+	if g.want.IsMember() {
+		if state, why := m.membership(g); state == memberStale {
+			f.refuse("%s", why)
+		}
+	}
+	if m.spec.Images[g.want.Image] == nil {
+		f.refuse("image %q is not in the Spec", g.want.Image)
+	}
+	f.add(g.lacking)
+	return f.verdict()
+}
+
+// fetch adds the step that brings the guest's image to its host, once for all
+// guests there, and gives what the creation must wait for.
+func (m *model) fetch(g *guestView) []string {
+	image := m.spec.Images[g.want.Image]
+	storage, _ := g.host.want.Storage(kindImages)
+	if image == nil || g.situation == Unfinished {
+		return nil
+	}
+	for _, held := range g.host.obs.GetImages() {
+		if held.GetName() != image.Name || held.GetStorage() != storage {
+			continue
+		}
+		if image.SHA256 != "" && held.GetSha256() == image.SHA256 || image.SHA256 == "" && held.GetVerified() && held.GetUrl() == withoutUser(image.URL) {
+			return nil
+		}
+	}
+	id := fetchID(g.host.name, image.Name)
+	if !m.fetched[id] {
+		m.fetched[id] = true
+		m.add(&homelabv1.Step{Id: id, Action: homelabv1.Action_ACTION_FETCH, Host: g.host.name, Image: image.Name, Reason: "the host does not hold it"})
+	}
+	return []string{id}
+}
+
+// planStart starts a VM of ours that is stopped. A standby stays as it is.
+func (m *model) planStart(g *guestView, reason string) {
+	if g.want.Standby() {
+		return
+	}
+	var f findings
+	f.add(m.allowed(g))
+	f.add(g.lacking)
+	if v := f.verdict(); v.against() {
+		m.tell(g, v)
+		return
+	}
+	if g.host.fresh() {
+		reason += ", its host booted a short while ago"
+	}
+	m.start(g, reason)
+}
+
+func (m *model) start(g *guestView, reason string) {
+	m.step(g, homelabv1.Action_ACTION_START, "start", nil, reason)
+	m.boot(g)
+}
+
+func (m *model) boot(g *guestView) {
+	g.booted = m.step(g, homelabv1.Action_ACTION_BOOT, "boot", nil, "wait until it has booted").GetId()
+}
+
+// planBoot waits for a VM that runs and was not seen to have booted. Nothing is
+// reset or destroyed for that (rule 6).
+func (m *model) planBoot(g *guestView) {
+	if g.want.Standby() {
+		return
+	}
+	if v := m.allowed(g); v.against() {
+		m.tell(g, v)
+		return
+	}
+	reason := "it runs and was not seen to have booted" + because(g.look.GetBooted())
+	switch {
+	case yes(g.look.GetBooted()):
+		reason = "it has booted, and what its first boot tells is not remembered yet"
+	case g.host.fresh():
+		reason = "its host booted a short while ago" + because(g.look.GetBooted())
+	}
+	g.booted = m.step(g, homelabv1.Action_ACTION_BOOT, "boot", nil, reason).GetId()
+}
+
+// finishGuest adds the verification after everything else, and sees to it that
+// every guest has a step or a note.
+func (m *model) finishGuest(g *guestView) {
+	if m.verifies(g) {
+		m.step(g, homelabv1.Action_ACTION_VERIFY, "verify", nil, "the Spec's commands must succeed in it")
+	}
+	if g.last == "" && !g.noted {
+		text := "healthy"
+		if g.want.Standby() {
+			text = "standby"
+		}
+		m.tell(g, verdict{homelabv1.NoteKind_NOTE_KIND_UNCHANGED, text})
+	}
+	if g.want.Standby() && g.vm.GetPower() == homelabv1.Power_POWER_RUNNING {
+		m.note(homelabv1.NoteKind_NOTE_KIND_WARNING, g.name, g.want.Host, "a standby, and it runs; it is left alone")
+	}
+	m.noteDrift(g)
+	for _, p := range m.copies[g.name] {
+		m.note(homelabv1.NoteKind_NOTE_KIND_WARNING, g.name, p.host, fmt.Sprintf("VM %d%s carries its mark and is not it: %s", p.vm.GetVmid(), quoted(p.vm.GetName()), p.owner.Why))
+	}
+	if g.vm != nil {
+		for _, p := range m.named[g.name] {
+			m.note(homelabv1.NoteKind_NOTE_KIND_WARNING, g.name, p.host, fmt.Sprintf("VM %d on %s has its name too: %s", p.vm.GetVmid(), p.host, p.not()))
+		}
+	}
+}
+
+// verifies says whether the Spec's commands are to be run: after any work on a
+// running guest, and again after they failed.
+func (m *model) verifies(g *guestView) bool {
+	if len(g.want.Verify) == 0 || g.want.Standby() || g.noted {
+		return false
+	}
+	if g.last != "" {
+		return g.booted != "" || g.situation == Booted
+	}
+	return g.situation == Booted && g.mem.Unverified && !m.allowed(g).against()
+}

@@ -1,0 +1,118 @@
+// Package plan compares what a Spec wants with what the hosts were seen to
+// hold, and says what would make them equal: steps, and notes on what is left
+// alone and why. All decisions are taken here and nowhere else.
+//
+// It is pure: values in, values out, the time too. It asks no host, reads no
+// file and starts nothing; the same input in any order gives the same plan.
+// Carrying a plan out, and remembering, it leaves to package controller.
+//
+// Make classifies each guest first (situation.go, one named Situation a guest)
+// and then makes steps (guest.go, join.go). The rules are those of "Rules of
+// the planner" in docs/architecture.md; a rule's number is named where it is kept.
+package plan
+
+import (
+	"time"
+
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/mark"
+	"github.com/homeiac/homelab/internal/spec"
+)
+
+// Want is what people want and what is remembered of earlier runs.
+type Want struct {
+	Spec *spec.Spec
+	// SpecDigest stands for the Spec in the plan's digest. Empty: it is
+	// computed from the Spec's content, without comments and places.
+	SpecDigest string
+	Fleet      string
+	Guests     map[string]Remembered // by guest, also of guests that the Spec dropped
+	// Cluster is nil when no cluster is remembered. With an empty CaHash its
+	// cluster-init was begun and is not known to have ended.
+	Cluster *homelabv1.ClusterRecord
+	// LastVMIDs are the VMIDs last seen on a host, containers too; used for
+	// hosts that do not answer.
+	LastVMIDs map[string][]int32
+	Paused    string // why all changes are paused; empty when they are not
+	// VerifyMark says whether a VM is the guest of ours that its mark names.
+	// Nil: nothing is ours.
+	VerifyMark func(vm *homelabv1.VirtualMachine, guest string) Ownership
+}
+
+// Remembered is what is remembered of one guest. All of it may be missing: then
+// less is done, never more.
+type Remembered struct {
+	Name, Host  string
+	VMID        int32
+	UUID        string
+	Generation  int32
+	MACs        []string
+	HostKeys    []string
+	MachineID   string // empty until it was booted for the first time
+	Addresses   []string
+	ImageSHA256 string
+	MemoryBytes int64 // as resolved at creation
+	Joined      bool  // an INIT or JOIN of this generation ended well
+	// Made says that it was remembered before its CREATE was sent, and that
+	// what was learned since is in here. Only then does an empty MachineID
+	// prove that it never booted, and a false Joined that no join of it ended;
+	// of a guest that was recovered from its mark nothing is proved.
+	Made       bool
+	Unverified bool // its VERIFY step failed or was not begun
+}
+
+// Seen is what the hosts were seen to hold.
+type Seen struct {
+	Hosts map[string]Host // every host of the Spec
+	// External is what the server of an existing cluster (k3s.existing) told;
+	// nil when it was not asked or did not answer.
+	External *homelabv1.K3SLook
+}
+
+// Host is one host as it was seen. Only of an online or degraded one is the
+// observation what there is now; of others it is the last one, and old.
+type Host struct {
+	State       homelabv1.HostState
+	Since       time.Time // since when it is in a state other than online; zero when not known
+	Reason      string
+	Observation *homelabv1.Observation
+	ClockOffset time.Duration                   // how far its clock is ahead of ours
+	Looked      map[string]*homelabv1.GuestLook // by guest
+}
+
+// Ownership is whether a VM is ours.
+type Ownership struct {
+	Ours       bool
+	Generation int32  // from the mark, when ours
+	Why        string // why it is not ours: it has no mark
+}
+
+// VerifyWith makes the VerifyMark of a fleet with its key.
+func VerifyWith(key mark.Key, fleet string) func(*homelabv1.VirtualMachine, string) Ownership {
+	return func(vm *homelabv1.VirtualMachine, guest string) Ownership {
+		generation, err := mark.Verify(key, fleet, guest, vm.GetVmid(), vm.GetUuid(), vm.GetMark())
+		if err != nil {
+			return Ownership{Why: err.Error()}
+		}
+		return Ownership{Ours: true, Generation: generation}
+	}
+}
+
+// Make makes the plan. It changes none of its arguments, and the plan shares
+// nothing with them. Steps are in an order in which they can be carried out:
+// all fetches, roll-backs, creates, starts, boots, inits, joins, verifications.
+func Make(want Want, seen Seen, now time.Time) *homelabv1.Plan {
+	m := newModel(want, seen, now)
+	for _, g := range m.guests {
+		m.planGuest(g)
+	}
+	m.planCluster()
+	for _, g := range m.guests {
+		m.finishGuest(g)
+	}
+	m.noteHosts()
+	m.noteDropped()
+	p := &homelabv1.Plan{Steps: m.sortedSteps(), Notes: m.sortedNotes()}
+	p.Digest = digest(p.Steps, m.specDigest())
+	return p
+}
