@@ -1,0 +1,70 @@
+// Package driver is the contract between an agent and what manages the VMs of
+// its host, and how such a driver runs as a plugin: a process apart, spoken to
+// over gRPC (hashicorp/go-plugin), relaunched when it dies. What a VM is for, k3s,
+// tokens, plans and SSH are none of its business.
+//
+// Words of the contract. The identity of a VM is its VMID, its smbios1 uuid and
+// the mark in its description; a VM is meant only when all three agree. A VM is
+// half-built when its configuration holds nothing but the lock of an unfinished
+// create. A call is changing when it is Create, Update, Start, Stop or Destroy.
+package driver
+
+import (
+	"context"
+
+	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+)
+
+// Report takes what happens during a changing call: a CALL event for every
+// program that was run (failed attempts too), and STEP_PROGRESS events with the
+// phase and a sentence while it works or waits. Events carry time, kind, phase,
+// text, limit and call; step, guest, host and run are the caller's to fill in.
+// It is called one event at a time and in order, on the goroutine of the call,
+// and is never nil.
+type Report func(*homelabv1.Event)
+
+// Driver manages the VMs of one host.
+//
+// Every changing call compares the request's identity with what is there,
+// immediately before it changes anything; another VM at that VMID is Refused and
+// left as it is. Every call may be repeated: what is done already is not done
+// again and is no error. Success is what is seen afterwards, never an exit code.
+// A second changing call for a VMID waits for the first, up to its deadline.
+//
+// The request's deadline bounds the whole call (zero is the driver's default).
+// When it or the context ends, the driver stops waiting but leaves a program that
+// is at work alone: a later call finds it and waits for it.
+//
+// Errors are of the kinds of internal/rpc. Busy: a lock, a task or another call
+// held the VM until the deadline. Refused: nothing was changed, and the text says
+// why. Unavailable: it cannot be known now, or was begun and not seen to end.
+type Driver interface {
+	// Observe lists the VMs of the host. It starts no process. What could not be
+	// read is unknown in the answer, not an error: it fails only when ctx ends.
+	Observe(ctx context.Context) (*driverv1.ObserveResponse, error)
+	// Inspect tells one VM with its volumes on all storages. A VMID that nobody
+	// uses is not an error: power absent. It may start processes.
+	Inspect(ctx context.Context, vmid int32) (*driverv1.InspectResponse, error)
+	// Create makes the VM, or finishes it when it is there already with the same
+	// identity. A VMID that anybody else uses, a storage that is missing, inactive
+	// or too full, and a half-built VM are Refused before any change.
+	Create(ctx context.Context, req *driverv1.CreateRequest, report Report) (*homelabv1.VirtualMachine, error)
+	// Update makes cores, memory and disks larger. What cannot be changed, or would
+	// shrink, is Refused before any change.
+	Update(ctx context.Context, req *driverv1.UpdateRequest, report Report) (*homelabv1.VirtualMachine, error)
+	// Start starts the VM; one that runs is started already. No such VM: NotFound.
+	Start(ctx context.Context, req *driverv1.StartRequest, report Report) (*homelabv1.VirtualMachine, error)
+	// Stop stops the VM; one that is stopped, or gone, is stopped already.
+	Stop(ctx context.Context, req *driverv1.StopRequest, report Report) (*homelabv1.VirtualMachine, error)
+	// Destroy removes the stopped VM and its own volumes; one that is gone is
+	// destroyed already. Refused: running, protected, under HA, with snapshots,
+	// with pending changes, with linked clones, with a volume to keep, or with a
+	// volume on a storage that is not active. With half_built it removes only a
+	// half-built VM and the volumes of that VMID that are not in volumes_before,
+	// and a VM that is whole is Refused.
+	Destroy(ctx context.Context, req *driverv1.DestroyRequest, report Report) (*homelabv1.VirtualMachine, error)
+	// Exec runs a command in the guest through its agent. The command's own failure
+	// is an exit code, not an error. Unsupported where there is no guest agent.
+	Exec(ctx context.Context, req *driverv1.ExecRequest) (*driverv1.ExecResponse, error)
+}

@@ -1,0 +1,268 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	plugin "github.com/hashicorp/go-plugin"
+
+	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/rpc"
+)
+
+// Pauses before a relaunch: the first after a good while, doubled to the last.
+const (
+	firstPause = 100 * time.Millisecond
+	lastPause  = 5 * time.Second
+	// goodWhile is how long a driver must have run to be launched again at once.
+	goodWhile = 10 * time.Second
+	// launchLimit bounds a launch, until the plugin has said where it listens.
+	launchLimit = 20 * time.Second
+)
+
+// Config says how a driver is started.
+type Config struct {
+	// Command is the program and its arguments (hl-agent driver proxmox --root /).
+	Command []string
+	// Log takes the driver's lines and the supervision's.
+	Log *slog.Logger
+}
+
+// Process is a Driver in a process of its own, supervised: relaunched when it
+// ends. While it is down every call is Unavailable, and so is one in flight when
+// it dies. Run must be called once for it to be up at all.
+type Process struct {
+	config Config
+
+	mu      sync.Mutex
+	current *client       // nil while it is down
+	down    string        // why it is down
+	changed chan struct{} // closed and made anew at every change of current
+	pid     int           // of the driver that runs; 0 while it is down
+}
+
+var _ Driver = (*Process)(nil)
+
+// New makes the supervision; it starts nothing.
+func New(c Config) *Process {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Process{config: c, down: "not started yet", changed: make(chan struct{})}
+}
+
+// Run launches the driver and relaunches it whenever it ends, until ctx ends; then
+// it ends the driver and returns nil. Programs that the driver started live on.
+func (p *Process) Run(ctx context.Context) error {
+	pause := firstPause
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := p.once(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		if time.Since(began) >= goodWhile {
+			pause = firstPause
+		}
+		p.set(nil, 0, err.Error())
+		p.config.Log.Error("driver is down", "error", err, "relaunch_in", pause)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, lastPause)
+	}
+	p.set(nil, 0, "the agent is ending")
+	return nil
+}
+
+// once launches the driver and waits for its end; it always gives an error.
+func (p *Process) once(ctx context.Context) error {
+	if len(p.config.Command) == 0 {
+		return rpc.Errorf(rpc.ErrInvalid, "no command for the driver")
+	}
+	theirs, ours, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("lifeline: %w", err)
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	cmd := exec.Command(p.config.Command[0], p.config.Command[1:]...)
+	cmd.ExtraFiles = []*os.File{theirs} // descriptor 3: lifeline
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "TMPDIR=" + shortTemp(), lifelineVar + "=1"}
+	if home, ok := os.LookupEnv("HOME"); ok {
+		cmd.Env = append(cmd.Env, "HOME="+home)
+	}
+	// A Ctrl-C meant for the agent is not the driver's.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	launched := plugin.NewClient(&plugin.ClientConfig{
+		HandshakeConfig:  handshake,
+		Plugins:          plugin.PluginSet{pluginName: &grpcPlugin{}},
+		Cmd:              cmd,
+		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
+		AutoMTLS:         true,
+		SkipHostEnv:      true,
+		StartTimeout:     launchLimit,
+		Logger:           bridged(p.config.Log),
+	})
+	defer launched.Kill()
+	protocol, err := launched.Client()
+	if err != nil {
+		return fmt.Errorf("launch %s: %s", strings.Join(p.config.Command, " "), firstLine(err.Error()))
+	}
+	raw, err := protocol.Dispense(pluginName)
+	if err != nil {
+		return fmt.Errorf("launch %s: %w", strings.Join(p.config.Command, " "), err)
+	}
+	c := raw.(*client)
+	p.set(c, cmd.Process.Pid, "")
+	p.config.Log.Info("driver is up", "pid", cmd.Process.Pid)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.gone.Done():
+		return fmt.Errorf("process %d ended", cmd.Process.Pid)
+	}
+}
+
+func (p *Process) set(c *client, pid int, why string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.current, p.pid, p.down = c, pid, why
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// PID is the process id of the driver that runs; 0 while it is down.
+func (p *Process) PID() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pid
+}
+
+// WaitUp waits until the driver is up. When ctx ends first it says why it is down.
+func (p *Process) WaitUp(ctx context.Context) error {
+	for {
+		p.mu.Lock()
+		up, changed := p.current != nil, p.changed
+		p.mu.Unlock()
+		if up {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			_, err := p.up()
+			return err
+		}
+	}
+}
+
+// up gives the driver that runs.
+func (p *Process) up() (*client, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.current == nil || p.current.gone.Err() != nil {
+		why := p.down
+		if why == "" {
+			why = "its process ended"
+		}
+		return nil, rpc.Errorf(rpc.ErrUnavailable, "the driver is down (%s); it is being relaunched", why)
+	}
+	return p.current, nil
+}
+
+// Observe implements Driver.
+func (p *Process) Observe(ctx context.Context) (*driverv1.ObserveResponse, error) {
+	c, err := p.up()
+	if err != nil {
+		return nil, err
+	}
+	return c.Observe(ctx)
+}
+
+// Inspect implements Driver.
+func (p *Process) Inspect(ctx context.Context, vmid int32) (*driverv1.InspectResponse, error) {
+	c, err := p.up()
+	if err != nil {
+		return nil, err
+	}
+	return c.Inspect(ctx, vmid)
+}
+
+// Create implements Driver.
+func (p *Process) Create(ctx context.Context, req *driverv1.CreateRequest, report Report) (*homelabv1.VirtualMachine, error) {
+	c, err := p.up()
+	if err != nil {
+		return nil, err
+	}
+	return c.Create(ctx, req, report)
+}
+
+// Update implements Driver.
+func (p *Process) Update(ctx context.Context, req *driverv1.UpdateRequest, report Report) (*homelabv1.VirtualMachine, error) {
+	c, err := p.up()
+	if err != nil {
+		return nil, err
+	}
+	return c.Update(ctx, req, report)
+}
+
+// Start implements Driver.
+func (p *Process) Start(ctx context.Context, req *driverv1.StartRequest, report Report) (*homelabv1.VirtualMachine, error) {
+	c, err := p.up()
+	if err != nil {
+		return nil, err
+	}
+	return c.Start(ctx, req, report)
+}
+
+// Stop implements Driver.
+func (p *Process) Stop(ctx context.Context, req *driverv1.StopRequest, report Report) (*homelabv1.VirtualMachine, error) {
+	c, err := p.up()
+	if err != nil {
+		return nil, err
+	}
+	return c.Stop(ctx, req, report)
+}
+
+// Destroy implements Driver.
+func (p *Process) Destroy(ctx context.Context, req *driverv1.DestroyRequest, report Report) (*homelabv1.VirtualMachine, error) {
+	c, err := p.up()
+	if err != nil {
+		return nil, err
+	}
+	return c.Destroy(ctx, req, report)
+}
+
+// Exec implements Driver.
+func (p *Process) Exec(ctx context.Context, req *driverv1.ExecRequest) (*driverv1.ExecResponse, error) {
+	c, err := p.up()
+	if err != nil {
+		return nil, err
+	}
+	return c.Exec(ctx, req)
+}
+
+// shortTemp is a folder for the plugin's socket. A socket's path may have 107
+// characters, and go-plugin makes one of about 20 in the temporary folder.
+func shortTemp() string {
+	if dir := os.TempDir(); len(dir) <= 80 {
+		return dir
+	}
+	return "/tmp"
+}
+
+// firstLine keeps go-plugin's page of advice out of the log.
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(s), "\n")
+	return line
+}

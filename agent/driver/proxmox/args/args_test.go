@@ -1,0 +1,221 @@
+package args_test
+
+import (
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	"github.com/homeiac/homelab/agent/driver/proxmox/args"
+	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/rpc"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+const gib = int64(1) << 30
+
+func whole() *driverv1.CreateRequest {
+	return &driverv1.CreateRequest{
+		Identity: &homelabv1.Identity{Fleet: "home", Guest: "k3s-1", Generation: 1, Vmid: 201,
+			Uuid: "0c5a1c9e-5b0a-4a51-9d8e-3a3d5a9f7f10", Mark: "hl1:home:k3s-1:1:00112233445566778899aabbccddeeff"},
+		ImagePath: "/var/lib/vz/template/homelab/noble-0011.img",
+		UserData:  "local:snippets/hl-home-k3s-1-1.yaml",
+		User:      "ubuntu",
+		Hardware: &homelabv1.Hardware{
+			Name: "k3s-1", Cpus: 4, MemoryBytes: 8*gib + 1, Firmware: homelabv1.Firmware_FIRMWARE_OVMF, Machine: "q35",
+			SystemDisk: &homelabv1.Disk{Slot: "scsi0", Storage: "local-zfs", SizeBytes: 40 * gib},
+			DataDisks:  []*homelabv1.Disk{{Slot: "scsi1", Storage: "hdd", SizeBytes: 500*gib + 1}},
+			Nics: []*homelabv1.Nic{
+				{Bridge: "vmbr25gbe", Mac: "BC:24:11:00:00:01", Vlan: 30, Mtu: 9000, Address: "192.168.4.212/24", Gateway: "192.168.4.1"},
+				{Bridge: "vmbr1", Mac: "BC:24:11:00:00:02"},
+				{Bridge: "vmbr2", Mac: "BC:24:11:00:00:03", Address: "10.0.0.5/24"},
+			},
+			Dns: []string{"192.168.4.53", "1.1.1.1"}, Pci: []string{"0000:b3:00.0,pcie=1"}, Usb: []string{"host=18d1:9302"},
+			Hookscript: "local:snippets/hook.sh", Startup: &homelabv1.Startup{Order: 2, UpSeconds: 30, DownSeconds: 60},
+			Tags: []string{"k3s", "homelab"}, Onboot: true, ExcludeFromBackup: true,
+		},
+	}
+}
+
+func least() *driverv1.CreateRequest {
+	r := whole()
+	r.UserData, r.User = "", ""
+	hw := r.GetHardware()
+	r.Hardware = &homelabv1.Hardware{Name: hw.GetName(), Cpus: 1, MemoryBytes: gib, SystemDisk: hw.GetSystemDisk(), Nics: hw.GetNics()[1:2]}
+	return r
+}
+
+func TestOneCreateHoldsEverything(t *testing.T) {
+	var b strings.Builder
+	for _, r := range []*driverv1.CreateRequest{whole(), least()} {
+		call, err := args.Create(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.WriteString(call.Program + " " + strings.Join(call.Args[:2], " ") + "\n")
+		for i := 2; i < len(call.Args); i += 2 {
+			b.WriteString("  " + call.Args[i] + " " + call.Args[i+1] + "\n")
+		}
+	}
+	path := filepath.Join("testdata", "create.golden")
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), b.String()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestWhatProxmoxWouldNoticeHalfwayIsRefusedAllAtOnce(t *testing.T) {
+	r := whole()
+	r.ImagePath = "noble.img"
+	r.Identity.Uuid = "UPPER"
+	r.Hardware.Nics[0].Mac = "bc:24:11:00:00:01"
+	r.Hardware.DataDisks[0].Slot = "scsi0"
+	_, err := args.Create(r)
+	if !errors.Is(err, rpc.ErrInvalid) {
+		t.Fatalf("error %v", err)
+	}
+	for _, part := range []string{"noble.img", "UPPER", "bc:24:11:00:00:01", "two disks at scsi0"} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%q does not name %s", err, part)
+		}
+	}
+	for name, spoil := range map[string]func(*driverv1.CreateRequest){
+		"no mark":            func(r *driverv1.CreateRequest) { r.Identity.Mark = "" },
+		"a mark of two":      func(r *driverv1.CreateRequest) { r.Identity.Mark += " x" },
+		"VMID 99":            func(r *driverv1.CreateRequest) { r.Identity.Vmid = 99 },
+		"no NIC":             func(r *driverv1.CreateRequest) { r.Hardware.Nics = nil },
+		"no system disk":     func(r *driverv1.CreateRequest) { r.Hardware.SystemDisk = nil },
+		"a comma in storage": func(r *driverv1.CreateRequest) { r.Hardware.SystemDisk.Storage = "a,import-from=/etc/shadow" },
+		"a comma in image":   func(r *driverv1.CreateRequest) { r.ImagePath = "/x,y" },
+		"a bad name":         func(r *driverv1.CreateRequest) { r.Hardware.Name = "a_b" },
+	} {
+		r := proto.Clone(whole()).(*driverv1.CreateRequest)
+		spoil(r)
+		if _, err := args.Create(r); !errors.Is(err, rpc.ErrInvalid) {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+}
+
+// calls makes every call this package can build, from drawn values.
+func calls(t *rapid.T) []args.Call {
+	id := rapid.Int32Range(100, 999999999).Draw(t, "vmid")
+	text := rapid.String().Draw(t, "text")
+	n := rapid.Int64Range(0, 1<<50).Draw(t, "n")
+	all := []args.Call{
+		args.Start(id), args.Stop(id), args.Shutdown(id, int(n%1000)), args.Unlock(id), args.Destroy(id, false),
+		args.Claim(id, text, "d"), args.Resize(id, "scsi0", n), args.Set(id, int32(n%100), n, "d"),
+		args.Storages(), args.Volumes("local", id), args.Free("local:"+text, id), args.GuestExec(id, 5, true, []string{"sh", "-c", "x"}),
+	}
+	r := whole()
+	r.Identity.Vmid = id
+	create, err := args.Create(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(all, create)
+}
+
+func TestDestroyUnreferencedDisksIsNeverBuilt(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		for _, c := range append(calls(t), args.Destroy(100, true)) {
+			for _, a := range c.Args {
+				// A text given as a value may say anything; as an option it may not.
+				if strings.HasPrefix(a, "--destroy-unreferenced") || strings.HasPrefix(a, "-destroy-unreferenced") {
+					i := slices.Index(c.Args, a)
+					if i == 0 || c.Args[i-1] != "--description" {
+						t.Fatalf("%v", c.Args)
+					}
+				}
+			}
+		}
+	})
+}
+
+func TestNoSourceFileNamesDestroyUnreferencedDisksAsAnArgument(t *testing.T) {
+	for _, pattern := range []string{"*.go", "../*.go", "../parse/*.go"} {
+		files, _ := filepath.Glob(pattern)
+		for _, f := range files {
+			text, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasSuffix(f, "_test.go") && strings.Contains(string(text), `"--destroy-unreferenced`) {
+				t.Errorf("%s", f)
+			}
+		}
+	}
+}
+
+func TestPurgeOnlyWhenAsked(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		for _, c := range calls(t) {
+			if i := slices.Index(c.Args, "--purge"); i > 0 && c.Args[i-1] != "--description" {
+				t.Fatalf("%v", c.Args)
+			}
+		}
+	})
+	if got := args.Destroy(201, true).Args; !slices.Contains(got, "--purge") {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestWhatCountsAsAChange(t *testing.T) {
+	for text, want := range map[string]bool{
+		"qm create 201": true, "qm set 201 --x 1": true, "qm start 201": true, "qm stop 201": true, "qm shutdown 201": true,
+		"qm destroy 201": true, "qm unlock 201": true, "qm disk resize 201 scsi0 4G": true, "qm cloudinit update 201": true,
+		"qm something-new 201": true, "pvesm free local:x": true, "pvesm alloc local 1 x 1G": true, "pvesh create /x": true, "pvesh set /x": true,
+		"qm config 201": false, "qm list": false, "qm cloudinit dump 201 user": false, "qm guest exec 201 -- sh": false,
+		"pvesm status": false, "pvesm list local": false, "pvesh get /x": false, "qm": true,
+	} {
+		f := strings.Fields(text)
+		if got := (args.Call{Program: f[0], Args: f[1:]}).Mutating(); got != want {
+			t.Errorf("%s: mutating %v", text, got)
+		}
+	}
+}
+
+func TestSecretsAreMasked(t *testing.T) {
+	for text, want := range map[string]string{
+		"set 201 --cipassword geheim --name x":                  "set 201 --cipassword *** --name x",
+		"set 201 --x a=1,password=geheim,b=2":                   "set 201 --x a=1,password=***,b=2",
+		"guest exec 201 --timeout 5 -- sh -c geheim":            "guest exec 201 --timeout 5 -- sh ***",
+		"create 201 --scsi0 local:0,import-from=/x --name key1": "create 201 --scsi0 local:0,import-from=/x --name key1",
+	} {
+		c := args.Call{Program: "qm", Args: strings.Fields(text)}
+		if got := strings.Join(c.Masked(), " "); got != want {
+			t.Errorf("%s\n got %s\nwant %s", text, got, want)
+		}
+		if !slices.Equal(c.Args, strings.Fields(text)) {
+			t.Error("masking changed the arguments themselves")
+		}
+	}
+}
+
+func TestSizesAreWrittenInTheLargestUnit(t *testing.T) {
+	for bytes, want := range map[int64]string{40 << 30: "40G", 1088 << 20: "1088M", 98 << 10: "98K", 1: "1K", (1 << 30) + 1: "1048577K"} {
+		if got := args.Size(bytes); got != want {
+			t.Errorf("%d: %s", bytes, got)
+		}
+	}
+}

@@ -1,0 +1,187 @@
+package proxmox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/homeiac/homelab/agent/driver"
+	"github.com/homeiac/homelab/agent/driver/proxmox/args"
+	"github.com/homeiac/homelab/agent/driver/proxmox/parse"
+	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/rpc"
+)
+
+// preflight refuses a create that would fail halfway, or only at the start, with
+// all the reasons at once: qm checks neither space nor image nor snippet. It takes
+// one pvesm status.
+func (d *Driver) preflight(ctx context.Context, req *driverv1.CreateRequest, report driver.Report) error {
+	m, err := d.members()
+	if err != nil {
+		return err
+	}
+	if err := d.quorate(m); err != nil {
+		return err
+	}
+	storages, err := d.storages(m.NodeName)
+	if err != nil {
+		return err
+	}
+	out, err := d.exec(ctx, args.Storages(), nil, report)
+	if err != nil {
+		return err
+	}
+	faults := storageFaults(needed(req.GetHardware()), storages, parse.PvesmStatus(out.stdout), out.stderr)
+	if fault := d.imageFault(req); fault != "" {
+		faults = append(faults, fault)
+	}
+	if fault := d.snippetFault(req.GetUserData(), storages); fault != "" {
+		faults = append(faults, fault)
+	}
+	if fault := d.cloudInitFault(req, storages); fault != "" {
+		faults = append(faults, fault)
+	}
+	if len(faults) > 0 {
+		return rpc.Errorf(rpc.ErrRefused, "VM %d cannot be created on %s: %s", req.GetIdentity().GetVmid(), m.NodeName, strings.Join(faults, "; "))
+	}
+	return nil
+}
+
+// needed is how many bytes a new VM takes of each storage.
+func needed(hw *homelabv1.Hardware) map[string]int64 {
+	bytes := map[string]int64{}
+	system := hw.GetSystemDisk()
+	bytes[system.GetStorage()] += system.GetSizeBytes() + args.CloudInitBytes
+	if hw.GetFirmware() == homelabv1.Firmware_FIRMWARE_OVMF {
+		bytes[system.GetStorage()] += args.EFIBytes
+	}
+	for _, disk := range hw.GetDataDisks() {
+		bytes[disk.GetStorage()] += (disk.GetSizeBytes() + 1<<30 - 1) >> 30 << 30
+	}
+	return bytes
+}
+
+// storageFaults says why storages cannot take what is needed of them.
+func storageFaults(needed map[string]int64, storages []parse.StorageConfig, status []parse.StorageStatus, stderr string) []string {
+	var faults []string
+	for _, name := range sortedKeys(needed) {
+		c := slices.IndexFunc(storages, func(s parse.StorageConfig) bool { return s.Name == name })
+		st := slices.IndexFunc(status, func(s parse.StorageStatus) bool { return s.Name == name })
+		switch {
+		case c < 0 || st < 0:
+			faults = append(faults, fmt.Sprintf("there is no storage %q for this host (there are %s)", name, names(storages)))
+		case !storages[c].Holds("images"):
+			faults = append(faults, fmt.Sprintf("storage %s may not hold disk images (its content is %s)", name, strings.Join(storages[c].Content, ", ")))
+		case status[st].Status != "active":
+			fault := fmt.Sprintf("storage %s is %s", name, status[st].Status)
+			if why := parse.Reason("", stderr); why != "" {
+				fault += ": " + why
+			}
+			faults = append(faults, fault)
+		case status[st].AvailableBytes < needed[name]:
+			faults = append(faults, fmt.Sprintf("storage %s: %s needed, %s available", name, Bytes(needed[name]), Bytes(status[st].AvailableBytes)))
+		}
+	}
+	return faults
+}
+
+func names(storages []parse.StorageConfig) string {
+	var all []string
+	for _, s := range storages {
+		all = append(all, s.Name)
+	}
+	if len(all) == 0 {
+		return "none"
+	}
+	return strings.Join(all, ", ")
+}
+
+// imageFault says what is wrong with the image: Proxmox takes any file for a disk,
+// an empty one too, and cannot make a disk smaller than its image.
+func (d *Driver) imageFault(req *driverv1.CreateRequest) string {
+	size, err := imageSize(d.host(req.GetImagePath()))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Sprintf("the image %s is not there", req.GetImagePath())
+	case err != nil:
+		return fmt.Sprintf("the image %s cannot be read: %v", req.GetImagePath(), err)
+	case size == 0:
+		return fmt.Sprintf("the image %s is empty", req.GetImagePath())
+	case size > req.GetHardware().GetSystemDisk().GetSizeBytes():
+		return fmt.Sprintf("the system disk is to have %s, but the image %s has %s",
+			Bytes(req.GetHardware().GetSystemDisk().GetSizeBytes()), req.GetImagePath(), Bytes(size))
+	}
+	return ""
+}
+
+// snippetFault says what is wrong with the user-data, which Proxmox notices at the
+// start only.
+func (d *Driver) snippetFault(volid string, storages []parse.StorageConfig) string {
+	if volid == "" {
+		return ""
+	}
+	name := parse.Storage(volid)
+	i := slices.IndexFunc(storages, func(s parse.StorageConfig) bool { return s.Name == name })
+	if i < 0 {
+		return fmt.Sprintf("there is no storage %q for this host, for the user-data %s", name, volid)
+	}
+	if !storages[i].Holds("snippets") {
+		return fmt.Sprintf("storage %s may not hold snippets (its content is %s)", name, strings.Join(storages[i].Content, ", "))
+	}
+	if storages[i].Path == "" {
+		return fmt.Sprintf("storage %s has no folder for snippets", name)
+	}
+	there, err := exists(d.host(storages[i].Path, strings.TrimPrefix(volid, name+":")))
+	if err != nil || !there {
+		return fmt.Sprintf("the user-data %s is not there", volid)
+	}
+	return ""
+}
+
+// cloudInitFault says that a cloud-init volume of that VMID is there already, which
+// makes the create fail each time until it is gone.
+func (d *Driver) cloudInitFault(req *driverv1.CreateRequest, storages []parse.StorageConfig) string {
+	for _, s := range storages {
+		if path, _ := folder(s); path == "" || s.Name != req.GetHardware().GetSystemDisk().GetStorage() {
+			continue
+		}
+		all, err := d.visible(s, req.GetIdentity().GetVmid())
+		if err != nil {
+			return fmt.Sprintf("storage %s cannot be looked at: %v", s.Name, err)
+		}
+		for _, v := range all {
+			if strings.HasPrefix(baseName(v.Volid), fmt.Sprintf("vm-%d-cloudinit", v.VMID)) {
+				return fmt.Sprintf("a cloud-init volume of an earlier VM %d is left over; remove it first: pvesm free %s", v.VMID, v.Volid)
+			}
+		}
+	}
+	return ""
+}
+
+// Bytes writes a number of bytes in binary units.
+func Bytes(n int64) string {
+	unit, value := "B", float64(n)
+	for _, u := range []string{"KiB", "MiB", "GiB", "TiB"} {
+		if value < 1024 {
+			break
+		}
+		unit, value = u, value/1024
+	}
+	if unit == "B" {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", value, unit)
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	var keys []string
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

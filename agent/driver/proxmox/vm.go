@@ -1,0 +1,129 @@
+package proxmox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/homeiac/homelab/agent/driver/proxmox/parse"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/rpc"
+)
+
+// absent is a VMID that nobody uses here.
+func absent(vmid int32) *homelabv1.VirtualMachine {
+	return &homelabv1.VirtualMachine{Vmid: vmid, Power: homelabv1.Power_POWER_ABSENT, Readable: yes()}
+}
+
+// describe is a VM as its configuration and its sockets show it.
+func describe(vmid int32, c *parse.Config, p probe, ha bool, tasks []string) *homelabv1.VirtualMachine {
+	vm := &homelabv1.VirtualMachine{
+		Vmid: vmid, Name: c.Name(), Uuid: c.UUID(), Mark: c.Mark(), Digest: c.Digest,
+		Power: p.life.power, PowerReason: p.life.reason, Lock: c.Lock(), Template: c.Template(),
+		Protection: c.Protection(), HaManaged: ha, MemoryBytes: c.MemoryBytes(), Cpus: c.CPUs(),
+		HalfBuilt: c.HalfBuilt(), PendingChanges: len(c.Pending.Keys) > 0, Snapshots: c.SnapshotNames(),
+		GuestAgent: p.agent, Addresses: p.addresses, Onboot: c.OnBoot(), Tags: c.Tags(), Tasks: tasks, Readable: yes(),
+	}
+	if vm.GuestAgent == nil {
+		vm.GuestAgent = no("no guest agent configured")
+	}
+	for _, drive := range c.Main.Drives() {
+		if !drive.Volume() {
+			continue
+		}
+		vm.Volumes = append(vm.Volumes, &homelabv1.Volume{Volid: drive.Volid, Slot: drive.Slot, SizeBytes: drive.SizeBytes})
+		if drive.Disk() {
+			vm.Disks = append(vm.Disks, &homelabv1.Disk{Slot: drive.Slot, Storage: parse.Storage(drive.Volid), SizeBytes: drive.SizeBytes})
+		}
+		if parse.Base(drive.Volid) != "" || strings.HasPrefix(baseName(drive.Volid), "base-") {
+			vm.LinkedClone = true
+		}
+	}
+	for _, n := range c.NICs() {
+		vm.Macs = append(vm.Macs, n.MAC)
+		vm.Bridges = append(vm.Bridges, n.Bridge)
+	}
+	return vm
+}
+
+func baseName(volid string) string {
+	if i := strings.LastIndexAny(volid, "/:"); i >= 0 {
+		return volid[i+1:]
+	}
+	return volid
+}
+
+// look is one VM as it is now, asked afresh.
+func (d *Driver) look(ctx context.Context, vmid int32) (*homelabv1.VirtualMachine, error) {
+	c, err := d.read(vmid)
+	if errors.Is(err, rpc.ErrNotFound) {
+		return absent(vmid), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	ha, err := d.haManaged()
+	if err != nil {
+		return nil, err
+	}
+	atWork, err := d.atWork()
+	if err != nil {
+		return nil, err
+	}
+	return describe(vmid, c, d.probe(ctx, vmid, c, true), ha[vmid], atWork[vmid].names), nil
+}
+
+// ours compares a VM with the identity. The error says whose it is instead, and is
+// Refused: nothing of anybody else is ever touched.
+func ours(id *homelabv1.Identity, c *parse.Config) error {
+	var differs []string
+	if c.UUID() != strings.ToLower(id.GetUuid()) {
+		differs = append(differs, fmt.Sprintf("its uuid is %s, not %s", orNone(c.UUID()), id.GetUuid()))
+	}
+	if c.Mark() != id.GetMark() {
+		differs = append(differs, fmt.Sprintf("its mark is %s, not %s", orNone(c.Mark()), id.GetMark()))
+	}
+	if len(differs) == 0 {
+		return nil
+	}
+	whose := "a VM without a name"
+	if c.Name() != "" {
+		whose = fmt.Sprintf("VM %q", c.Name())
+	}
+	return rpc.Errorf(rpc.ErrRefused, "VMID %d is %s, which is not guest %s of fleet %s: %s; it was not touched (see it with: qm config %d)",
+		id.GetVmid(), whose, id.GetGuest(), id.GetFleet(), strings.Join(differs, ", "), id.GetVmid())
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+// mine reads the VM's configuration now and compares it with the identity.
+func (s *session) mine() (*parse.Config, error) {
+	c, err := s.d.read(s.id.GetVmid())
+	if err != nil {
+		return nil, err
+	}
+	if c.HalfBuilt() {
+		return nil, s.halfBuilt()
+	}
+	return c, ours(s.id, c)
+}
+
+func (s *session) halfBuilt() error {
+	return rpc.Errorf(rpc.ErrRefused, "VM %d is half-built: a create of it was broken off; it must be rolled back first", s.id.GetVmid())
+}
+
+// exists tells whether a file is there.
+func exists(path string) (bool, error) {
+	_, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}

@@ -1,0 +1,94 @@
+package proxmox
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/homeiac/homelab/agent/driver/proxmox/args"
+)
+
+// work is a program that runs, or ran. It may outlive this process; its record in
+// the state folder is how the next one finds it, also in the half second before qm
+// has registered a task with Proxmox.
+type work struct {
+	call                 args.Call
+	base, stdout, stderr string
+	pid, start           int64
+	done                 chan struct{} // closed when out is there
+	out                  output
+}
+
+// workRecord is what is written of a work.
+type workRecord struct {
+	VMID  int32  `json:"vmid"`
+	PID   int64  `json:"pid"`
+	Start int64  `json:"start"` // clock ticks since boot, against reuse of the pid
+	Call  string `json:"call"`
+}
+
+func (d *Driver) calls() string { return filepath.Join(d.state, "calls") }
+
+// record writes the record. A crash right before it leaves a qm that nobody knows
+// of, which its task and its lock still show.
+func (w *work) record() {
+	data, err := json.Marshal(workRecord{VMID: w.call.VMID, PID: w.pid, Start: w.start, Call: words(w.call)})
+	if err == nil {
+		_ = os.WriteFile(w.base+".run", data, 0o600)
+	}
+}
+
+// forget removes the record and the output files.
+func (w *work) forget() {
+	for _, suffix := range []string{".run", ".out", ".err"} {
+		_ = os.Remove(w.base + suffix)
+	}
+}
+
+// records reads the records of programs on a VMID (0: of all) that still run.
+func (d *Driver) records(vmid int32) []workRecord {
+	entries, err := os.ReadDir(d.calls())
+	if err != nil {
+		return nil
+	}
+	var alive []workRecord
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), ".run") {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(d.calls(), e.Name()))
+		var r workRecord
+		if err != nil || json.Unmarshal(data, &r) != nil || vmid != 0 && r.VMID != vmid {
+			continue
+		}
+		if d.alive(r.PID, r.Start) {
+			alive = append(alive, r)
+		}
+	}
+	return alive
+}
+
+// sweepCalls removes what programs of an earlier process left: those that have
+// ended since, and output files that are a day old.
+func (d *Driver) sweepCalls() {
+	entries, err := os.ReadDir(d.calls())
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		path := filepath.Join(d.calls(), e.Name())
+		if base, ok := strings.CutSuffix(path, ".run"); ok {
+			data, err := os.ReadFile(path)
+			var r workRecord
+			if err == nil && json.Unmarshal(data, &r) == nil && !d.alive(r.PID, r.Start) {
+				(&work{base: base}).forget()
+			}
+			continue
+		}
+		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > 24*time.Hour {
+			_ = os.Remove(path)
+		}
+	}
+}

@@ -1,0 +1,83 @@
+package driver
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+
+	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/rpc"
+)
+
+// server is a Driver behind the driver service, in the plugin process. A report
+// that cannot be sent is dropped: the caller has gone, and the context says so.
+type server struct {
+	driverv1.UnimplementedDriverServiceServer
+	driver Driver
+}
+
+func (s *server) Observe(ctx context.Context, _ *driverv1.ObserveRequest) (*driverv1.ObserveResponse, error) {
+	seen, err := s.driver.Observe(ctx)
+	return seen, rpc.ToStatus(err)
+}
+
+func (s *server) Inspect(ctx context.Context, req *driverv1.InspectRequest) (*driverv1.InspectResponse, error) {
+	seen, err := s.driver.Inspect(ctx, req.GetVmid())
+	return seen, rpc.ToStatus(err)
+}
+
+func (s *server) Exec(ctx context.Context, req *driverv1.ExecRequest) (*driverv1.ExecResponse, error) {
+	out, err := s.driver.Exec(ctx, req)
+	return out, rpc.ToStatus(err)
+}
+
+func (s *server) Create(req *driverv1.CreateRequest, stream grpc.ServerStreamingServer[driverv1.CreateResponse]) error {
+	vm, err := s.driver.Create(stream.Context(), req, func(e *homelabv1.Event) {
+		_ = stream.Send(&driverv1.CreateResponse{Part: &driverv1.CreateResponse_Event{Event: e}})
+	})
+	if err != nil {
+		return rpc.ToStatus(err)
+	}
+	return stream.Send(&driverv1.CreateResponse{Part: &driverv1.CreateResponse_Vm{Vm: vm}})
+}
+
+func (s *server) Update(req *driverv1.UpdateRequest, stream grpc.ServerStreamingServer[driverv1.UpdateResponse]) error {
+	vm, err := s.driver.Update(stream.Context(), req, func(e *homelabv1.Event) {
+		_ = stream.Send(&driverv1.UpdateResponse{Part: &driverv1.UpdateResponse_Event{Event: e}})
+	})
+	if err != nil {
+		return rpc.ToStatus(err)
+	}
+	return stream.Send(&driverv1.UpdateResponse{Part: &driverv1.UpdateResponse_Vm{Vm: vm}})
+}
+
+func (s *server) Start(req *driverv1.StartRequest, stream grpc.ServerStreamingServer[driverv1.StartResponse]) error {
+	vm, err := s.driver.Start(stream.Context(), req, func(e *homelabv1.Event) {
+		_ = stream.Send(&driverv1.StartResponse{Part: &driverv1.StartResponse_Event{Event: e}})
+	})
+	if err != nil {
+		return rpc.ToStatus(err)
+	}
+	return stream.Send(&driverv1.StartResponse{Part: &driverv1.StartResponse_Vm{Vm: vm}})
+}
+
+func (s *server) Stop(req *driverv1.StopRequest, stream grpc.ServerStreamingServer[driverv1.StopResponse]) error {
+	vm, err := s.driver.Stop(stream.Context(), req, func(e *homelabv1.Event) {
+		_ = stream.Send(&driverv1.StopResponse{Part: &driverv1.StopResponse_Event{Event: e}})
+	})
+	if err != nil {
+		return rpc.ToStatus(err)
+	}
+	return stream.Send(&driverv1.StopResponse{Part: &driverv1.StopResponse_Vm{Vm: vm}})
+}
+
+func (s *server) Destroy(req *driverv1.DestroyRequest, stream grpc.ServerStreamingServer[driverv1.DestroyResponse]) error {
+	vm, err := s.driver.Destroy(stream.Context(), req, func(e *homelabv1.Event) {
+		_ = stream.Send(&driverv1.DestroyResponse{Part: &driverv1.DestroyResponse_Event{Event: e}})
+	})
+	if err != nil {
+		return rpc.ToStatus(err)
+	}
+	return stream.Send(&driverv1.DestroyResponse{Part: &driverv1.DestroyResponse_Vm{Vm: vm}})
+}
