@@ -1,0 +1,99 @@
+// Package agent is the daemon on a Proxmox host: it tells controllers what the
+// host holds and carries out their steps, through a driver for the VMs, a shell
+// in the guests and the files of the host. It decides nothing by itself: what is
+// to be done, and in which order, is the controller's plan.
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/homeiac/homelab/agent/driver"
+	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
+	"github.com/homeiac/homelab/internal/gossip"
+	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/version"
+)
+
+// Agent is the daemon.
+type Agent struct {
+	cfg Config
+	log *slog.Logger
+}
+
+// New makes an agent; it does nothing yet.
+func New(cfg Config, log *slog.Logger) *Agent { return &Agent{cfg: cfg, log: log} }
+
+// allow says who may call what: controllers, and nobody else.
+func allow() rpc.Allow {
+	a := rpc.Allow{}
+	for _, method := range []string{
+		agentv1.AgentService_Observe_FullMethodName, agentv1.AgentService_Run_FullMethodName,
+		agentv1.AgentService_Exec_FullMethodName, agentv1.AgentService_Credentials_FullMethodName,
+	} {
+		a[method] = []string{rpc.RoleController}
+	}
+	return a
+}
+
+// Run serves until ctx ends, and returns nil then. Steps that are at work end
+// with it; programs that the driver started go on and are found again.
+func (a *Agent) Run(ctx context.Context) error {
+	creds, err := rpc.LoadTLS(a.cfg.CA, a.cfg.Cert, a.cfg.Key)
+	if err != nil {
+		return err
+	}
+	id := creds.Identity()
+	if id.Role != rpc.RoleAgent || id.Name != a.cfg.Name {
+		return rpc.Errorf(rpc.ErrInvalid, "the certificate %s is of %s, this is agent@%s", a.cfg.Cert, id, a.cfg.Name)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(a.cfg.State, "driver"), 0o700); err != nil {
+		return err
+	}
+	proc := driver.New(driver.Config{Command: a.cfg.driverCommand(self), Log: a.log.With("part", "driver")})
+	service, err := NewService(a.cfg, id.Fleet, proc, a.log)
+	if err != nil {
+		return err
+	}
+	address := net.JoinHostPort(a.cfg.Advertise, strconv.Itoa(a.cfg.Port))
+	server, err := rpc.Listen(ctx, rpc.ServerConfig{Address: address, Credentials: creds, Allow: allow(), Log: a.log},
+		func(r grpc.ServiceRegistrar) { agentv1.RegisterAgentServiceServer(r, service) })
+	if err != nil {
+		return err
+	}
+	keys, err := gossip.ReadKeys(a.cfg.GossipKeys)
+	if err != nil {
+		_ = server.Close()
+		return err
+	}
+	peers, err := gossip.New(gossip.Config{
+		Name: a.cfg.Name, Role: rpc.RoleAgent, Advertise: a.cfg.Advertise, Port: a.cfg.GossipPort,
+		RPCAddress: address, Version: version.String(), Seeds: a.cfg.Seeds, Keys: keys, Log: a.log,
+	})
+	if err != nil {
+		_ = server.Close()
+		return err
+	}
+	a.log.Info("agent starts", "name", a.cfg.Name, "fleet", id.Fleet, "address", address, "version", version.String())
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return proc.Run(ctx) })
+	g.Go(func() error { return service.Work(ctx) })
+	g.Go(func() error { return server.Run(ctx) })
+	g.Go(func() error { return peers.Run(ctx) })
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("agent %s: %w", a.cfg.Name, err)
+	}
+	return nil
+}

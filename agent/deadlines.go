@@ -1,0 +1,59 @@
+package agent
+
+import (
+	"time"
+
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+)
+
+// Waits that the Spec can set, when it sets none.
+const (
+	defaultBoot      = 5 * time.Minute
+	defaultCloudInit = 10 * time.Minute
+	defaultJoin      = 10 * time.Minute
+)
+
+// slack is what a step may take beside its waits: connections, a last look,
+// stopping a unit and reading its log.
+const slack = 2 * time.Minute
+
+// deadline is the longest that a step may take, the one table of it. A step runs
+// without its caller's deadline, so this is what ends it when all else fails.
+func deadline(action homelabv1.Action, want *homelabv1.GuestWant) time.Duration {
+	switch action {
+	case homelabv1.Action_ACTION_FETCH:
+		return 2 * time.Hour // gigabytes over a home's line; a stall ends it earlier
+	case homelabv1.Action_ACTION_ROLLBACK:
+		return 10 * time.Minute
+	case homelabv1.Action_ACTION_CREATE:
+		return time.Hour // copying the image onto a slow disk
+	case homelabv1.Action_ACTION_START:
+		return 10 * time.Minute
+	case homelabv1.Action_ACTION_BOOT:
+		return bootLimit(want) + cloudInitLimit(want) + slack
+	case homelabv1.Action_ACTION_INIT, homelabv1.Action_ACTION_JOIN:
+		return joinLimit(want) + 2*slack
+	case homelabv1.Action_ACTION_VERIFY:
+		return 10 * time.Minute
+	}
+	return slack
+}
+
+func bootLimit(w *homelabv1.GuestWant) time.Duration {
+	return orElse(w.GetBootTimeout().AsDuration(), defaultBoot)
+}
+
+func cloudInitLimit(w *homelabv1.GuestWant) time.Duration {
+	return orElse(w.GetCloudInitTimeout().AsDuration(), defaultCloudInit)
+}
+
+func joinLimit(w *homelabv1.GuestWant) time.Duration {
+	return orElse(w.GetJoinTimeout().AsDuration(), defaultJoin)
+}
+
+func orElse(d, otherwise time.Duration) time.Duration {
+	if d <= 0 {
+		return otherwise
+	}
+	return d
+}

@@ -1,0 +1,202 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"github.com/homeiac/homelab/agent/guest"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/k3s"
+	"github.com/homeiac/homelab/internal/rpc"
+)
+
+// etcdLimit bounds one question to etcd.
+const etcdLimit = 3 * time.Second
+
+// localEtcd is where a k3s server's etcd listens for clients in its guest.
+const localEtcd = "127.0.0.1:2379"
+
+// etcdMember is etcd as one k3s server has it, reached through SSH to that
+// server with the certificates found there. The key stays in memory.
+type etcdMember struct {
+	client *clientv3.Client
+	name   string // of this server's member, empty when it is not known
+}
+
+// openEtcd prepares a client; it connects with the first question. It needs
+// SSH: the guest agent has no tunnel.
+func openEtcd(ctx context.Context, sh *guest.Shell) (*etcdMember, error) {
+	conn := sh.Conn()
+	if conn == nil {
+		return nil, rpc.Errorf(rpc.ErrUnavailable, "etcd is asked through SSH only: %w", sh.SSHError())
+	}
+	res, err := sh.Run(ctx, k3s.EtcdFilesScript, nil)
+	if err != nil {
+		return nil, err
+	}
+	files, err := k3s.ParseEtcdFiles(res.Stdout)
+	if err != nil {
+		return nil, rpc.Errorf(rpc.ErrUnavailable, "%w", err)
+	}
+	pair, err := tls.X509KeyPair(files.Cert, []byte(files.Key.Reveal()))
+	if err != nil {
+		return nil, rpc.Errorf(rpc.ErrUnavailable, "etcd's client certificate: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(files.CA) {
+		return nil, rpc.Errorf(rpc.ErrUnavailable, "etcd's CA file holds no certificate")
+	}
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints: []string{"https://" + localEtcd},
+		TLS:       &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, Certificates: []tls.Certificate{pair}},
+		Logger:    zap.NewNop(),
+		DialOptions: []grpc.DialOption{grpc.WithNoProxy(), grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return conn.DialContext(ctx, "tcp", address)
+		})},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("etcd: %w", err)
+	}
+	return &etcdMember{client: client, name: files.Member}, nil
+}
+
+func (m *etcdMember) close() { _ = m.client.Close() }
+
+// self asks this server's own member whether it follows a leader and has a
+// vote. A learner answers this although it refuses most else.
+func (m *etcdMember) self(ctx context.Context) (voter bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, etcdLimit)
+	defer cancel()
+	st, err := m.client.Status(ctx, "https://"+localEtcd)
+	if err != nil {
+		return false, rpc.Errorf(rpc.ErrUnavailable, "etcd does not answer: %w", err)
+	}
+	if st.Leader == 0 {
+		return false, rpc.Errorf(rpc.ErrUnavailable, "etcd has no leader")
+	}
+	return !st.IsLearner, nil
+}
+
+// members lists the members; with a quorum only.
+func (m *etcdMember) members(ctx context.Context) (*clientv3.MemberListResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, etcdLimit)
+	defer cancel()
+	list, err := m.client.MemberList(ctx)
+	if err != nil {
+		return nil, rpc.Errorf(rpc.ErrUnavailable, "etcd does not list its members: %w", err)
+	}
+	return list, nil
+}
+
+// healthy asks one member at the addresses it tells to clients.
+func (m *etcdMember) healthy(ctx context.Context, member *etcdserverpb.Member) *homelabv1.Fact {
+	if len(member.ClientURLs) == 0 {
+		return factNo("it has not started")
+	}
+	ctx, cancel := context.WithTimeout(ctx, etcdLimit)
+	defer cancel()
+	var last error
+	for _, endpoint := range member.ClientURLs {
+		st, err := m.client.Status(ctx, endpoint)
+		switch {
+		case err != nil:
+			last = err
+		case st.Leader == 0:
+			return factNo("it knows no leader")
+		case len(st.Errors) > 0:
+			return factNo(strings.Join(st.Errors, "; "))
+		default:
+			return factYes("")
+		}
+	}
+	return factNo("it does not answer: " + last.Error())
+}
+
+// etcdView is etcd's membership as one server tells it. It never fails.
+func etcdView(ctx context.Context, sh *guest.Shell) *homelabv1.EtcdView {
+	m, err := openEtcd(ctx, sh)
+	if err != nil {
+		return &homelabv1.EtcdView{Known: factUnknown(err.Error())}
+	}
+	defer m.close()
+	list, err := m.members(ctx)
+	if err != nil {
+		return &homelabv1.EtcdView{Known: factUnknown(err.Error())}
+	}
+	v := &homelabv1.EtcdView{
+		Known:  factYes(""),
+		SelfId: fmt.Sprintf("%x", list.Header.GetMemberId()), ClusterId: fmt.Sprintf("%x", list.Header.GetClusterId()),
+	}
+	var asked sync.WaitGroup
+	for _, member := range list.Members {
+		one := &homelabv1.EtcdMember{
+			Id: fmt.Sprintf("%x", member.ID), Name: member.Name, PeerUrls: member.PeerURLs, Learner: member.IsLearner,
+		}
+		v.Members = append(v.Members, one)
+		asked.Go(func() { one.Healthy = m.healthy(ctx, member) })
+	}
+	asked.Wait()
+	return v
+}
+
+// unfinished finds the learners with that peer address: what a join of the
+// guest there left behind. The address alone names them, since one that never
+// started has no name yet. A member with a vote is none, whatever its address.
+func unfinished(members []*etcdserverpb.Member, address string) []*etcdserverpb.Member {
+	var out []*etcdserverpb.Member
+	for _, m := range members {
+		there := slices.ContainsFunc(m.PeerURLs, func(raw string) bool {
+			u, err := url.Parse(raw)
+			return err == nil && u.Hostname() == address
+		})
+		if there && m.IsLearner {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// takeBack removes the learner of a join that did not end, through a healthy
+// server. It gives the names of what it removed, none when there is nothing.
+func takeBack(ctx context.Context, sh *guest.Shell, address string, e emit) ([]string, error) {
+	m, err := openEtcd(ctx, sh)
+	if err != nil {
+		return nil, err
+	}
+	defer m.close()
+	list, err := m.members(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var removed []string
+	for _, one := range unfinished(list.Members, address) {
+		what := one.Name
+		if what == "" {
+			what = "unstarted member at " + address
+		}
+		err := e.call(callEtcd, []string{"remove-learner", what, fmt.Sprintf("%x", one.ID)}, func() (int, error) {
+			rctx, cancel := context.WithTimeout(ctx, 2*etcdLimit)
+			defer cancel()
+			_, err := m.client.MemberRemove(rctx, one.ID)
+			return 0, err
+		})
+		if err != nil {
+			return removed, rpc.Errorf(rpc.ErrUnavailable, "etcd does not remove %s: %w", what, err)
+		}
+		removed = append(removed, what)
+	}
+	return removed, nil
+}

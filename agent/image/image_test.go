@@ -1,0 +1,286 @@
+package image_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/homeiac/homelab/agent/image"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/rpc"
+)
+
+func raw(size int) []byte {
+	b := make([]byte, size)
+	copy(b[1024:], "content")
+	b[510], b[511] = 0x55, 0xaa
+	return b
+}
+
+func qcow2(backing uint64, features uint64) []byte {
+	b := make([]byte, 512)
+	copy(b, "QFI\xfb")
+	binary.BigEndian.PutUint32(b[4:], 3)
+	binary.BigEndian.PutUint64(b[8:], backing)
+	binary.BigEndian.PutUint64(b[72:], features)
+	return b
+}
+
+func sum(b []byte) string { s := sha256.Sum256(b); return hex.EncodeToString(s[:]) }
+
+func quiet(int64, int64) {}
+
+// store has one file root with one image in it, and a folder to fetch into.
+func store(t *testing.T, content []byte) (s *image.Store, url string, to image.Folder) {
+	t.Helper()
+	dir := t.TempDir()
+	files := filepath.Join(dir, "files")
+	if err := os.MkdirAll(files, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(files, "noble.img")
+	if err := os.WriteFile(file, content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return image.New(image.Roots{files}), "file:" + file, image.FolderOf(filepath.Join(dir, "root"), "local", "/var/lib/vz")
+}
+
+func TestFetchAFileAndFindItAgain(t *testing.T) {
+	content := raw(3 << 20)
+	s, url, to := store(t, content)
+	src := &homelabv1.ImageSource{Name: "noble", Url: url, Sha256: strings.ToUpper(sum(content))}
+	if _, ok := image.Find(src, to); ok {
+		t.Error("found before it was fetched")
+	}
+	var told int64
+	img, changed, err := s.Fetch(t.Context(), src, to, -1, func(n, total int64) {
+		told = n
+		if total != int64(len(content)) {
+			t.Errorf("total %d", total)
+		}
+	})
+	if err != nil || !changed {
+		t.Fatal(changed, err)
+	}
+	if told != int64(len(content)) {
+		t.Errorf("progress ended at %d", told)
+	}
+	want := "/var/lib/vz/template/homelab/noble-" + sum(content)[:12] + ".raw"
+	if img.Path != want || img.Record.Format != "raw" || !img.Record.Verified {
+		t.Errorf("got %+v, want %s", img, want)
+	}
+	got, err := os.ReadFile(filepath.Join(to.Local, filepath.Base(want)))
+	if err != nil || !bytes.Equal(got, content) {
+		t.Errorf("content differs: %v", err)
+	}
+	if _, changed, err := s.Fetch(t.Context(), src, to, -1, quiet); changed || err != nil {
+		t.Errorf("again: %v %v", changed, err)
+	}
+	list := image.List([]image.Folder{to})
+	if len(list) != 1 || list[0].GetSha256() != sum(content) || list[0].GetStorage() != "local" || list[0].GetBytes() != int64(len(content)) {
+		t.Errorf("list %v", list)
+	}
+	left, _ := filepath.Glob(filepath.Join(to.Local, ".*"))
+	if len(left) > 0 {
+		t.Errorf("left over: %v", left)
+	}
+}
+
+func TestAnotherDigestIsAnotherImage(t *testing.T) {
+	s, url, to := store(t, raw(1<<20))
+	if _, _, err := s.Fetch(t.Context(), &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, quiet); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := image.Find(&homelabv1.ImageSource{Name: "noble", Url: url}, to); !ok {
+		t.Error("without a checksum the first one fetched counts")
+	}
+	wrong := &homelabv1.ImageSource{Name: "noble", Url: url, Sha256: strings.Repeat("0", 64)}
+	if _, ok := image.Find(wrong, to); ok {
+		t.Error("an image with another digest was found")
+	}
+	if _, _, err := s.Fetch(t.Context(), wrong, to, -1, quiet); !errors.Is(err, rpc.ErrRefused) {
+		t.Errorf("got %v", err)
+	}
+	if n := len(image.List([]image.Folder{to})); n != 1 {
+		t.Errorf("%d images after a refused fetch", n)
+	}
+}
+
+func TestATouchedOrCutImageIsNoImage(t *testing.T) {
+	content := raw(1 << 20)
+	s, url, to := store(t, content)
+	src := &homelabv1.ImageSource{Name: "noble", Url: url}
+	img, _, err := s.Fetch(t.Context(), src, to, -1, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(to.Local, img.Record.File)
+	bad := bytes.Clone(content)
+	bad[2000] = 'X'
+	if err := os.WriteFile(file, bad, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := image.Find(src, to); ok {
+		t.Error("a changed file was taken for the image")
+	}
+	if err := os.Truncate(file, 100); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(image.List([]image.Folder{to})); n != 0 {
+		t.Error("a cut file is listed")
+	}
+	if _, changed, err := s.Fetch(t.Context(), src, to, -1, quiet); err != nil || !changed {
+		t.Errorf("it must be fetched again: %v %v", changed, err)
+	}
+}
+
+func TestWhatIsNoDiskImageIsRefused(t *testing.T) {
+	for name, content := range map[string][]byte{
+		"empty": {}, "a web page": []byte("\n <!DOCTYPE html><title>404</title>"), "random": bytes.Repeat([]byte("x7"), 4096),
+		"gzip": []byte("\x1f\x8b\x08rest"), "backing file": qcow2(512, 0), "external data": qcow2(0, 4), "cut header": []byte("QFI\xfb\x00"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, url, to := store(t, content)
+			_, _, err := s.Fetch(t.Context(), &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, quiet)
+			if !errors.Is(err, rpc.ErrRefused) {
+				t.Errorf("got %v", err)
+			}
+			left, _ := os.ReadDir(to.Local)
+			if len(left) > 0 {
+				t.Errorf("left over: %v", left)
+			}
+		})
+	}
+	s, url, to := store(t, qcow2(0, 0))
+	img, _, err := s.Fetch(t.Context(), &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, quiet)
+	if err != nil || img.Record.Format != "qcow2" || !strings.HasSuffix(img.Path, ".qcow2") {
+		t.Errorf("qcow2 by content: %+v %v", img, err)
+	}
+}
+
+func TestFilesOutsideOfTheRootsAreNotRead(t *testing.T) {
+	dir := t.TempDir()
+	secret := filepath.Join(dir, "secret")
+	if err := os.WriteFile(secret, raw(4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	root := filepath.Join(dir, "files")
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(secret, filepath.Join(root, "link.img")); err != nil {
+		t.Fatal(err)
+	}
+	roots := image.Roots{root}
+	for _, name := range []string{secret, root + "/../secret", root + "/link.img", root} {
+		if f, err := roots.Open(name); !errors.Is(err, rpc.ErrRefused) {
+			t.Errorf("%s: %v %v", name, f, err)
+		}
+	}
+	if _, err := roots.Open(root + "/none"); !errors.Is(err, rpc.ErrNotFound) {
+		t.Errorf("missing: %v", err)
+	}
+	if _, err := roots.Open("files/x"); !errors.Is(err, rpc.ErrInvalid) {
+		t.Errorf("relative: %v", err)
+	}
+}
+
+func TestHTTP(t *testing.T) {
+	content := raw(2 << 20)
+	s512 := sha512.Sum512(content)
+	mux := http.NewServeMux()
+	mux.HandleFunc("/noble.img", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(content) })
+	mux.HandleFunc("/cut.img", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+		_, _ = w.Write(content[:1<<20])
+	})
+	mux.HandleFunc("/SHA256SUMS", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, "%s *other.img\n%s *noble.img\n", strings.Repeat("0", 64), sum(content))
+	})
+	mux.HandleFunc("/CHECKSUM", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, "# comment\nSHA512 (noble.img) = %s\n", hex.EncodeToString(s512[:]))
+	})
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+	for _, tc := range []struct {
+		name string
+		src  *homelabv1.ImageSource
+		kind rpc.Kind
+	}{
+		{"with its sha512", &homelabv1.ImageSource{Url: "/noble.img", Sha512: hex.EncodeToString(s512[:])}, ""},
+		{"with a list", &homelabv1.ImageSource{Url: "/noble.img", ChecksumsUrl: srv.URL + "/SHA256SUMS"}, ""},
+		{"with a BSD list", &homelabv1.ImageSource{Url: "/noble.img", ChecksumsUrl: srv.URL + "/CHECKSUM"}, ""},
+		{"not in the list", &homelabv1.ImageSource{Url: "/cut.img", ChecksumsUrl: srv.URL + "/SHA256SUMS"}, rpc.ErrRefused},
+		{"cut off", &homelabv1.ImageSource{Url: "/cut.img"}, rpc.ErrUnavailable},
+		{"not there", &homelabv1.ImageSource{Url: "/none.img"}, rpc.ErrNotFound},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s, _, to := store(t, nil)
+			src := tc.src
+			src.Name, src.Url = "noble", strings.Replace(srv.URL, "http://", "http://me:secret@", 1)+src.GetUrl()+"?sig=secret"
+			img, _, err := s.Fetch(t.Context(), src, to, -1, quiet)
+			if rpc.KindOf(err) != tc.kind {
+				t.Fatalf("got %v, want kind %q", err, tc.kind)
+			}
+			if err != nil {
+				if strings.Contains(err.Error(), "secret") {
+					t.Errorf("the error tells a secret: %v", err)
+				}
+				return
+			}
+			if !img.Record.Verified || img.Record.SHA256 != sum(content) {
+				t.Errorf("got %+v", img.Record)
+			}
+			if strings.Contains(img.Record.URL, "secret") {
+				t.Errorf("the record tells a secret: %s", img.Record.URL)
+			}
+			if _, ok := image.Find(src, to); !ok {
+				t.Error("not found after it was fetched")
+			}
+		})
+	}
+}
+
+func TestAnImageLargerThanTheRoomIsRefusedBeforeAnyChange(t *testing.T) {
+	s, url, to := store(t, raw(1<<20))
+	_, _, err := s.Fetch(t.Context(), &homelabv1.ImageSource{Name: "noble", Url: url}, to, 1<<19, quiet)
+	if !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "needs 1048576 bytes, storage local has 524288 free") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(to.Local); !os.IsNotExist(err) {
+		t.Error("something was written")
+	}
+}
+
+func TestACancelledFetchLeavesNothing(t *testing.T) {
+	s, url, to := store(t, raw(4<<20))
+	ctx, cancel := context.WithCancel(t.Context())
+	_, _, err := s.Fetch(ctx, &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, func(int64, int64) { cancel() })
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if left, _ := os.ReadDir(to.Local); len(left) > 0 {
+		t.Errorf("left over: %v", left)
+	}
+	// What a killed process left is dropped by the next fetch.
+	if err := os.WriteFile(filepath.Join(to.Local, ".noble.1.part"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Fetch(t.Context(), &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, quiet); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(to.Local, ".*")); len(left) > 0 {
+		t.Errorf("left over: %v", left)
+	}
+}

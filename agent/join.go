@@ -1,0 +1,270 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/homeiac/homelab/agent/guest"
+	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/k3s"
+	"github.com/homeiac/homelab/internal/rpc"
+)
+
+// joining is one guest on its way into a cluster.
+type joining struct {
+	s     *Service
+	e     emit
+	sh    *guest.Shell
+	want  *homelabv1.GuestWant
+	k3s   *homelabv1.K3SWant
+	role  k3s.Role
+	token k3s.Secret
+	init  bool
+	until time.Time // the Spec's timeouts.join
+}
+
+// join installs k3s and has the guest start or join the cluster, until its Node
+// is Ready with the right version and, for a server, its etcd member has a vote.
+// A join that does not get there stops its unit again, so that nothing of it
+// goes on unseen; its learner is taken back through a healthy server (takeBack).
+func (s *Service) join(ctx context.Context, req *agentv1.RunRequest, e emit) (*agentv1.StepResult, error) {
+	j, err := s.newJoining(req, e)
+	if err != nil {
+		return nil, err
+	}
+	name := req.GetStep().GetGuest()
+	if j.sh, err = s.open(ctx, j.want); err != nil {
+		return nil, err
+	}
+	defer func() { _ = j.sh.Close() }() // it may be another one by then
+	p, err := j.probe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// The guest must be what booting promised: on a wrong hostname or network
+	// k3s would register it wrongly, and for good.
+	if v := guest.Judge(j.want, p); !v.Booted {
+		return nil, rpc.Errorf(rpc.ErrRefused, "join %s: it has not booted: %s", name, v.Wrong+v.Waiting)
+	}
+	in, err := j.stand(ctx, p)
+	if err != nil {
+		return nil, fmt.Errorf("join %s: %w", name, err)
+	}
+	if !in {
+		if err := j.install(ctx, p); err != nil {
+			return nil, fmt.Errorf("join %s: %w", name, err)
+		}
+		if err := j.awaitMember(ctx); err != nil {
+			return nil, fmt.Errorf("join %s: %w", name, j.giveUp(ctx, err))
+		}
+	}
+	text := "is a member: Ready, " + j.k3s.GetVersion()
+	if j.role == k3s.Server {
+		text += ", a voter"
+	}
+	r := done(!in, "%s", text)
+	r.Learned.Addresses, r.Learned.MachineId = guest.Addresses(j.want, p.Addresses.Value), p.MachineID.Value
+	if r.Learned.CaHash, err = j.caHash(ctx); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func (s *Service) newJoining(req *agentv1.RunRequest, e emit) (*joining, error) {
+	j := &joining{
+		s: s, e: e, want: req.GetWant(), k3s: req.GetK3S(), token: k3s.NewSecret(string(req.GetToken())),
+		init:  req.GetStep().GetAction() == homelabv1.Action_ACTION_INIT,
+		until: time.Now().Add(joinLimit(req.GetWant())),
+	}
+	switch j.k3s.GetRole() {
+	case homelabv1.Role_ROLE_SERVER:
+		j.role = k3s.Server
+	case homelabv1.Role_ROLE_AGENT:
+		j.role = k3s.Agent
+	default:
+		return nil, rpc.Errorf(rpc.ErrInvalid, "step %s names no role", req.GetStep().GetId())
+	}
+	if _, err := k3s.ParseVersion(j.k3s.GetVersion()); err != nil {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "step %s: %w", req.GetStep().GetId(), err)
+	}
+	if j.init {
+		if j.role != k3s.Server || !j.k3s.GetClusterInit() {
+			return nil, rpc.Errorf(rpc.ErrInvalid, "step %s: only a server with cluster-init starts a cluster", req.GetStep().GetId())
+		}
+		return j, nil
+	}
+	t, err := k3s.ParseToken(j.token)
+	switch {
+	case err != nil:
+		return nil, rpc.Errorf(rpc.ErrInvalid, "step %s: %w", req.GetStep().GetId(), err)
+	case t.CAHash == "":
+		return nil, rpc.Errorf(rpc.ErrRefused, "step %s: a short token names no CA: the guest would trust whoever answers", req.GetStep().GetId())
+	case j.k3s.GetCaHash() != "" && t.CAHash != j.k3s.GetCaHash():
+		return nil, rpc.Errorf(rpc.ErrRefused, "step %s: the token is of another cluster than the one remembered", req.GetStep().GetId())
+	case j.k3s.GetServerUrl() == "":
+		return nil, rpc.Errorf(rpc.ErrInvalid, "step %s names no server to join through", req.GetStep().GetId())
+	}
+	return j, nil
+}
+
+func (j *joining) probe(ctx context.Context) (k3s.Probe, error) {
+	res, err := j.sh.Run(ctx, k3s.ProbeScript, nil)
+	if err != nil {
+		return k3s.Probe{}, err
+	}
+	p, err := k3s.ParseProbe(res.Stdout)
+	if err != nil {
+		return p, rpc.Errorf(rpc.ErrUnavailable, "%w", err)
+	}
+	return p, nil
+}
+
+// ownPath holds, in a guest, the mark under which this product began to join
+// it: what of k3s is found beside it is ours, what is found without it is not.
+const ownPath = "/var/lib/hl/joined-as"
+
+// stand says whether the guest is a member already. It refuses a guest that
+// holds another k3s than ours.
+func (j *joining) stand(ctx context.Context, p k3s.Probe) (in bool, err error) {
+	for _, r := range []struct {
+		known  bool
+		reason string
+	}{
+		{p.ServerData.Known, p.ServerData.Reason}, {p.AgentData.Known, p.AgentData.Reason},
+		{p.ServerUnit.Known, p.ServerUnit.Reason}, {p.AgentUnit.Known, p.AgentUnit.Reason},
+		{p.Version.Known, p.Version.Reason},
+	} {
+		if !r.known {
+			return false, rpc.Errorf(rpc.ErrUnavailable, "what k3s there is in it is not known: %s", r.reason)
+		}
+	}
+	present := p.ServerData.Value || p.AgentData.Value || unitThere(p.ServerUnit.Value) || unitThere(p.AgentUnit.Value)
+	res, err := j.sh.Run(ctx, "cat "+ownPath+" 2>/dev/null || :", nil)
+	if err != nil {
+		return false, err
+	}
+	began := strings.TrimSpace(string(res.Stdout)) == j.own()
+	other := p.AgentUnit.Value
+	if j.role == k3s.Agent {
+		other = p.ServerUnit.Value
+	}
+	if present && unitThere(other) {
+		return false, rpc.Errorf(rpc.ErrRefused, "it holds k3s in another role than %s; remove it first: hlctl exec %s -- sh -c 'k3s-uninstall.sh || k3s-agent-uninstall.sh'",
+			j.role, j.want.GetIdentity().GetGuest())
+	}
+	if !present {
+		return false, nil
+	}
+	if active(p, j.role) {
+		missing, err := j.member(ctx)
+		switch {
+		case err != nil && !errors.Is(err, rpc.ErrUnavailable):
+			return false, err
+		case err == nil && missing == "":
+			return true, j.checkCluster(ctx)
+		}
+	}
+	if !began {
+		return false, rpc.Errorf(rpc.ErrRefused, "it holds an older k3s (%s) that was not begun by this guest's own join; remove it first: hlctl exec %s -- sh -c 'k3s-uninstall.sh || k3s-agent-uninstall.sh'",
+			orNone(p.Version.Value), j.want.GetIdentity().GetGuest())
+	}
+	return false, nil
+}
+
+// own is what the file at ownPath holds: it dies with the guest's generation.
+func (j *joining) own() string { return j.want.GetIdentity().GetMark() + " " + string(j.role) }
+
+func orNone(s string) string {
+	if s == "" {
+		return "no version"
+	}
+	return s
+}
+
+// unitThere: systemctl says inactive or unknown of a unit that does not exist.
+func unitThere(state string) bool { return state != "inactive" && state != "unknown" }
+
+func active(p k3s.Probe, r k3s.Role) bool {
+	if r == k3s.Agent {
+		return p.AgentUnit.Value == "active"
+	}
+	return p.ServerUnit.Value == "active"
+}
+
+// agentCA is where an agent keeps the cluster's CA.
+const agentCA = "/var/lib/rancher/k3s/agent/server-ca.crt"
+
+// caHash is the SHA-256 of the cluster's CA as this member has it.
+func (j *joining) caHash(ctx context.Context) (string, error) {
+	file := k3s.CACerts
+	if j.role == k3s.Agent {
+		file = agentCA
+	}
+	res, err := j.sh.Run(ctx, k3s.ReadFileScript(file), nil)
+	if err != nil {
+		return "", err
+	}
+	if err := res.Check("read " + file); err != nil {
+		return "", rpc.Errorf(rpc.ErrUnavailable, "%w", err)
+	}
+	return k3s.CAHash(res.Stdout), nil
+}
+
+// checkCluster refuses a member of another cluster.
+func (j *joining) checkCluster(ctx context.Context) error {
+	if j.k3s.GetCaHash() == "" {
+		return nil
+	}
+	got, err := j.caHash(ctx)
+	if err != nil {
+		return err
+	}
+	if got != j.k3s.GetCaHash() {
+		return rpc.Errorf(rpc.ErrRefused, "it is a member of another cluster (CA %.12s…, ours is %.12s…)", got, j.k3s.GetCaHash())
+	}
+	return nil
+}
+
+// config is the member's config.yaml.
+func (j *joining) config(p k3s.Probe) ([]byte, error) {
+	c := k3s.Config{Role: j.role, Init: j.init, NodeName: j.want.GetNodeName(), Labels: map[string]string{}}
+	for _, l := range j.k3s.GetLabels() {
+		key, value, _ := strings.Cut(l, "=")
+		c.Labels[key] = value
+	}
+	if list := guest.Addresses(j.want, p.Addresses.Value); len(list) > 0 {
+		c.NodeIP, _ = netip.ParseAddr(list[0])
+	}
+	if !j.init {
+		u, err := url.Parse(j.k3s.GetServerUrl())
+		if err != nil {
+			return nil, rpc.Errorf(rpc.ErrInvalid, "server %q: %w", j.k3s.GetServerUrl(), err)
+		}
+		if c.Join, err = netip.ParseAddr(u.Hostname()); err != nil {
+			return nil, rpc.Errorf(rpc.ErrInvalid, "server %q: %w", j.k3s.GetServerUrl(), err)
+		}
+	}
+	if err := yaml.Unmarshal([]byte(j.k3s.GetConfigYaml()), &c.User); err != nil {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "k3s.config: %w", err)
+	}
+	// All names are in tls_sans, also those of k3s.config: the same on every server.
+	if names := j.k3s.GetTlsSans(); len(names) > 0 {
+		if c.User == nil {
+			c.User = map[string]any{}
+		}
+		c.User["tls-san"] = names
+	}
+	text, err := k3s.ConfigYAML(c)
+	if err != nil {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "%w", err)
+	}
+	return text, nil
+}

@@ -1,0 +1,164 @@
+package agent
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/homeiac/homelab/agent/guest"
+	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/k3s"
+)
+
+// lookLimit bounds one look into one guest.
+const lookLimit = 5 * time.Second
+
+// look sees what is inside a guest over SSH. It never fails: what cannot be seen
+// is unknown. The guest agent is not used, since running a script through it
+// starts a process on the host; that it answers is the driver's to say.
+func (s *Service) look(ctx context.Context, req *agentv1.LookRequest, vm *homelabv1.VirtualMachine) *homelabv1.GuestLook {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	want := req.GetWant()
+	l := &homelabv1.GuestLook{Identity: want.GetIdentity(), At: timestamppb.New(s.now()), GuestAgent: vm.GetGuestAgent()}
+	blind := func(reason string) *homelabv1.GuestLook {
+		l.CloudInit, l.Booted = factUnknown(reason), factUnknown(reason)
+		l.K3S = &homelabv1.K3SLook{
+			Looked: factUnknown(reason), ServerActive: factUnknown(reason), AgentActive: factUnknown(reason),
+			ServerData: factUnknown(reason), AgentData: factUnknown(reason),
+		}
+		if req.GetCluster() {
+			l.K3S.Nodes = &homelabv1.NodesView{Known: factUnknown(reason)}
+			l.K3S.Etcd = &homelabv1.EtcdView{Known: factUnknown(reason)}
+		}
+		return l
+	}
+	t, err := s.target(want, vm.GetAddresses())
+	if err != nil {
+		l.Ssh = factUnknown(err.Error())
+		return blind(err.Error())
+	}
+	sh, err := guest.Open(ctx, t, nil, nil, guest.Who{})
+	l.Ssh = sshFact(err)
+	if err != nil {
+		l.Addresses = vm.GetAddresses()
+		return blind(err.Error())
+	}
+	defer sh.Close()
+	var etcd *homelabv1.EtcdView
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		if req.GetCluster() {
+			etcd = etcdView(ctx, sh)
+		}
+	}()
+	// A look that was cut off tells what it saw until then.
+	res, runErr := sh.Run(ctx, k3s.ProbeScript, nil)
+	<-asked
+	p, err := k3s.ParseProbe(res.Stdout)
+	if err != nil {
+		if runErr != nil {
+			err = runErr
+		}
+		return blind(err.Error())
+	}
+	fillLook(l, want, p)
+	if p.CloudInit.Known && p.CloudInit.Value.Failed() {
+		if res, err := sh.Run(ctx, guest.CloudInitLog, nil); err == nil {
+			l.CloudInit.Reason += "\n" + strings.TrimSpace(string(res.Stdout))
+		}
+	}
+	if req.GetCluster() {
+		l.K3S.Nodes = nodesView(p.Nodes)
+		l.K3S.Etcd = etcd
+	}
+	return l
+}
+
+// fillLook turns what the probe saw into facts.
+func fillLook(l *homelabv1.GuestLook, want *homelabv1.GuestWant, p k3s.Probe) {
+	l.Hostname, l.MachineId = p.Hostname.Value, p.MachineID.Value
+	for _, a := range p.Addresses.Value {
+		l.Addresses = append(l.Addresses, a.Prefix.String())
+	}
+	l.CloudInit = factUnknown(p.CloudInit.Reason)
+	if p.CloudInit.Known {
+		c := p.CloudInit.Value
+		text := strings.Join(append([]string{c.Status}, c.Errors...), "; ")
+		if l.CloudInit = factNo(text); c.Done() {
+			l.CloudInit = factYes(text)
+		}
+	}
+	v := guest.Judge(want, p)
+	switch {
+	case want.GetMachineId() != "" && p.MachineID.Known && p.MachineID.Value != want.GetMachineId():
+		l.Booted = factNo("another machine answers: its machine-id is " + p.MachineID.Value + " and should be " + want.GetMachineId())
+	case v.Booted:
+		l.Booted = factYes("")
+	case v.Wrong != "":
+		l.Booted = factNo(v.Wrong)
+	case p.CloudInit.Known && p.Hostname.Known && p.Addresses.Known:
+		l.Booted = factNo(v.Waiting)
+	default:
+		l.Booted = factUnknown(v.Waiting)
+	}
+	l.K3S = &homelabv1.K3SLook{
+		Looked:       factYes(""),
+		Version:      p.Version.Value,
+		ServerActive: unitFact(p.ServerUnit),
+		AgentActive:  unitFact(p.AgentUnit),
+		ServerData:   readingFact(p.ServerData),
+		AgentData:    readingFact(p.AgentData),
+	}
+	if !p.Version.Known {
+		l.K3S.Looked = factUnknown(p.Version.Reason)
+	}
+}
+
+func unitFact(r k3s.Reading[string]) *homelabv1.Fact {
+	switch {
+	case !r.Known:
+		return factUnknown(r.Reason)
+	case r.Value == "active" || r.Value == "reloading":
+		return factYes("")
+	}
+	return factNo(r.Value)
+}
+
+func readingFact(r k3s.Reading[bool]) *homelabv1.Fact {
+	switch {
+	case !r.Known:
+		return factUnknown(r.Reason)
+	case r.Value:
+		return factYes("")
+	}
+	return factNo("")
+}
+
+func nodesView(r k3s.Reading[[]k3s.Node]) *homelabv1.NodesView {
+	if !r.Known {
+		return &homelabv1.NodesView{Known: factUnknown(r.Reason)}
+	}
+	v := &homelabv1.NodesView{Known: factYes("")}
+	for _, n := range r.Value {
+		v.Nodes = append(v.Nodes, &homelabv1.Node{
+			Name: n.Name, Uid: n.UID, Ready: truthFact(n.Ready, n.ReadyReason), Version: n.Version,
+			Server: n.Server, Address: n.InternalIP, EtcdName: n.EtcdName,
+		})
+	}
+	return v
+}
+
+func truthFact(t k3s.Truth, reason string) *homelabv1.Fact {
+	switch t {
+	case k3s.True:
+		return factYes("")
+	case k3s.False:
+		return factNo(reason)
+	}
+	return factUnknown(reason)
+}
