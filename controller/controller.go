@@ -1,0 +1,188 @@
+// Package controller finds the agents of a fleet, compares what they see with
+// what a Spec asks for, and has them carry out the difference. What is to be
+// done is decided by package plan alone, and what is remembered lies in package
+// store; here is the asking, the order of the doing, and the service that hlctl
+// calls.
+package controller
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/homeiac/homelab/controller/store"
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	"github.com/homeiac/homelab/internal/gossip"
+	"github.com/homeiac/homelab/internal/mark"
+	"github.com/homeiac/homelab/internal/rpc"
+)
+
+// lastWords is how long the end of a run may take to be written down when the
+// controller ends.
+const lastWords = 3 * time.Second
+
+// Controller is one controller process.
+type Controller struct {
+	cfg     Config
+	version string
+	log     *slog.Logger
+	now     func() time.Time
+	creds   *rpc.Credentials
+	fleet   string
+	signer  signer
+	gossip  *gossip.Gossip // nil in tests that bring their own Peers
+	agents  *agents
+	seeing  *observer
+	pace    pace
+
+	store *store.Store // open while Run is
+	// life ends with the process; a run outlives the call that asked for it, but
+	// not this.
+	life context.Context
+	runs sync.WaitGroup
+
+	mu      sync.Mutex
+	address string // of the gRPC server, once it listens
+	current int64  // the run going on; 0 is none
+	stored  map[string]store.Host
+	listens chan struct{}
+}
+
+// New reads keys and certificates and prepares everything; it opens no
+// connection. The version is the program's own, for people.
+func New(cfg Config, version string, log *slog.Logger) (*Controller, error) {
+	creds, err := rpc.LoadTLS(cfg.CA, cfg.Cert, cfg.Key)
+	if err != nil {
+		return nil, err
+	}
+	creds.Log = log
+	id := creds.Identity()
+	if id.Role != rpc.RoleController || id.Name != cfg.Name {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "%s is the certificate of %s, this is controller %s", cfg.Cert, id, cfg.Name)
+	}
+	text, err := os.ReadFile(cfg.FleetKey)
+	if err != nil {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "fleet key: %w", err)
+	}
+	key, err := mark.ParseKey(text)
+	if err != nil {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "%s: %w", cfg.FleetKey, err)
+	}
+	gossipKeys, err := gossip.ReadKeys(cfg.GossipKeys)
+	if err != nil {
+		return nil, err
+	}
+	g, err := gossip.New(gossip.Config{
+		Name: cfg.Name, Role: rpc.RoleController, Advertise: cfg.Advertise, Port: cfg.GossipPort,
+		RPCAddress: net.JoinHostPort(cfg.Advertise, strconv.Itoa(cfg.Port)), Version: version,
+		Seeds: cfg.Seeds, Keys: gossipKeys, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	c := newController(cfg, version, log, creds, key, g)
+	c.gossip = g
+	return c, nil
+}
+
+func newController(cfg Config, version string, log *slog.Logger, creds *rpc.Credentials, key mark.Key, peers Peers) *Controller {
+	c := &Controller{
+		cfg: cfg, version: version, log: log, now: time.Now, creds: creds, fleet: creds.Identity().Fleet,
+		pace: usualPace, listens: make(chan struct{}), stored: make(map[string]store.Host),
+	}
+	c.signer = signer{fleet: c.fleet, key: key}
+	c.agents = newAgents(creds, log)
+	c.seeing = newObserver(c.agents, peers, log, func() time.Time { return c.now() })
+	return c
+}
+
+// allow says who may call what: admins all, viewers what changes and reveals
+// nothing.
+var allow = rpc.Allow{
+	controllerv1.ControllerService_Plan_FullMethodName:       {rpc.RoleAdmin, rpc.RoleViewer},
+	controllerv1.ControllerService_Status_FullMethodName:     {rpc.RoleAdmin, rpc.RoleViewer},
+	controllerv1.ControllerService_ListRuns_FullMethodName:   {rpc.RoleAdmin, rpc.RoleViewer},
+	controllerv1.ControllerService_FollowRun_FullMethodName:  {rpc.RoleAdmin, rpc.RoleViewer},
+	controllerv1.ControllerService_Version_FullMethodName:    {rpc.RoleAdmin, rpc.RoleViewer},
+	controllerv1.ControllerService_Apply_FullMethodName:      {rpc.RoleAdmin},
+	controllerv1.ControllerService_Exec_FullMethodName:       {rpc.RoleAdmin},
+	controllerv1.ControllerService_Kubeconfig_FullMethodName: {rpc.RoleAdmin},
+}
+
+// Run serves until ctx ends: then nothing new is begun, steps that agents carry
+// out go on there, and the run is remembered as interrupted. It returns nil when
+// ctx was why.
+func (c *Controller) Run(ctx context.Context) error {
+	st, err := store.Open(ctx, store.Config{
+		Dir: filepath.Join(c.cfg.State, "store"), Endpoints: c.cfg.Etcd.Endpoints,
+		CA: c.cfg.Etcd.CA, Cert: c.cfg.Etcd.Cert, Key: c.cfg.Etcd.Key,
+		Fleet: c.fleet, Controller: c.cfg.Name, Log: c.log,
+	})
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	defer c.agents.close()
+	c.store = st
+	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer end(errEnding)
+	c.life = life
+	if err := c.recall(ctx); err != nil {
+		return err
+	}
+	server, err := rpc.Listen(ctx, rpc.ServerConfig{
+		Address:     net.JoinHostPort(c.cfg.Advertise, strconv.Itoa(c.cfg.Port)),
+		Credentials: c.creds, Allow: allow, Grace: lastWords + time.Second, Log: c.log,
+	}, func(r grpc.ServiceRegistrar) { controllerv1.RegisterControllerServiceServer(r, &service{c: c}) })
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.address = server.Addr().String()
+	c.mu.Unlock()
+	close(c.listens)
+	c.log.Info("serving", "address", server.Addr().String(), "fleet", c.fleet, "version", c.version)
+	context.AfterFunc(ctx, func() { end(errEnding) })
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return server.Run(ctx) })
+	g.Go(func() error { return c.watch(ctx) })
+	if c.gossip != nil {
+		g.Go(func() error { return c.gossip.Run(ctx) })
+	}
+	err = g.Wait()
+	end(errEnding)
+	c.runs.Wait()
+	return err
+}
+
+var errEnding = fmt.Errorf("the controller is ending; run it again when it is back: hlctl apply")
+
+// recall reads what was remembered: a new epoch begins, runs of a life that was
+// killed are marked, and hosts have their last state.
+func (c *Controller) recall(ctx context.Context) error {
+	if _, err := c.store.RaiseEpoch(ctx, 0); err != nil {
+		return err
+	}
+	if err := c.store.Interrupt(ctx, c.now()); err != nil {
+		return err
+	}
+	hosts, err := c.store.Hosts(ctx)
+	if err != nil {
+		return err
+	}
+	c.stored = hosts
+	for name, h := range hosts {
+		c.seeing.remember(name, h)
+	}
+	return nil
+}

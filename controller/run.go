@@ -1,0 +1,365 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/homeiac/homelab/controller/plan"
+	"github.com/homeiac/homelab/controller/store"
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/spec"
+)
+
+var (
+	errCancelled = errors.New("cancelled: nothing new was begun; run it again: hlctl apply")
+	errLockLost  = errors.New("the run lock was lost; another run may be going on: hlctl runs")
+)
+
+// request is what was asked of a run.
+type request struct {
+	sp     *spec.Spec
+	name   string // of the Spec's file
+	text   []byte
+	digest string // of the plan that was shown
+	yes    bool   // another plan may be carried out as well
+	by     string
+}
+
+// run is one carrying-out of a plan.
+type run struct {
+	c        *Controller
+	req      request
+	lock     *store.Lock
+	send     func(*controllerv1.ApplyResponse) error
+	began    time.Time
+	record   *controllerv1.RunRecord // nil before it was begun
+	journal  *journal
+	dispatch *dispatch
+
+	mu  sync.Mutex
+	sum homelabv1.Summary
+}
+
+// apply carries out what makes seen equal wanted, when it is what was shown.
+// call ends when the caller goes away: nothing new begins then, and apply
+// returns when the running steps are over.
+func (c *Controller) apply(call context.Context, req request, send func(*controllerv1.ApplyResponse) error) error {
+	lock, err := c.store.Lock(call, req.by, c.now())
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
+	ctx, stop := context.WithCancelCause(c.life)
+	defer stop(nil)
+	defer context.AfterFunc(call, func() { stop(errCancelled) })()
+	go func() {
+		select {
+		case <-lock.Lost():
+			stop(errLockLost)
+		case <-ctx.Done():
+		}
+	}()
+	r := &run{c: c, req: req, lock: lock, send: send, began: c.now()}
+	return r.carryOut(ctx)
+}
+
+func (r *run) carryOut(ctx context.Context) error {
+	w, p, err := r.settle(ctx)
+	if err != nil {
+		return r.abandon(err)
+	}
+	if p.GetDigest() != r.req.digest && !r.req.yes {
+		if err := r.abandon(nil); err != nil {
+			return err
+		}
+		return r.send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_ChangedPlan{ChangedPlan: p}})
+	}
+	if err := r.begin(ctx); err != nil {
+		return err
+	}
+	defer r.c.going(0)
+	if err := r.prepare(ctx, w); err != nil {
+		return r.abandon(err)
+	}
+	if err := r.send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Plan{Plan: p}}); err != nil {
+		r.c.log.Debug("plan not sent, the caller is gone", "error", err)
+	}
+	r.tellPlan(p)
+	q := &schedule{do: r.step, skip: r.skipped}
+	q.carryOut(ctx, p.GetSteps())
+	if len(p.GetSteps()) > 0 && r.c.life.Err() == nil {
+		w = r.lookBack(w)
+	}
+	return r.end(ctx, w)
+}
+
+// settle observes and plans, waiting first for steps that an earlier run left at
+// work and for locks and tasks on our guests, both bounded.
+func (r *run) settle(ctx context.Context) (world, *homelabv1.Plan, error) {
+	flight, busy := r.c.now().Add(r.c.pace.flight), r.c.now().Add(r.c.pace.busy)
+	told := ""
+	for {
+		mem, err := r.c.memory(ctx)
+		if err != nil {
+			return world{}, nil, err
+		}
+		w := r.c.survey(ctx, r.req.sp, mem, nil)
+		if ctx.Err() != nil {
+			return world{}, nil, context.Cause(ctx)
+		}
+		p := r.c.plan(r.req.sp, w)
+		var wait string
+		var until time.Time
+		if steps := inFlight(w.sights); len(steps) > 0 {
+			wait, until = waitingFor(steps[0]), flight
+		} else if note := busyNote(p); note != "" {
+			wait, until = "waiting: "+note, busy
+		}
+		left := until.Sub(r.c.now())
+		if wait == "" || left <= 0 {
+			return w, p, nil
+		}
+		if wait != told {
+			told = wait
+			if err := r.begin(ctx); err != nil {
+				return world{}, nil, err
+			}
+			r.journal.add(&homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_WAITING, Text: wait, Limit: durationpb.New(left)})
+		}
+		if !pause(ctx, r.c.pace.poll) {
+			return world{}, nil, context.Cause(ctx)
+		}
+	}
+}
+
+func busyNote(p *homelabv1.Plan) string {
+	for _, n := range p.GetNotes() {
+		if n.GetKind() == homelabv1.NoteKind_NOTE_KIND_BUSY {
+			return strings.TrimSpace(n.GetGuest() + " " + n.GetText())
+		}
+	}
+	return ""
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// begin gives the run its number and its journal; once.
+func (r *run) begin(ctx context.Context) error {
+	if r.record != nil {
+		return nil
+	}
+	record, err := r.c.store.BeginRun(ctx, r.lock, r.req.by, r.began)
+	if err != nil {
+		return err
+	}
+	r.record = record
+	r.c.going(record.GetRun())
+	r.journal = newJournal(r.c.store, r.c.log, r.c.now, record.GetRun(), r.req.by, func(e *homelabv1.Event) error {
+		return r.send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Event{Event: e}})
+	})
+	r.c.log.Info("run", "run", record.GetRun(), "by", r.req.by)
+	return nil
+}
+
+// prepare remembers what the run stands on, before its first step.
+func (r *run) prepare(ctx context.Context, w world) error {
+	c := r.c
+	fence, err := c.fence(ctx, r.record.GetRun(), w.sights)
+	if err != nil {
+		return err
+	}
+	err = c.store.PutSpec(ctx, r.lock, store.Spec{Name: r.req.name, Text: r.req.text, By: r.req.by, At: c.now().UTC()})
+	if err != nil {
+		return err
+	}
+	for _, name := range w.learned {
+		rec := w.guests[name]
+		kept, err := c.store.ChangeGuest(ctx, r.lock, name, func(g *store.Guest) error { *g = rec; return nil })
+		if err != nil {
+			return err
+		}
+		w.guests[name] = kept
+	}
+	r.dispatch = c.newDispatch(r.req.sp, r.lock, fence, w)
+	r.dispatch.emit = r.pass
+	return nil
+}
+
+func (r *run) tellPlan(p *homelabv1.Plan) {
+	r.journal.add(&homelabv1.Event{
+		Kind: homelabv1.EventKind_EVENT_KIND_RUN_STARTED, Text: fmt.Sprintf("run %d by %s: %d steps", r.record.GetRun(), r.req.by, len(p.GetSteps())),
+	})
+	for _, n := range p.GetNotes() {
+		r.count(func(sum *homelabv1.Summary) {
+			switch n.GetKind() {
+			case homelabv1.NoteKind_NOTE_KIND_UNCHANGED:
+				sum.Unchanged++
+			case homelabv1.NoteKind_NOTE_KIND_SKIPPED, homelabv1.NoteKind_NOTE_KIND_BUSY:
+				sum.Skipped++
+			case homelabv1.NoteKind_NOTE_KIND_REFUSED:
+				sum.Refused++
+			default:
+			}
+		})
+		r.journal.add(&homelabv1.Event{
+			Kind: homelabv1.EventKind_EVENT_KIND_NOTE, Guest: n.GetGuest(), Host: n.GetHost(), Text: n.GetText(), Note: noteName(n.GetKind()),
+		})
+	}
+}
+
+// noteName is a note's kind in lower case: skipped, refused...
+func noteName(k homelabv1.NoteKind) string {
+	return strings.ToLower(strings.TrimPrefix(k.String(), "NOTE_KIND_"))
+}
+
+func (r *run) skipped(s *homelabv1.Step, reason string) {
+	r.count(func(sum *homelabv1.Summary) { sum.Skipped++ })
+	r.tell(s, &homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_STEP_SKIPPED, Phase: phases[s.GetAction()], Text: sentence(s) + " was not begun: " + reason})
+}
+
+// tell adds an event about a step.
+func (r *run) tell(s *homelabv1.Step, e *homelabv1.Event) {
+	e.Step, e.Guest, e.Host = s.GetId(), s.GetGuest(), s.GetHost()
+	r.journal.add(e)
+}
+
+func (r *run) count(change func(*homelabv1.Summary)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	change(&r.sum)
+}
+
+func (r *run) target(host string) target {
+	if h := r.req.sp.Hosts[host]; h != nil {
+		return hostTarget(h)
+	}
+	return target{name: host}
+}
+
+// lookBack observes once more, so that the summary tells what is and not what
+// was hoped for.
+func (r *run) lookBack(w world) world {
+	mem, err := r.c.memory(r.c.life)
+	if err != nil {
+		r.c.log.Warn("memory not read after the run", "error", err)
+		mem = w.recollection
+	}
+	return r.c.survey(r.c.life, r.req.sp, mem, nil)
+}
+
+// end sums up, writes the record and tells the end.
+func (r *run) end(ctx context.Context, w world) error {
+	c := r.c
+	guests := c.guestStatuses(r.req.sp, w)
+	r.mu.Lock()
+	sum := proto.CloneOf(&r.sum)
+	r.mu.Unlock()
+	sum.MutatingCalls = r.journal.mutatingCalls()
+	sum.SomethingHealthy = slices.ContainsFunc(guests, func(g *controllerv1.GuestStatus) bool { return g.GetHealth() == controllerv1.Health_HEALTH_HEALTHY })
+	sum.ApiSilent = c.apiSilent(r.req.sp, w)
+	sum.Took = durationpb.New(c.now().Sub(r.began))
+	state := verdictOf(sum)
+	text := fmt.Sprintf("%d done, %d unchanged, %d failed, %d skipped, %d refused", sum.GetDone(), sum.GetUnchanged(), sum.GetFailed(), sum.GetSkipped(), sum.GetRefused())
+	if ctx.Err() != nil {
+		state, text = store.StateInterrupted, text+"; "+context.Cause(ctx).Error()
+	}
+	r.finish(state, text, sum)
+	if err := r.send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Summary{Summary: sum}}); err != nil {
+		c.log.Debug("summary not sent, the caller is gone", "error", err)
+	}
+	if err := c.rememberHosts(context.WithoutCancel(c.life)); err != nil {
+		c.log.Warn("hosts not written down", "error", err)
+	}
+	return nil
+}
+
+// verdictOf is the state of a run that came to its end.
+func verdictOf(sum *homelabv1.Summary) string {
+	switch {
+	case sum.GetFailed() == 0 && sum.GetSkipped() == 0 && sum.GetRefused() == 0:
+		return store.StateDone
+	case sum.GetDone() > 0 || sum.GetSomethingHealthy():
+		return store.StatePartial
+	}
+	return store.StateFailed
+}
+
+func (r *run) finish(state, text string, sum *homelabv1.Summary) {
+	now := r.c.now()
+	r.journal.add(&homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_RUN_ENDED, Text: text, Took: durationpb.New(now.Sub(r.began))})
+	r.journal.close()
+	r.record.State, r.record.Ended, r.record.Summary = state, timestamppb.New(now), sum
+	// Without the lock's condition when it is lost: the number is this run's own.
+	if err := r.c.store.PutRun(context.Background(), nil, r.record); err != nil {
+		r.c.log.Warn("end of the run not written down", "run", r.record.GetRun(), "error", err)
+	}
+	r.c.going(0)
+	r.c.log.Info("run ended", "run", r.record.GetRun(), "state", state, "text", text)
+}
+
+// abandon ends a run that had begun to wait and does not come to carry anything
+// out. It returns err.
+func (r *run) abandon(err error) error {
+	if r.record == nil {
+		return err
+	}
+	text := "the plan changed while it waited; nothing was done"
+	state := store.StateFailed
+	if err != nil {
+		text = "nothing was done: " + err.Error()
+		if errors.Is(err, errCancelled) || errors.Is(err, errEnding) {
+			state = store.StateInterrupted
+		}
+	}
+	r.finish(state, text, &homelabv1.Summary{Took: durationpb.New(r.c.now().Sub(r.began))})
+	return err
+}
+
+// going notes which run is going on, for the status.
+func (c *Controller) going(run int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.current = run
+}
+
+// apiSilent says whether the k3s API should have answered and did not: a
+// cluster is remembered, and a server guest runs on a host that answers.
+func (c *Controller) apiSilent(sp *spec.Spec, w world) bool {
+	if sp.K3s == nil || w.cluster == nil {
+		return false
+	}
+	if yes(plan.ClusterOf(c.want(sp, w), seen(sp, w)).API) {
+		return false
+	}
+	for _, name := range sp.GuestNames() {
+		g, rec := sp.Guests[name], w.guests[name]
+		if !g.IsServer() || !g.IsMember() || !rec.Joined || !answers(w.sights[rec.Host]) {
+			continue
+		}
+		if slices.ContainsFunc(w.sights[rec.Host].obs.GetVms(), func(vm *homelabv1.VirtualMachine) bool {
+			return vm.GetUuid() == rec.UUID && vm.GetPower() == homelabv1.Power_POWER_RUNNING
+		}) {
+			return true
+		}
+	}
+	return false
+}

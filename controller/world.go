@@ -1,0 +1,331 @@
+package controller
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/homeiac/homelab/controller/plan"
+	"github.com/homeiac/homelab/controller/store"
+	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/spec"
+)
+
+// credentialsTimeout bounds the reading of a token or a kubeconfig.
+const credentialsTimeout = 15 * time.Second
+
+// recollection is what is remembered of earlier runs.
+type recollection struct {
+	guests  map[string]store.Guest
+	cluster *homelabv1.ClusterRecord // nil for none
+}
+
+// world is the fleet at one moment: what is remembered and what was seen.
+type world struct {
+	recollection
+	// learned are guests of which more was seen than was remembered: recovered
+	// from their mark, or a step's answer never came back.
+	learned  []string
+	sights   map[string]sight // every host of the Spec, and the spare ones
+	external *homelabv1.K3SLook
+}
+
+func (c *Controller) memory(ctx context.Context) (recollection, error) {
+	guests, err := c.store.Guests(ctx)
+	if err != nil {
+		return recollection{}, err
+	}
+	cluster, err := c.store.Cluster(ctx)
+	if err != nil {
+		return recollection{}, err
+	}
+	return recollection{guests: guests, cluster: cluster}, nil
+}
+
+// lastSpec is the Spec of the last run; nil before the first.
+func (c *Controller) lastSpec(ctx context.Context) (*spec.Spec, store.Spec, error) {
+	text, ok, err := c.store.Spec(ctx)
+	if err != nil || !ok {
+		return nil, store.Spec{}, err
+	}
+	sp, faults := spec.Parse(text.Name, text.Text)
+	if err := faults.Err(); err != nil {
+		// It was without faults when it was stored: an older version of this
+		// program is running. Status still tells what the gossip knows.
+		c.log.Warn("the remembered Spec cannot be read", "faults", len(faults))
+		return nil, text, nil
+	}
+	return sp, text, nil
+}
+
+// parseSpec reads a Spec that was sent. Its faults are told all at once.
+func parseSpec(name string, text []byte) (*spec.Spec, error) {
+	if name == "" {
+		name = "homelab.yaml"
+	}
+	sp, faults := spec.Parse(name, text)
+	if err := faults.Err(); err != nil {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "%w", err)
+	}
+	for _, g := range sp.GuestNames() {
+		if files := sp.Guests[g].KeyFiles; len(files) > 0 {
+			return nil, rpc.Errorf(rpc.ErrInvalid, "%s: guests.%s.sshKeys: %s is a file, and its content was not sent; hlctl sends it", name, g, files[0])
+		}
+	}
+	return sp, nil
+}
+
+// survey observes all hosts of the Spec and looks into the guests that are
+// remembered. Guests of ours that are not remembered, because the store was
+// lost, are recovered from their marks and looked into as well. It changes
+// nothing; what it recovered is only in what it returns.
+func (c *Controller) survey(ctx context.Context, sp *spec.Spec, mem recollection, spare []target) world {
+	w := world{recollection: recollection{guests: maps.Clone(mem.guests), cluster: mem.cluster}}
+	targets := slices.Clone(spare)
+	for _, name := range sp.HostNames() {
+		t := hostTarget(sp.Hosts[name])
+		t.looks = c.looks(sp, w.guests, name)
+		targets = append(targets, t)
+	}
+	w.sights = c.seeing.observe(ctx, targets)
+
+	again := c.recover(sp, &w)
+	var more []target
+	for _, t := range targets {
+		if again[t.name] {
+			t.looks = c.looks(sp, w.guests, t.name)
+			more = append(more, t)
+		}
+	}
+	if len(more) > 0 {
+		maps.Copy(w.sights, c.seeing.observe(ctx, more))
+	}
+	w.external = c.external(ctx, sp, w.sights)
+	for name, rec := range learnFromSight(sp, w) {
+		w.guests[name] = rec
+		w.learned = append(w.learned, name)
+	}
+	return w
+}
+
+// looks asks for a look into each guest that is remembered on a host.
+func (c *Controller) looks(sp *spec.Spec, guests map[string]store.Guest, host string) []*agentv1.LookRequest {
+	var looks []*agentv1.LookRequest
+	for _, name := range slices.Sorted(maps.Keys(guests)) {
+		rec := guests[name]
+		if rec.Host != host || sp.Guests[name] == nil {
+			continue
+		}
+		want, err := c.signer.guestWant(sp, rec)
+		if err != nil {
+			c.log.Debug("guest not looked into", "guest", name, "error", err)
+			continue
+		}
+		looks = append(looks, &agentv1.LookRequest{Want: want, Cluster: sp.Guests[name].IsServer()})
+	}
+	return looks
+}
+
+// recover adds guests of ours that are not remembered, or as another VM than
+// the one that stands there with our verified mark, and returns the hosts to
+// look at again.
+func (c *Controller) recover(sp *spec.Spec, w *world) map[string]bool {
+	again := make(map[string]bool)
+	for _, g := range plan.Survey(c.want(sp, *w), seen(sp, *w), c.now()) {
+		if g.VM == nil {
+			continue
+		}
+		rec, known := w.guests[g.Name]
+		if known && (rec.UUID == g.VM.GetUuid() || rec.Generation > g.Generation) {
+			continue
+		}
+		if w.guests == nil {
+			w.guests = make(map[string]store.Guest)
+		}
+		w.guests[g.Name] = store.Guest{
+			Name: g.Name, Host: g.Want.Host, VMID: g.VM.GetVmid(), UUID: g.VM.GetUuid(), Generation: g.Generation,
+			MACs: g.VM.GetMacs(), MemoryBytes: g.VM.GetMemoryBytes(), Addresses: g.VM.GetAddresses(),
+		}
+		w.learned = append(w.learned, g.Name)
+		again[g.Want.Host] = again[g.Want.Host] || g.VM.GetPower() == homelabv1.Power_POWER_RUNNING
+	}
+	return again
+}
+
+// learnFromSight are the records of which more was seen than is remembered:
+// what steps found out whose answer never came back, because a controller was
+// killed.
+func learnFromSight(sp *spec.Spec, w world) map[string]store.Guest {
+	learned := make(map[string]store.Guest)
+	cluster := plan.ClusterOf(plan.Want{Spec: sp}, seen(sp, w))
+	for name, rec := range w.guests {
+		g := sp.Guests[name]
+		if g == nil {
+			continue
+		}
+		changed := false
+		look := w.sights[rec.Host].looks[name]
+		if look.GetIdentity().GetUuid() == rec.UUID && yes(look.GetSsh()) {
+			if rec.MachineID == "" && look.GetMachineId() != "" && yes(look.GetBooted()) {
+				rec.MachineID, changed = look.GetMachineId(), true
+			}
+			if found := plainAddresses(look.GetAddresses()); len(found) > 0 && !slices.Equal(found, rec.Addresses) {
+				rec.Addresses, changed = found, true
+			}
+			node := cluster.Node(g.NodeName())
+			if g.IsMember() && !rec.Joined && yes(node.GetReady()) && (yes(look.GetK3S().GetServerActive()) || yes(look.GetK3S().GetAgentActive())) {
+				rec.Joined, changed = true, true
+			}
+		}
+		if changed {
+			learned[name] = rec
+		}
+	}
+	return learned
+}
+
+func plainAddresses(list []string) []string {
+	var out []string
+	for _, a := range list {
+		a, _, _ = strings.Cut(a, "/")
+		out = append(out, a)
+	}
+	return out
+}
+
+// answers says whether a host's observation is of now.
+func answers(s sight) bool {
+	return s.obs != nil && (s.state == homelabv1.HostState_HOST_STATE_ONLINE || s.state == homelabv1.HostState_HOST_STATE_DEGRADED)
+}
+
+// external asks the server of a cluster that was made elsewhere for its Nodes,
+// through the first agent that can; nil when there is none such or none can.
+func (c *Controller) external(ctx context.Context, sp *spec.Spec, sights map[string]sight) *homelabv1.K3SLook {
+	if sp.K3s == nil || sp.K3s.Existing == nil {
+		return nil
+	}
+	var last error
+	for _, host := range sp.HostNames() {
+		if !answers(sights[host]) {
+			continue
+		}
+		resp, err := c.askExternal(ctx, sp, host, sights[host].address)
+		if err != nil {
+			last = err
+			continue
+		}
+		return &homelabv1.K3SLook{
+			Looked: &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_YES}, Version: sp.K3s.Version, Nodes: resp.GetNodes(),
+		}
+	}
+	if last == nil {
+		return nil
+	}
+	return &homelabv1.K3SLook{Looked: &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_UNKNOWN, Reason: last.Error()}}
+}
+
+func (c *Controller) askExternal(ctx context.Context, sp *spec.Spec, host, address string) (*agentv1.CredentialsResponse, error) {
+	client, err := c.agents.client(host, address)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, credentialsTimeout)
+	defer cancel()
+	return client.Credentials(ctx, &agentv1.CredentialsRequest{
+		Kind: agentv1.CredentialsKind_CREDENTIALS_KIND_TOKEN, ExternalServer: externalServer(sp.K3s.Existing),
+		ExternalHostKey: sp.K3s.Existing.HostKey,
+	})
+}
+
+// externalServer is user@address, with the port when it is not SSH's own.
+func externalServer(e *spec.Existing) string {
+	at := e.Address.String()
+	if e.Port != 0 {
+		at += ":" + strconv.Itoa(e.Port)
+	}
+	return e.User + "@" + at
+}
+
+// want and seen are the planner's input.
+func (c *Controller) want(sp *spec.Spec, w world) plan.Want {
+	guests := make(map[string]plan.Remembered, len(w.guests))
+	for name, g := range w.guests {
+		guests[name] = plan.Remembered{
+			Name: g.Name, Host: g.Host, VMID: g.VMID, UUID: g.UUID, Generation: g.Generation, MACs: g.MACs,
+			HostKeys: g.HostKeys, MachineID: g.MachineID, Addresses: g.Addresses, ImageSHA256: g.ImageSHA256,
+			MemoryBytes: g.MemoryBytes, Joined: g.Joined, Made: g.Made, Unverified: g.Unverified,
+		}
+	}
+	vmids := make(map[string][]int32)
+	for name, s := range c.seeing.all() {
+		vmids[name] = s.vmids
+	}
+	return plan.Want{
+		Spec: sp, Fleet: c.fleet, Guests: guests, Cluster: w.cluster, LastVMIDs: vmids,
+		VerifyMark: plan.VerifyWith(c.signer.key, c.fleet),
+	}
+}
+
+func seen(sp *spec.Spec, w world) plan.Seen {
+	hosts := make(map[string]plan.Host, len(sp.Hosts))
+	for name := range sp.Hosts {
+		s := w.sights[name]
+		hosts[name] = plan.Host{
+			State: s.state, Since: s.since, Reason: s.reason, Observation: s.obs, ClockOffset: s.offset, Looked: s.looks,
+		}
+	}
+	return plan.Seen{Hosts: hosts, External: w.external}
+}
+
+func (c *Controller) plan(sp *spec.Spec, w world) *homelabv1.Plan {
+	return plan.Make(c.want(sp, w), seen(sp, w), c.now())
+}
+
+// inFlight are the steps that agents carry out now, by host and step.
+func inFlight(sights map[string]sight) []*homelabv1.StepInFlight {
+	var steps []*homelabv1.StepInFlight
+	for _, name := range slices.Sorted(maps.Keys(sights)) {
+		if s := sights[name]; answers(s) {
+			steps = append(steps, s.obs.GetSteps()...)
+		}
+	}
+	return steps
+}
+
+// newest is the highest fence of this fleet that any agent has accepted.
+func newest(fleet string, sights map[string]sight) *homelabv1.Fence {
+	highest := &homelabv1.Fence{Fleet: fleet}
+	for _, s := range sights {
+		if f := s.obs.GetFence(); f.GetFleet() == fleet && compareFences(f, highest) > 0 {
+			highest = f
+		}
+	}
+	return highest
+}
+
+func compareFences(a, b *homelabv1.Fence) int {
+	return cmp.Or(cmp.Compare(a.GetEpoch(), b.GetEpoch()), cmp.Compare(a.GetRun(), b.GetRun()))
+}
+
+// fence is what orders the run before all that agents have seen: the present
+// epoch, or a new one when the store was lost and agents know of later runs.
+func (c *Controller) fence(ctx context.Context, run int64, sights map[string]sight) (*homelabv1.Fence, error) {
+	epoch, err := c.store.Epoch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f := &homelabv1.Fence{Fleet: c.fleet, Epoch: epoch, Run: run}
+	if high := newest(c.fleet, sights); compareFences(f, high) <= 0 {
+		if f.Epoch, err = c.store.RaiseEpoch(ctx, high.GetEpoch()+1); err != nil {
+			return nil, fmt.Errorf("a new epoch after %d: %w", high.GetEpoch(), err)
+		}
+	}
+	return f, nil
+}
