@@ -1,0 +1,275 @@
+package lab
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/homeiac/homelab/lab/pve"
+)
+
+// fault is one way of breaking the lab.
+type fault struct {
+	target string // what TARGET is, for --help
+	does   string
+	inject func(l *Lab, target string, values []string) error
+}
+
+// defaultOnbootDelay is how long a host takes from power-on to the start of its guests.
+const defaultOnbootDelay = time.Second
+
+var faults = map[string]fault{
+	"host-off":         {"HOST", "take the power away: nothing answers, nothing is reset", (*Lab).faultHostOff},
+	"host-on":          {"HOST", "switch it on again [UPTIME [ONBOOT-DELAY]], 0s and 1s unless said", (*Lab).faultHostOn},
+	"agent-kill":       {"HOST", "kill -9 the agent; the host lives on", (*Lab).faultAgentKill},
+	"agent-start":      {"HOST", "start the agent again", (*Lab).faultAgentStart},
+	"controller-kill":  {"controller-N", "kill -9 a controller", (*Lab).faultControllerKill},
+	"controller-start": {"controller-N", "start it again", (*Lab).faultControllerStart},
+	"guest-stop":       {"GUEST", "qm stop, as an administrator would", (*Lab).faultGuestStop},
+	"bridge-down":      {"HOST/BRIDGE", "the bridge goes down (off: up again)", (*Lab).faultBridgeDown},
+	"storage-full":     {"HOST/STORAGE", "something else fills the storage (off: it is emptied)", (*Lab).faultStorageFull},
+}
+
+// FaultKinds lists the faults with what they do, for --help.
+func FaultKinds() []string {
+	var list []string
+	for kind, f := range faults {
+		list = append(list, fmt.Sprintf("%-17s %-13s %s", kind, f.target, f.does))
+	}
+	sort.Strings(list)
+	return list
+}
+
+// Fault breaks something, or with the value off mends it.
+func (l *Lab) Fault(kind, target string, values ...string) error {
+	f, ok := faults[kind]
+	if !ok {
+		return fmt.Errorf("no fault %q; there are:\n  %s", kind, strings.Join(FaultKinds(), "\n  "))
+	}
+	if err := f.inject(l, target, values); err != nil {
+		return fmt.Errorf("fault %s %s: %w", kind, target, err)
+	}
+	return nil
+}
+
+func noValue(values []string) error {
+	if len(values) > 0 {
+		return fmt.Errorf("takes no value, got %q", values)
+	}
+	return nil
+}
+
+func (l *Lab) faultHostOff(target string, values []string) error {
+	if _, err := l.hostIndex(target); err != nil {
+		return err
+	}
+	return errors.Join(noValue(values), l.hostOff(target))
+}
+
+func (l *Lab) faultHostOn(target string, values []string) error {
+	if _, err := l.hostIndex(target); err != nil {
+		return err
+	}
+	times := []time.Duration{0, defaultOnbootDelay}
+	if len(values) > len(times) {
+		return fmt.Errorf("takes UPTIME and ONBOOT-DELAY, got %q", values)
+	}
+	for i, v := range values {
+		d, err := time.ParseDuration(v)
+		if err != nil || d < 0 {
+			return fmt.Errorf("%q is no time (try 90s or 20m)", v)
+		}
+		times[i] = d
+	}
+	return l.hostOn(target, times[0], times[1])
+}
+
+func (l *Lab) faultAgentKill(target string, values []string) error {
+	if err := l.running(target, values); err != nil {
+		return err
+	}
+	if pid, ok := l.agentProcess(target); ok {
+		return kill(pid)
+	}
+	return nil
+}
+
+func (l *Lab) faultAgentStart(target string, values []string) error {
+	if err := l.running(target, values); err != nil {
+		return err
+	}
+	return l.startAgent(target)
+}
+
+// running checks that target is a host that is switched on.
+func (l *Lab) running(target string, values []string) error {
+	if _, err := l.hostIndex(target); err != nil {
+		return err
+	}
+	if l.isOff(target) {
+		return errors.New("the host is switched off; hl-lab fault host-on " + target)
+	}
+	return noValue(values)
+}
+
+func (l *Lab) faultControllerKill(target string, values []string) error {
+	if err := l.controller(target, values); err != nil {
+		return err
+	}
+	if pid, ok := l.controllerProcess(target); ok {
+		return kill(pid)
+	}
+	return nil
+}
+
+func (l *Lab) faultControllerStart(target string, values []string) error {
+	if err := l.controller(target, values); err != nil {
+		return err
+	}
+	return l.startController(target)
+}
+
+func (l *Lab) controller(target string, values []string) error {
+	if !slices.Contains(l.controllerNames(), target) {
+		return fmt.Errorf("no such controller; there are %s", strings.Join(l.controllerNames(), ", "))
+	}
+	return noValue(values)
+}
+
+func (l *Lab) faultGuestStop(target string, values []string) error {
+	if err := noValue(values); err != nil {
+		return err
+	}
+	host, vmid, err := l.findGuest(target)
+	if err != nil {
+		return err
+	}
+	var stderr bytes.Buffer
+	if code := l.QM(host, []string{"stop", fmt.Sprint(vmid)}, nil, &bytes.Buffer{}, &stderr); code != 0 {
+		return fmt.Errorf("qm stop %d on %s: exit %d: %s", vmid, host, code, strings.TrimSpace(stderr.String()))
+	}
+	return nil
+}
+
+// findGuest finds the one VM of a name.
+func (l *Lab) findGuest(name string) (host string, vmid int, err error) {
+	for _, h := range l.HostNames() {
+		list, err := l.guestsOn(h)
+		if err != nil {
+			return "", 0, err
+		}
+		for _, g := range list {
+			if g.name != name {
+				continue
+			}
+			if host != "" {
+				return "", 0, fmt.Errorf("there are two VMs named %s, on %s and %s", name, host, h)
+			}
+			host, vmid = h, g.vmid
+		}
+	}
+	if host == "" {
+		return "", 0, fmt.Errorf("no VM named %s on any host", name)
+	}
+	return host, vmid, nil
+}
+
+// part splits HOST/PART.
+func (l *Lab) part(target string, values []string) (h *pve.Host, part string, off bool, err error) {
+	host, part, ok := strings.Cut(target, "/")
+	if !ok || part == "" {
+		return nil, "", false, errors.New("the target is HOST/NAME, as in pve2/vmbr0")
+	}
+	if _, err := l.hostIndex(host); err != nil {
+		return nil, "", false, err
+	}
+	if len(values) > 1 || len(values) == 1 && values[0] != "off" {
+		return nil, "", false, fmt.Errorf("takes no value but off, got %q", values)
+	}
+	h, err = pve.Open(l.hostDir(host))
+	return h, part, len(values) == 1, err
+}
+
+func (l *Lab) faultBridgeDown(target string, values []string) error {
+	h, bridge, off, err := l.part(target, values)
+	if err != nil {
+		return err
+	}
+	found := false
+	err = h.Update(func(c *pve.HostConfig) {
+		for i := range c.Bridges {
+			if c.Bridges[i].Name == bridge {
+				c.Bridges[i].Down, found = !off, true
+			}
+		}
+	})
+	if err == nil && !found {
+		return fmt.Errorf("the host has no bridge %s", bridge)
+	}
+	return err
+}
+
+func (l *Lab) faultStorageFull(target string, values []string) error {
+	h, storage, off, err := l.part(target, values)
+	if err != nil {
+		return err
+	}
+	found := false
+	err = h.Update(func(c *pve.HostConfig) {
+		for i, s := range c.Storages {
+			if s.Name != storage {
+				continue
+			}
+			found = true
+			c.Storages[i].ForeignBytes = s.TotalBytes
+			if off {
+				c.Storages[i].ForeignBytes = foreignBytes
+			}
+		}
+	})
+	switch {
+	case err != nil:
+		return err
+	case !found:
+		return fmt.Errorf("the host has no storage %s", storage)
+	}
+	return h.WriteStat(time.Now())
+}
+
+// QM is an administrator's hand on a host: it runs qm there and returns its
+// exit code.
+func (l *Lab) QM(host string, args []string, stdin *os.File, stdout, stderr interface{ Write([]byte) (int, error) }) int {
+	if _, err := l.hostIndex(host); err != nil {
+		fmt.Fprintln(stderr, "hl-lab:", err)
+		return 1
+	}
+	if l.isOff(host) {
+		fmt.Fprintf(stderr, "hl-lab: %s is switched off\n", host)
+		return 255
+	}
+	cmd := exec.Command(filepath.Join(l.hostRoot(host), "usr/sbin/qm"), args...)
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin", "LANG=C.UTF-8", "HL_LAB_HAND=admin"}
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	if stdin != nil {
+		cmd.Stdin = stdin
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.ExitCode()
+	}
+	fmt.Fprintln(stderr, "hl-lab: run qm:", err)
+	return 1
+}

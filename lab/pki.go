@@ -1,0 +1,103 @@
+package lab
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/homeiac/homelab/internal/rpc"
+	"golang.org/x/crypto/ssh"
+)
+
+const certLifetime = 10 * 365 * 24 * time.Hour
+
+// makeTrust makes what is missing of the lab's trust: CA, certificates of every
+// daemon and of the admin, gossip and fleet keys, the admin's SSH key.
+func (l *Lab) makeTrust(now time.Time) error {
+	ca, err := l.loadOrMakeCA(now)
+	if err != nil {
+		return err
+	}
+	ids := []rpc.Identity{{Role: rpc.RoleAdmin, Name: "admin"}}
+	for _, name := range l.HostNames() {
+		ids = append(ids, rpc.Identity{Role: rpc.RoleAgent, Name: name})
+	}
+	for _, name := range l.controllerNames() {
+		ids = append(ids, rpc.Identity{Role: rpc.RoleController, Name: name})
+	}
+	for _, id := range ids {
+		cert, key := l.certFiles(id.Name)
+		if _, err := os.Stat(cert); err == nil {
+			continue
+		}
+		pair, err := ca.Issue(id, certLifetime, now)
+		if err != nil {
+			return err
+		}
+		if err := pair.Write(cert, key); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"gossip.keys", "fleet.key"} {
+		if err := writeNew(l.path("pki", name), 0o600, randomKey); err != nil {
+			return err
+		}
+	}
+	return l.makeSSHKey()
+}
+
+func (l *Lab) loadOrMakeCA(now time.Time) (*rpc.CA, error) {
+	cert, key := l.path("pki", "ca.pem"), l.path("pki", "ca.key")
+	if _, err := os.Stat(cert); err == nil {
+		return rpc.LoadCA(cert, key)
+	}
+	if err := os.MkdirAll(filepath.Dir(cert), 0o700); err != nil {
+		return nil, err
+	}
+	ca, err := rpc.NewCA(l.Fleet, certLifetime, now)
+	if err != nil {
+		return nil, err
+	}
+	return ca, ca.Write(cert, key)
+}
+
+func (l *Lab) certFiles(name string) (cert, key string) {
+	return l.path("pki", name+".pem"), l.path("pki", name+".key")
+}
+
+func randomKey() ([]byte, error) {
+	key := make([]byte, 32)
+	if _, err := rand.Read(key); err != nil {
+		return nil, err
+	}
+	return []byte(base64.StdEncoding.EncodeToString(key) + "\n"), nil
+}
+
+// makeSSHKey makes the key with which a person would log in to guests.
+func (l *Lab) makeSSHKey() error {
+	file := l.path("pki", "id_ed25519")
+	if _, err := os.Stat(file); err == nil {
+		return nil
+	}
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	block, err := ssh.MarshalPrivateKey(private, "admin@lab")
+	if err != nil {
+		return fmt.Errorf("make the admin's SSH key: %w", err)
+	}
+	pub, err := ssh.NewPublicKey(public)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+		return err
+	}
+	return writeFile(file+".pub", ssh.MarshalAuthorizedKey(pub), 0o644)
+}
