@@ -80,6 +80,9 @@ func (l *Lab) hostOn(name string, uptime, onbootDelay time.Duration) error {
 	if err := kill(dead...); err != nil {
 		return err
 	}
+	if err := l.awaitPort(name); err != nil {
+		return err
+	}
 	if err := l.clearHostRun(name); err != nil {
 		return err
 	}
@@ -100,6 +103,22 @@ func (l *Lab) hostOn(name string, uptime, onbootDelay time.Duration) error {
 		return err
 	}
 	return l.startHost(name)
+}
+
+// awaitPort waits until the killed agent's port is free: the kernel takes a moment
+// to drop the thousands of connections in its queue.
+func (l *Lab) awaitPort(name string) error {
+	i, err := l.hostIndex(name)
+	if err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(10 * time.Second); !portFree(l.hostAddress(i), agentPort); {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the port of the old agent of %s is still in use", name)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return nil
 }
 
 // refreshMembers tells the PVE cluster which nodes corosync would see.

@@ -150,14 +150,19 @@ func waitGone(limit time.Duration, pids ...int) error {
 	}
 }
 
-// gone says whether a process ended; a zombie has ended.
+// gone says whether a process ended. A zombie has, once its last thread has: until
+// then its sockets are still bound.
 func gone(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return true
 	}
 	i := bytes.LastIndexByte(stat, ')')
-	return i >= 0 && len(stat) > i+2 && stat[i+2] == 'Z'
+	if i < 0 || len(stat) <= i+2 || stat[i+2] != 'Z' {
+		return false
+	}
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err != nil || len(threads) <= 1
 }
 
 func pids(list []process) []int {
