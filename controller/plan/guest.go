@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/spec"
 )
 
 func fetchID(host, image string) string { return "fetch/" + host + "/" + image }
@@ -110,12 +111,12 @@ func (m *model) planCreate(g *guestView) {
 		m.tell(g, v)
 		return
 	}
-	reason := "there is no such VM"
+	reason := g.missing()
 	switch g.situation {
 	case Unfinished:
 		reason = "its creation was not seen to end"
 	case HalfBuilt:
-		reason = "made anew"
+		reason = "made anew: " + g.sketch()
 	}
 	s := m.step(g, homelabv1.Action_ACTION_CREATE, "create", m.fetch(g), reason)
 	s.Image = g.want.Image
@@ -126,7 +127,20 @@ func (m *model) planCreate(g *guestView) {
 		m.boot(g)
 		return
 	}
-	m.start(g, "it is wanted running")
+	m.start(g, "it is to run")
+}
+
+// missing is the reason for a creation.
+func (g *guestView) missing() string { return "there is no VM of it: " + g.sketch() }
+
+// sketch is a VM to be made in a few words.
+func (g *guestView) sketch() string {
+	cpus := "1 CPU"
+	if g.want.CPUs != 1 {
+		cpus = fmt.Sprintf("%d CPUs", g.want.CPUs)
+	}
+	storage, _ := g.host.want.Storage(kindDisks)
+	return fmt.Sprintf("VM %d, %s, %s memory, %s on %s", g.vmid, cpus, spec.FormatSize(g.memory), spec.FormatSize(g.want.Disk), storage)
 }
 
 // mayCreate is every reason against a creation: rules 2, 3 and 10, and what the
@@ -183,7 +197,7 @@ func (m *model) fetch(g *guestView) []string {
 	id := fetchID(g.host.name, image.Name)
 	if !m.fetched[id] {
 		m.fetched[id] = true
-		m.add(&homelabv1.Step{Id: id, Action: homelabv1.Action_ACTION_FETCH, Host: g.host.name, Image: image.Name, Reason: "the host does not hold it"})
+		m.add(&homelabv1.Step{Id: id, Action: homelabv1.Action_ACTION_FETCH, Host: g.host.name, Image: image.Name, Reason: g.host.name + " does not hold it yet"})
 	}
 	return []string{id}
 }
@@ -212,7 +226,7 @@ func (m *model) start(g *guestView, reason string) {
 }
 
 func (m *model) boot(g *guestView) {
-	g.booted = m.step(g, homelabv1.Action_ACTION_BOOT, "boot", nil, "wait until it has booted").GetId()
+	g.booted = m.step(g, homelabv1.Action_ACTION_BOOT, "boot", nil, "until it can be reached and cloud-init is done").GetId()
 }
 
 // planBoot waits for a VM that runs and was not seen to have booted. Nothing is

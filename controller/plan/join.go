@@ -239,10 +239,10 @@ func (m *model) planJoins(members []*guestView, first *guestView) {
 		servers = m.learnersFirst(servers)
 	}
 	for i, g := range agents {
-		m.rank[m.join(g, previous, "joins as agent", first).GetId()] = len(servers) + i + 1
+		m.rank[m.join(g, previous, "as agent", first).GetId()] = len(servers) + i + 1
 	}
 	for i, g := range servers {
-		s := m.join(g, previous, "joins as server", first)
+		s := m.join(g, previous, "as server", first)
 		m.rank[s.GetId()] = i + 1
 		previous = s.GetId()
 	}
@@ -252,6 +252,7 @@ func (m *model) join(g *guestView, previous, reason string, first *guestView) *h
 	var after []string
 	if previous != "" {
 		after = append(after, previous)
+		reason += ", after " + previous[strings.LastIndexByte(previous, '/')+1:]
 	}
 	if first == nil {
 		switch state, why := m.membership(g); {

@@ -22,14 +22,23 @@ import (
 	"github.com/homeiac/homelab/internal/spec"
 )
 
-// check runs a property over many random worlds, over as many as -rapid.checks
-// says when it is given.
-func check(t *testing.T, worlds int, property func(*rapid.T)) {
+// worlds is how many random worlds a rule is held against.
+const worlds = 10000
+
+// check runs a property over n random worlds, over fewer under the race
+// detector; over as many as -rapid.checks says when it is given.
+func check(t *testing.T, n int, property func(*rapid.T)) {
+	t.Helper()
+	checkAll(t, n/slower, property)
+}
+
+// checkAll does the same and does not mind how long it takes.
+func checkAll(t *testing.T, n int, property func(*rapid.T)) {
 	t.Helper()
 	given := false
 	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "rapid.checks" })
 	if !given {
-		if err := flag.Lookup("rapid.checks").Value.Set(strconv.Itoa(worlds)); err != nil {
+		if err := flag.Lookup("rapid.checks").Value.Set(strconv.Itoa(n)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -189,7 +198,7 @@ func accident(t *rapid.T, w *plantest.World) {
 // second cluster, joins without quorum or beside a learner, or runs where it
 // must not; whatever fails in between, whoever is silent, whatever is forgotten.
 func TestNoPlanEverDoesWhatMustNeverHappen(t *testing.T) {
-	check(t, 10000, func(t *rapid.T) {
+	checkAll(t, worlds, func(t *rapid.T) {
 		w := drawWorld(t, true)
 		apply(t, w, 1)
 		if len(w.Violations) > 0 {
@@ -200,7 +209,7 @@ func TestNoPlanEverDoesWhatMustNeverHappen(t *testing.T) {
 
 // Every plan can be carried out as it is, and says something of every guest.
 func TestPlansAreWellFormed(t *testing.T) {
-	check(t, 2000, func(t *rapid.T) {
+	check(t, worlds/5, func(t *rapid.T) {
 		w := drawWorld(t, true)
 		p := w.Plan()
 		before, told, server := map[string]bool{}, map[string]bool{}, ""
@@ -244,7 +253,7 @@ func TestPlansAreWellFormed(t *testing.T) {
 
 // Rule 1: to know less never means to do more.
 func TestUnknownNeverAddsAStep(t *testing.T) {
-	check(t, 10000, func(t *rapid.T) {
+	check(t, worlds, func(t *rapid.T) {
 		w := drawWorld(t, true)
 		seen := w.Seen()
 		base := deeds(plan.Make(w.Want(), seen, w.Now))
@@ -338,7 +347,7 @@ func collect(m protoreflect.Message, path string, facts *[]*homelabv1.Fact, wher
 
 // The same input gives the same plan, in whatever order it comes.
 func TestTheOrderOfWhatWasSeenDoesNotMatter(t *testing.T) {
-	check(t, 2000, func(t *rapid.T) {
+	check(t, worlds/5, func(t *rapid.T) {
 		w := drawWorld(t, true)
 		seen := w.Seen()
 		want := w.Want()
@@ -372,7 +381,7 @@ func shuffle[T any](r *rand.Rand, list []T) {
 // In a fleet without accidents one apply does it all, and what failed or was
 // killed on the way is made good by the next ones.
 func TestACarriedOutPlanLeavesAnEmptyPlan(t *testing.T) {
-	check(t, 10000, func(t *rapid.T) {
+	check(t, worlds, func(t *rapid.T) {
 		w := drawWorld(t, false)
 		rounds := 1
 		if len(w.Memory) > 0 {
@@ -395,7 +404,7 @@ func TestACarriedOutPlanLeavesAnEmptyPlan(t *testing.T) {
 
 // The digest changes with what is done and with the Spec, and with nothing else.
 func TestTheDigestIgnoresTimesAndReasons(t *testing.T) {
-	check(t, 2000, func(t *rapid.T) {
+	check(t, worlds/5, func(t *rapid.T) {
 		w := drawWorld(t, true)
 		a := w.Plan()
 		w.Now = w.Now.Add(90 * time.Second)
