@@ -155,7 +155,7 @@ func dirFirst(args []string) (dir string, rest []string, err error) {
 	case args[0] == "--dir" && len(args) > 1:
 		return args[1], args[2:], nil
 	}
-	return "", nil, errors.New("--dir DIR comes first: hl-lab qm --dir DIR HOST ARGS...")
+	return "", nil, errors.New("--dir DIR comes first, as in: hl-lab qm --dir /tmp/lab pve2 stop 202")
 }
 
 func faultCommand() *cobra.Command {
