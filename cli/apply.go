@@ -1,9 +1,7 @@
 package cli
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -28,16 +26,23 @@ func (a *app) applyCommand() *cobra.Command {
 		Use: "apply -f homelab.yaml", Short: "Make it so", Args: cobra.NoArgs,
 		Long: `apply shows the plan, asks, and carries it out: images, VMs, boot, and joining the
 k3s cluster. The same command again does nothing. Ctrl-C begins nothing new and lets
-running steps finish; run it again to go on.
+running steps finish; the same command goes on from there.
+
+On a terminal there is one line for each guest while it works; elsewhere, and with
+--verbose, plain lines. -o json prints one event a line and last the summary; it does
+not ask, so it needs --yes.
 
 Exit codes: 0 done or nothing to do, 1 failed, 3 partial: something was skipped,
-refused or failed, and something else was done or is healthy.`,
+refused or failed, and something else was done or is healthy, or the k3s API is silent.`,
+		Example: `  hlctl apply -f homelab.yaml
+  hlctl apply -f homelab.yaml --yes --verbose
+  hlctl apply -f homelab.yaml --yes -o json | tail -1 | jq .summary`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.apply(cmd.Context(), o) },
 	}
 	specFlag(cmd, &o.file)
 	f := cmd.Flags()
 	f.BoolVarP(&o.yes, "yes", "y", false, "do not ask")
-	f.BoolVar(&o.verbose, "verbose", false, "show each call of qm and the like")
+	f.BoolVar(&o.verbose, "verbose", false, "show each call of qm and the like, in plain lines")
 	f.StringSliceVar(&o.destroy, "destroy", nil, "confirm by name the destruction of a guest whose policy is report")
 	return cmd
 }
@@ -53,46 +58,56 @@ func (a *app) apply(ctx context.Context, o applyOptions) error {
 		return err
 	}
 	defer c.close()
-	resp, err := c.Plan(ctx, &controllerv1.PlanRequest{Spec: f.text, SpecName: f.name})
+	resp, err := ask(ctx, c.Plan, &controllerv1.PlanRequest{Spec: f.text, SpecName: f.name})
 	if err != nil {
 		return err
 	}
 	plan := resp.GetPlan()
-	in := bufio.NewReader(a.in)
-	for {
-		if err := a.confirm(in, plan, o); err != nil {
+	for again := false; ; again = true {
+		if err := a.confirm(ctx, plan, o); err != nil {
 			return err
 		}
 		changed, err := a.carryOut(ctx, c, f, plan, o, start)
 		if err != nil || changed == nil {
 			return err
 		}
-		fmt.Fprintln(a.errw, "The world changed since that plan was made; nothing was done. The plan now:")
+		fmt.Fprintln(a.errw, "The world changed since that plan was made; nothing was done.")
+		// --yes stands for what was shown, not for whatever comes.
+		switch {
+		case o.yes && destroying(changed) > destroying(plan):
+			return fmt.Errorf("the plan now destroys more than the one that was confirmed; look at it with hlctl plan -f %s", o.file)
+		case o.yes && again:
+			return fmt.Errorf("it changed again and again; look what goes on with hlctl status, then the same command")
+		}
 		plan = changed
 	}
 }
 
 // confirm shows a plan with steps and asks; a plan without steps needs neither.
-func (a *app) confirm(in *bufio.Reader, p *homelabv1.Plan, o applyOptions) error {
+func (a *app) confirm(ctx context.Context, p *homelabv1.Plan, o applyOptions) error {
 	if len(p.GetSteps()) == 0 {
 		return nil
 	}
 	if a.format == "table" {
 		a.showPlan(p, "")
 	}
-	if o.yes {
+	switch {
+	case o.yes:
 		return nil
-	}
-	if !a.inIsTerm || a.format != "table" {
+	case a.format != "table":
+		return fmt.Errorf("nothing was done: -o %s does not ask; confirm with --yes", a.format)
+	case !a.inIsTerm:
 		return errors.New("nothing was done: there is no terminal to ask on; confirm with --yes")
 	}
-	fmt.Fprint(a.out, "Do it? [y/N] ")
-	answer, err := in.ReadString('\n')
-	if err != nil && !errors.Is(err, io.EOF) {
-		return err
+	// The question goes where a person sees it, also when the plan goes to a file.
+	fmt.Fprint(a.errw, "Do it? [y/N] ")
+	answer, err := a.readLine(ctx)
+	if err != nil {
+		fmt.Fprintln(a.errw)
+		return fmt.Errorf("nothing was done: %w", err)
 	}
-	if answer = strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
-		return errors.New("nothing was done")
+	if answer = strings.ToLower(answer); answer != "y" && answer != "yes" {
+		return errors.New("nothing was done: it was not confirmed")
 	}
 	return nil
 }
@@ -106,23 +121,29 @@ func (a *app) carryOut(ctx context.Context, c *controller, f *specFile, p *homel
 	if err != nil {
 		return nil, err
 	}
-	show := a.newShow(p, o.verbose)
-	defer show.close()
+	story := newStory(p)
+	show := a.newShow(story, o.verbose)
+	defer func() { show.close() }()
 	for {
 		resp, err := stream.Recv()
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil, errors.New("the controller ended the run without a sum; hlctl runs show tells how far it came")
-		case ctx.Err() != nil:
-			return nil, errors.New("interrupted: nothing new is begun, running steps finish on their hosts; the same command goes on from there")
-		case err != nil:
-			return nil, fmt.Errorf("%w\nsteps that were running finish on their hosts; the same command goes on from there", err)
+		if err != nil {
+			show.close()
+			return nil, brokenOff(ctx, err, story)
 		}
 		switch part := resp.GetPart().(type) {
 		case *controllerv1.ApplyResponse_Event:
-			show.event(part.Event)
+			show.event(part.Event, story.event(part.Event, a.now()))
 		case *controllerv1.ApplyResponse_Plan:
-			show.plan(part.Plan)
+			if part.Plan.GetDigest() == p.GetDigest() {
+				break
+			}
+			show.close()
+			fmt.Fprintln(a.errw, "The world changed since that plan was made; the plan now is carried out.")
+			if a.format == "table" && len(part.Plan.GetSteps()) > 0 {
+				a.showPlan(part.Plan, "")
+			}
+			p, story = part.Plan, newStory(part.Plan)
+			show = a.newShow(story, o.verbose)
 		case *controllerv1.ApplyResponse_ChangedPlan:
 			return part.ChangedPlan, nil
 		case *controllerv1.ApplyResponse_Summary:
@@ -133,117 +154,52 @@ func (a *app) carryOut(ctx context.Context, c *controller, f *specFile, p *homel
 	}
 }
 
-// applyExit is the contract's exit code of apply.
-func applyExit(s *homelabv1.Summary) error {
-	bad := s.GetFailed() + s.GetSkipped() + s.GetRefused()
-	switch {
-	case bad == 0 && !s.GetApiSilent():
-		return nil
-	case s.GetDone() > 0 || s.GetSomethingHealthy():
-		return &ExitError{Code: exitPartial}
+// brokenOff is the error of a run whose end was not seen.
+func brokenOff(ctx context.Context, err error, s *story) error {
+	const next = "  the same command goes on from there"
+	left := "nothing was at work"
+	if at := s.atWork(); len(at) > 0 {
+		left = "these finish on their hosts: " + strings.Join(at, ", ")
 	}
-	return &ExitError{Code: exitFailed}
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("interrupted: nothing new is begun; %s\n%s", left, next)
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("the controller ended the run without a sum; see how far it came: hlctl runs show\n%s", next)
+	case !s.begun():
+		return err
+	}
+	return fmt.Errorf("%w\n  nothing new is begun; %s\n%s", err, left, next)
 }
 
-// show is how a run is shown: JSON lines, plain lines, or a live picture.
+// applyExit is the contract's exit code of apply.
+func applyExit(s *homelabv1.Summary) error {
+	switch {
+	case s.GetApiSilent():
+		return &exitError{code: exitPartial}
+	case s.GetFailed()+s.GetSkipped()+s.GetRefused() == 0:
+		return nil
+	case s.GetDone() > 0 || s.GetSomethingHealthy():
+		return &exitError{code: exitPartial}
+	}
+	return &exitError{code: exitFailed}
+}
+
+// show is how a run is shown: JSON lines, plain lines, or a live picture. It is
+// told of an event after the story was, and whether that changed what is seen.
 type show interface {
-	plan(p *homelabv1.Plan)
-	event(e *homelabv1.Event)
+	event(e *homelabv1.Event, changed bool)
 	summary(s *homelabv1.Summary, took time.Duration)
 	// close ends what moves; it may be called twice.
 	close()
 }
 
-func (a *app) newShow(p *homelabv1.Plan, verbose bool) show {
-	if a.format != "table" {
+func (a *app) newShow(s *story, verbose bool) show {
+	switch {
+	case a.format != "table":
 		return &jsonShow{out: a.out, yaml: a.format == "yaml"}
+	case a.outIsTerm && !verbose:
+		return &liveShow{a: a, story: s}
 	}
-	story := &story{a: a, verbose: verbose, guests: map[string]*progress{}}
-	story.plan(p)
-	if a.outIsTerm && !verbose {
-		return newLiveShow(story)
-	}
-	return &lineShow{story: story}
-}
-
-// jsonShow prints one event a line, and last the sum. In YAML each line is a
-// document of its own.
-type jsonShow struct {
-	out  io.Writer
-	yaml bool
-}
-
-func (j *jsonShow) line(v any) {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return // only strings, numbers and bools are in there
-	}
-	if j.yaml {
-		data = append([]byte("--- "), data...)
-	}
-	fmt.Fprintf(j.out, "%s\n", data)
-}
-
-type eventDoc struct {
-	Time    *string  `json:"time"`
-	Run     int64    `json:"run"`
-	Kind    string   `json:"kind"`
-	Step    string   `json:"step"`
-	Guest   string   `json:"guest"`
-	Host    string   `json:"host"`
-	Phase   string   `json:"phase"`
-	Text    string   `json:"text"`
-	Note    string   `json:"note"`
-	Call    *callDoc `json:"call"`
-	Seconds *float64 `json:"seconds"`
-}
-
-type callDoc struct {
-	Program  string   `json:"program"`
-	Args     []string `json:"args"`
-	Exit     int32    `json:"exit"`
-	Seconds  float64  `json:"seconds"`
-	Mutating bool     `json:"mutating"`
-	Error    string   `json:"error"`
-}
-
-func eventJSON(e *homelabv1.Event) eventDoc {
-	doc := eventDoc{
-		Time: timeOrNull(e.GetTime().AsTime()), Run: e.GetRun(), Kind: enumWord(e.GetKind().String(), "EVENT_KIND_"),
-		Step: e.GetStep(), Guest: e.GetGuest(), Host: e.GetHost(), Phase: e.GetPhase(), Text: e.GetText(), Note: e.GetNote(),
-	}
-	if e.GetTook() != nil {
-		s := e.GetTook().AsDuration().Seconds()
-		doc.Seconds = &s
-	}
-	if c := e.GetCall(); c != nil {
-		doc.Call = &callDoc{c.GetProgram(), list(c.GetArgs()), c.GetExit(), c.GetTook().AsDuration().Seconds(), c.GetMutating(), c.GetError()}
-	}
-	return doc
-}
-
-type summaryDoc struct {
-	Done          int32   `json:"done"`
-	Failed        int32   `json:"failed"`
-	Skipped       int32   `json:"skipped"`
-	Refused       int32   `json:"refused"`
-	Unchanged     int32   `json:"unchanged"`
-	MutatingCalls int32   `json:"mutatingCalls"`
-	Seconds       float64 `json:"seconds"`
-}
-
-func summaryJSON(s *homelabv1.Summary) summaryDoc {
-	return summaryDoc{
-		s.GetDone(), s.GetFailed(), s.GetSkipped(), s.GetRefused(), s.GetUnchanged(),
-		s.GetMutatingCalls(), s.GetTook().AsDuration().Seconds(),
-	}
-}
-
-func (j *jsonShow) plan(*homelabv1.Plan) {}
-func (j *jsonShow) close()               {}
-
-func (j *jsonShow) event(e *homelabv1.Event) { j.line(eventJSON(e)) }
-
-func (j *jsonShow) summary(s *homelabv1.Summary, _ time.Duration) {
-	j.line(map[string]summaryDoc{"summary": summaryJSON(s)})
+	return &lineShow{a: a, story: s, verbose: verbose}
 }

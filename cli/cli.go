@@ -4,10 +4,13 @@
 package cli
 
 import (
+	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,77 +25,140 @@ const (
 	exitExec    = 255
 )
 
-// ExitError ends hlctl with a code. Its text is printed unless it is empty.
-type ExitError struct {
-	Code int
-	Err  error
+// exitError ends hlctl with a code. Its text is printed unless it has none.
+type exitError struct {
+	code int
+	err  error
 }
 
-func (e *ExitError) Error() string {
-	if e.Err == nil {
+func (e *exitError) Error() string {
+	if e.err == nil {
 		return ""
 	}
-	return e.Err.Error()
+	return e.err.Error()
 }
 
-func (e *ExitError) Unwrap() error { return e.Err }
+func (e *exitError) Unwrap() error { return e.err }
 
-// ExitCode is the code for an error of the command: 0 for none, 1 unless it
-// says otherwise.
-func ExitCode(err error) int {
-	var e *ExitError
+// exitCode is the code for an error of a command: 0 for none, 1 unless it says
+// otherwise.
+func exitCode(err error) int {
+	var e *exitError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &e):
-		return e.Code
+		return e.code
 	}
 	return exitFailed
 }
 
-// Explain is what people are told of an error; empty when everything was said.
-func Explain(err error) string {
-	var faults *faultsError
-	switch {
-	case errors.As(err, &faults):
-		return faults.Error()
-	case err.Error() == "":
-		return ""
-	}
-	return "error: " + err.Error()
-}
-
 // app is what all commands share: where they print and whom they ask.
 type app struct {
-	in         io.Reader
-	out, errw  io.Writer
-	config     string
-	context    string
-	format     string
-	now        func() time.Time
-	outIsTerm  bool
-	inIsTerm   bool
-	colour     bool
-	columns    int
-	workingDir string
+	in        io.Reader
+	out, errw io.Writer
+	config    string
+	context   string
+	format    string
+	now       func() time.Time
+	outIsTerm bool // and its cursor can be moved
+	inIsTerm  bool
+	colour    bool
+	columns   int
+	began     bool // a command's own work began: what fails now is no misuse
+	lines     *bufio.Reader
 }
 
-// Command is the hlctl command line, on the process's own streams.
-func Command() *cobra.Command {
-	return newApp(os.Stdin, os.Stdout, os.Stderr).command()
+// Main is hlctl: it carries out one command line and gives the exit code. When
+// ctx ends (Ctrl-C) it stops waiting; what a controller has begun goes on.
+func Main(ctx context.Context, args []string, in, out, errw *os.File) int {
+	return newApp(in, out, errw).main(ctx, args)
 }
 
-func newApp(in *os.File, out, errw *os.File) *app {
+func newApp(in, out, errw *os.File) *app {
 	a := &app{in: in, out: out, errw: errw, now: time.Now, columns: 80}
-	a.outIsTerm = term.IsTerminal(int(out.Fd()))
 	a.inIsTerm = term.IsTerminal(int(in.Fd()))
-	if a.outIsTerm {
+	if term.IsTerminal(int(out.Fd())) {
 		if w, _, err := term.GetSize(int(out.Fd())); err == nil && w > 0 {
 			a.columns = w
 		}
-		a.colour = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+		a.outIsTerm = os.Getenv("TERM") != "dumb"
+		a.colour = a.outIsTerm && os.Getenv("NO_COLOR") == ""
 	}
 	return a
+}
+
+func (a *app) main(ctx context.Context, args []string) int {
+	root := a.command()
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err != nil {
+		if text := a.explain(cmd, err); text != "" {
+			fmt.Fprintln(a.errw, text)
+		}
+	}
+	var e *exitError
+	if err != nil && cmd.Name() == "exec" && !errors.As(err, &e) {
+		return exitExec // never to be taken for the command's own
+	}
+	return exitCode(err)
+}
+
+// explain is what people are told of an error; empty when everything was said.
+func (a *app) explain(cmd *cobra.Command, err error) string {
+	var faults *faultsError
+	text := strings.TrimSpace(err.Error())
+	switch {
+	case errors.As(err, &faults):
+		return faults.Error()
+	case text == "":
+		return ""
+	case !a.began:
+		// cobra's guess stands on lines of its own.
+		if misuse, guess, ok := strings.Cut(text, "\n\nDid you mean this?"); ok {
+			text = misuse + "; did you mean " + strings.Join(strings.Fields(guess), " or ") + "?"
+		}
+		return fmt.Sprintf("error: %s\n  how it is used: %s --help", text, cmd.CommandPath())
+	case errors.Is(err, context.Canceled):
+		return "interrupted"
+	}
+	return "error: " + text
+}
+
+// readLine reads a line that a person types. It does not outlast ctx: without
+// that, Ctrl-C at a question would do nothing.
+func (a *app) readLine(ctx context.Context) (string, error) {
+	if a.lines == nil {
+		a.lines = bufio.NewReader(a.in)
+	}
+	return patiently(ctx, func() (string, error) {
+		line, err := a.lines.ReadString('\n')
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+		return strings.TrimSpace(line), err
+	})
+}
+
+// patiently waits for what cannot be interrupted, or for the end of ctx; what
+// was begun is then left to the end of the process.
+func patiently[T any](ctx context.Context, do func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := do()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
 }
 
 func (a *app) command() *cobra.Command {
@@ -102,12 +168,12 @@ func (a *app) command() *cobra.Command {
 		Long: `hlctl makes what a Spec (homelab.yaml) asks for: VMs on Proxmox hosts that form one
 k3s cluster. The same command again does nothing.
 
-  hlctl validate -f homelab.yaml    is the file right? asks nobody
+Exit codes: 0 done or nothing to do, 1 failed, 2 (plan) there are steps, 3 partial:
+something was skipped, refused or failed, and something else was done or is healthy.`,
+		Example: `  hlctl validate -f homelab.yaml    is the file right? asks nobody
   hlctl plan -f homelab.yaml        what would be done, and why
   hlctl apply -f homelab.yaml       do it
-  hlctl status                      how is everything
-
-Exit codes: 0 done or nothing to do, 1 failed, 2 (plan) there are steps, 3 partial.`,
+  hlctl status                      how is everything`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.SetIn(a.in)
@@ -117,12 +183,15 @@ Exit codes: 0 done or nothing to do, 1 failed, 2 (plan) there are steps, 3 parti
 	f.StringVar(&a.config, "config", "", "client configuration (default "+defaultConfigText()+")")
 	f.StringVar(&a.context, "context", "", "which context of it (default its current one)")
 	f.StringVarP(&a.format, "output", "o", "table", "table, json or yaml")
+	_ = root.MarkPersistentFlagFilename("config", "yaml", "yml")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		switch a.format {
 		case "table", "json", "yaml":
+			a.began = true
 			return nil
 		}
-		return fmt.Errorf("-o %s: table, json or yaml", a.format)
+		return fmt.Errorf("-o %s: there are table, json and yaml", a.format)
 	}
 	root.AddCommand(
 		a.validateCommand(), a.planCommand(), a.applyCommand(), a.statusCommand(), a.hostsCommand(),

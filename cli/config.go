@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -26,7 +29,16 @@ type clientContext struct {
 	CA          string   `yaml:"ca"`
 	Cert        string   `yaml:"cert"`
 	Key         string   `yaml:"key"`
+
+	where string // for errors: the file and the context's name
 }
+
+// configExample is told where the configuration is missing: nothing else says
+// what belongs into it.
+const configExample = `
+  current: home
+  contexts:
+    home: {controllers: ["192.168.4.10:8401"], ca: ca.pem, cert: me.pem, key: me.key}`
 
 func defaultConfig() (string, error) {
 	dir, err := os.UserConfigDir()
@@ -41,51 +53,99 @@ func defaultConfigText() string {
 	return path
 }
 
-// loadContext reads the configuration file and picks the context; relative
-// paths in it are relative to the file.
+// loadContext reads the configuration file and picks the context.
 func (a *app) loadContext() (clientContext, error) {
 	path := a.config
 	if path == "" {
 		var err error
 		if path, err = defaultConfig(); err != nil {
-			return clientContext{}, err
+			return clientContext{}, fmt.Errorf("%w; say where the client configuration is with --config FILE", err)
 		}
 	}
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return clientContext{}, fmt.Errorf("there is no configuration %s; give one with --config FILE", path)
+		return clientContext{}, fmt.Errorf("there is no client configuration %s; give another with --config FILE, or write it:%s", path, configExample)
 	}
 	if err != nil {
 		return clientContext{}, err
 	}
+	c, err := parseConfig(data)
+	if err != nil {
+		return clientContext{}, fmt.Errorf("%s: %w", path, err)
+	}
+	ctx, err := c.pick(a.context)
+	if err != nil {
+		return clientContext{}, fmt.Errorf("%s: %w", path, err)
+	}
+	ctx.where = path
+	for _, file := range []*string{&ctx.CA, &ctx.Cert, &ctx.Key} {
+		*file = besideFile(path, *file)
+	}
+	return ctx, nil
+}
+
+// besideFile is a path that stands in a file: ~ is the user's home, and what is
+// relative is relative to that file.
+func besideFile(file, path string) string {
+	if rest, ok := strings.CutPrefix(path, "~/"); ok {
+		if home, err := os.UserHomeDir(); err == nil {
+			return filepath.Join(home, rest)
+		}
+	}
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(filepath.Dir(file), path)
+}
+
+var unknownKey = regexp.MustCompile(`field (\S+) not found in type \S+`)
+
+// parseConfig is strict: a misspelt key is a fault, not a silence.
+func parseConfig(data []byte) (clientConfig, error) {
 	var c clientConfig
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
-	if err := dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
-		return clientContext{}, fmt.Errorf("%s: %w", path, err)
+	err := dec.Decode(&c)
+	var typed *yaml.TypeError
+	switch {
+	case errors.Is(err, io.EOF):
+		return c, fmt.Errorf("it is empty; it looks like this:%s", configExample)
+	case errors.As(err, &typed):
+		return c, errors.New(unknownKey.ReplaceAllString(strings.Join(typed.Errors, "; "), "unknown key $1"))
+	case err != nil:
+		return c, err
 	}
-	name := a.context
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return c, errors.New("a second document begins in it: it is one document")
+	}
+	return c, nil
+}
+
+// pick gives the context of that name, the current one without a name.
+func (c clientConfig) pick(name string) (clientContext, error) {
+	names := strings.Join(slices.Sorted(maps.Keys(c.Contexts)), ", ")
+	if names == "" {
+		return clientContext{}, fmt.Errorf("it has no contexts; it looks like this:%s", configExample)
+	}
 	if name == "" {
 		name = c.Current
 	}
+	if name == "" {
+		return clientContext{}, fmt.Errorf("no context is its current one; say which with --context NAME (it has: %s)", names)
+	}
 	ctx, ok := c.Contexts[name]
 	if !ok {
-		var names []string
-		for n := range c.Contexts {
-			names = append(names, n)
-		}
-		slices.Sort(names)
-		return clientContext{}, fmt.Errorf("%s has no context %q (it has: %s)", path, name, strings.Join(names, ", "))
+		return clientContext{}, fmt.Errorf("it has no context %q; say which with --context NAME (it has: %s)", name, names)
 	}
 	switch {
 	case len(ctx.Controllers) == 0:
-		return clientContext{}, fmt.Errorf("%s: context %s names no controllers", path, name)
+		return clientContext{}, fmt.Errorf("context %s names no controllers (contexts.%s.controllers: [IP:PORT])", name, name)
 	case ctx.CA == "" || ctx.Cert == "" || ctx.Key == "":
-		return clientContext{}, fmt.Errorf("%s: context %s needs ca, cert and key", path, name)
+		return clientContext{}, fmt.Errorf("context %s needs ca, cert and key", name)
 	}
-	for _, file := range []*string{&ctx.CA, &ctx.Cert, &ctx.Key} {
-		if !filepath.IsAbs(*file) {
-			*file = filepath.Join(filepath.Dir(path), *file)
+	for _, address := range ctx.Controllers {
+		if _, err := netip.ParseAddrPort(address); err != nil {
+			return clientContext{}, fmt.Errorf("context %s: controller %q is not IP:PORT (192.168.4.10:8401)", name, address)
 		}
 	}
 	return ctx, nil

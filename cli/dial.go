@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"strings"
 	"time"
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	"github.com/homeiac/homelab/internal/rpc"
+	"google.golang.org/grpc"
 )
 
 // reads are the calls that change nothing and may be repeated.
@@ -21,19 +21,26 @@ var reads = []string{
 	controllerv1.ControllerService_Version_FullMethodName,
 }
 
-// probeTimeout is how long a controller may take to answer before the next is tried.
-const probeTimeout = 3 * time.Second
+const (
+	// probeTimeout is how long a controller may take to say that it is there.
+	probeTimeout = 3 * time.Second
+	// probeHead is the lead that a controller has over the next one in the
+	// configuration: one that is off does not delay every command by probeTimeout.
+	probeHead = 300 * time.Millisecond
+	// callTimeout bounds a call with one answer. A controller bounds its own
+	// looks at hosts with seconds; this is for one that hangs.
+	callTimeout = 2 * time.Minute
+)
 
-// controller is an open connection to the first controller that answers.
+// controller is an open connection to a controller that answers.
 type controller struct {
 	controllerv1.ControllerServiceClient
 	close   func()
-	address string
 	version *controllerv1.VersionResponse
 }
 
-// connect finds a controller that answers. When none does, the error tells why
-// for each.
+// connect finds a controller that answers, the first in the configuration if it
+// can be. When none does, the error tells why for each.
 func (a *app) connect(ctx context.Context) (*controller, error) {
 	c, err := a.loadContext()
 	if err != nil {
@@ -41,34 +48,124 @@ func (a *app) connect(ctx context.Context) (*controller, error) {
 	}
 	creds, err := rpc.LoadTLS(c.CA, c.Cert, c.Key)
 	if err != nil {
+		return nil, fmt.Errorf("%w\n  correct ca, cert and key in %s", err, c.where)
+	}
+	creds.Log = slog.New(slog.DiscardHandler)
+	return first(ctx, c, func(ctx context.Context, address string) (*controller, error) { return probe(ctx, creds, address) })
+}
+
+// first asks the controllers, each a little after the one before, and takes the
+// first that answers.
+func first(ctx context.Context, c clientContext, probe func(context.Context, string) (*controller, error)) (*controller, error) {
+	type answer struct {
+		i     int
+		found *controller
+		err   error
+	}
+	probing, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answers := make(chan answer, len(c.Controllers))
+	for i, address := range c.Controllers {
+		go func() {
+			if !pause(probing, time.Duration(i)*probeHead) {
+				answers <- answer{i: i, err: probing.Err()}
+				return
+			}
+			found, err := probe(probing, address)
+			answers <- answer{i, found, err}
+		}()
+	}
+	errs := make([]error, len(c.Controllers))
+	for n := range c.Controllers {
+		got := <-answers
+		if got.err != nil {
+			errs[got.i] = got.err
+			continue
+		}
+		go func() {
+			for range len(c.Controllers) - n - 1 {
+				if late := <-answers; late.found != nil {
+					late.found.close()
+				}
+			}
+		}()
+		return got.found, nil
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return nil, noController(c, errs)
+}
+
+// noController says why none of the controllers can be used. What is wrong with
+// our own certificate is the same everywhere, and is said once.
+func noController(c clientContext, errs []error) error {
+	same, denied := true, true
+	var lines []string
+	for i, err := range errs {
+		same = same && err.Error() == errs[0].Error()
+		denied = denied && errors.Is(err, rpc.ErrDenied)
+		lines = append(lines, "  "+c.Controllers[i]+": "+cause(err))
+	}
+	if same && denied {
+		return errs[0]
+	}
+	text := "no controller answers"
+	next := "  is it running? on its host: systemctl status hl-controller\n  the addresses are from " + c.where
+	if denied {
+		text, next = "no controller can be spoken to", "  the addresses and certificates are from "+c.where
+	}
+	return fmt.Errorf("%s\n%s\n%s", text, strings.Join(lines, "\n"), next)
+}
+
+// cause is a connection's error without gRPC's words around it.
+func cause(err error) string {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Sprintf("no answer within %.0f s", probeTimeout.Seconds())
+	}
+	text := err.Error()
+	if _, inner, ok := strings.Cut(text, "Error while dialing: "); ok {
+		text = strings.TrimSuffix(inner, `"`)
+	}
+	return text
+}
+
+func probe(ctx context.Context, creds *rpc.Credentials, address string) (*controller, error) {
+	conn, err := rpc.Dial(rpc.Target{
+		Address: address, Role: rpc.RoleController, Credentials: creds, Reads: reads, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
 		return nil, err
 	}
-	var errs []error
-	for _, address := range c.Controllers {
-		conn, err := rpc.Dial(rpc.Target{
-			Address: address, Role: rpc.RoleController, Credentials: creds, Reads: reads,
-			Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		})
-		if err != nil {
-			return nil, err
-		}
-		client := controllerv1.NewControllerServiceClient(conn)
-		probe, cancel := context.WithTimeout(ctx, probeTimeout)
-		version, err := client.Version(probe, &controllerv1.VersionRequest{})
-		cancel()
-		if err == nil {
-			return &controller{ControllerServiceClient: client, close: func() { _ = conn.Close() }, address: address, version: version}, nil
-		}
+	client := controllerv1.NewControllerServiceClient(conn)
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	version, err := client.Version(ctx, &controllerv1.VersionRequest{})
+	if err != nil {
 		_ = conn.Close()
-		// A certificate that is refused here is refused everywhere.
-		if errors.Is(err, rpc.ErrDenied) {
-			return nil, err
-		}
-		errs = append(errs, fmt.Errorf("%s: %w", address, err))
+		return nil, err
 	}
-	var lines []string
-	for _, err := range errs {
-		lines = append(lines, "  "+err.Error())
+	return &controller{ControllerServiceClient: client, close: func() { _ = conn.Close() }, version: version}, nil
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
-	return nil, fmt.Errorf("no controller answers\n%s\nis it running? on its host: systemctl status hl-controller", strings.Join(lines, "\n"))
+}
+
+// ask makes one call with one answer, in bounded time.
+func ask[Q, R any](ctx context.Context, call func(context.Context, Q, ...grpc.CallOption) (R, error), req Q) (R, error) {
+	bounded, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, err := call(bounded, req)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		err = fmt.Errorf("the controller gave no answer within %.0f min; on its host: journalctl -u hl-controller", callTimeout.Minutes())
+	}
+	return resp, err
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -20,12 +21,17 @@ type guestDoc struct {
 	Health    string   `json:"health"`
 	Reason    string   `json:"reason"`
 	Addresses []string `json:"addresses"`
+	// Beyond the contract:
+	Role       string `json:"role"`
+	Node       string `json:"node"`
+	Generation *int32 `json:"generation"`
 }
 
 func guestJSON(g *controllerv1.GuestStatus) guestDoc {
 	return guestDoc{
 		Name: g.GetName(), Host: g.GetHost(), VMID: numberOrNull(g.GetVmid()), UUID: g.GetUuid(),
 		Power: powerWord(g.GetPower()), Health: healthWord(g.GetHealth()), Reason: g.GetReason(), Addresses: list(g.GetAddresses()),
+		Role: roleWord(g.GetRole()), Node: g.GetNodeName(), Generation: numberOrNull(g.GetGeneration()),
 	}
 }
 
@@ -58,6 +64,16 @@ var healthColours = map[string]string{"healthy": green, "booting": yellow, "unwe
 func (a *app) guestsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "guests", Short: "Show the guests of the Spec and how they are", Args: cobra.NoArgs,
+		Long: `guests shows each guest of the last Spec that was applied, looked at now.
+
+  healthy  booted and, as a member, Ready
+  booting  on its way
+  unwell   not as it should be; the reason says why
+  standby  stopped on purpose
+  unknown  could not be seen, or absent: not made yet
+
+Exit code 0, whatever it shows.`,
+		Example: "  hlctl guests\n  hlctl guests show k3s-1\n  ssh ubuntu@$(hlctl guests ip k3s-1)",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			resp, err := a.status(cmd.Context(), true, true)
 			if err != nil {
@@ -69,6 +85,9 @@ func (a *app) guestsCommand() *cobra.Command {
 	cmd.AddCommand(
 		&cobra.Command{
 			Use: "show GUEST", Short: "Show all that is known of one guest", Args: cobra.ExactArgs(1),
+			Long: `show tells what is known of one guest: where and what it is, how it is and why, and
+what was seen inside it.`,
+			Example: "  hlctl guests show k3s-1\n  hlctl guests show k3s-1 -o yaml",
 			RunE: func(cmd *cobra.Command, args []string) error {
 				g, err := a.oneGuest(cmd.Context(), args[0])
 				if err != nil {
@@ -79,19 +98,30 @@ func (a *app) guestsCommand() *cobra.Command {
 		},
 		&cobra.Command{
 			Use: "ip GUEST", Short: "Print a guest's first address", Args: cobra.ExactArgs(1),
+			Long: `ip prints the first address of a guest and nothing else, for use in scripts. With
+-o json or yaml it prints all of them as a list.`,
+			Example: "  ssh ubuntu@$(hlctl guests ip k3s-1)",
 			RunE: func(cmd *cobra.Command, args []string) error {
 				g, err := a.oneGuest(cmd.Context(), args[0])
 				if err != nil {
 					return err
 				}
 				if len(g.GetAddresses()) == 0 {
-					return fmt.Errorf("no address of %s is known (%s); hlctl guests show %s", g.GetName(), g.GetReason(), g.GetName())
+					return fmt.Errorf("no address of %s is known%s; hlctl guests show %s", g.GetName(), bracketed(g.GetReason()), g.GetName())
 				}
 				return a.print(g.GetAddresses(), func() { fmt.Fprintln(a.out, g.GetAddresses()[0]) })
 			},
 		},
 	)
 	return cmd
+}
+
+// bracketed is " (text)", empty for no text.
+func bracketed(text string) string {
+	if text == "" {
+		return ""
+	}
+	return " (" + text + ")"
 }
 
 func (a *app) oneGuest(ctx context.Context, name string) (*controllerv1.GuestStatus, error) {
@@ -106,7 +136,10 @@ func (a *app) oneGuest(ctx context.Context, name string) (*controllerv1.GuestSta
 		}
 		names = append(names, g.GetName())
 	}
-	return nil, fmt.Errorf("the Spec has no guest %s (it has: %s)", name, strings.Join(names, ", "))
+	if len(names) == 0 {
+		return nil, errors.New("no Spec was applied yet; begin with hlctl apply -f homelab.yaml")
+	}
+	return nil, fmt.Errorf("the Spec has no guest %s (it has: %s); hlctl guests", name, strings.Join(names, ", "))
 }
 
 func (a *app) showGuests(guests []*controllerv1.GuestStatus) {
@@ -118,7 +151,7 @@ func (a *app) showGuests(guests []*controllerv1.GuestStatus) {
 	for _, g := range guests {
 		rows = append(rows, a.guestRow(g))
 	}
-	a.table(a.out, []string{"GUEST", "HOST", "VMID", "POWER", "HEALTH", "ROLE", "ADDRESS", ""}, rows)
+	a.table([]string{"GUEST", "HOST", "VMID", "POWER", "HEALTH", "ROLE", "ADDRESS", ""}, rows)
 }
 
 func (a *app) guestRow(g *controllerv1.GuestStatus) []cell {
@@ -129,7 +162,7 @@ func (a *app) guestRow(g *controllerv1.GuestStatus) []cell {
 	if p := powerWord(g.GetPower()); p != nil {
 		power = *p
 	}
-	address := ""
+	address := "-"
 	if len(g.GetAddresses()) > 0 {
 		address = g.GetAddresses()[0]
 	}
@@ -158,14 +191,20 @@ func (a *app) showGuest(g *controllerv1.GuestStatus) {
 	}
 	health := healthWord(g.GetHealth())
 	fmt.Fprintf(a.out, "%s  on %s\n", g.GetName(), g.GetHost())
-	line("health", strings.TrimSpace(a.paint(healthColours[health], health)+"  "+g.GetReason()))
+	text := a.paint(healthColours[health], health)
+	if g.GetReason() != "" {
+		text += ": " + g.GetReason()
+	}
+	line("health", text)
 	line("power", power)
 	if g.GetVmid() != 0 {
 		line("VMID", fmt.Sprintf("%d, generation %d", g.GetVmid(), g.GetGeneration()))
 	}
 	line("uuid", g.GetUuid())
 	line("addresses", strings.Join(g.GetAddresses(), ", "))
-	line("node", strings.TrimSpace(g.GetNodeName()+"  "+roleWord(g.GetRole())))
+	if g.GetNodeName() != "" {
+		line("node", g.GetNodeName()+", "+roleWord(g.GetRole()))
+	}
 	look := g.GetLook()
 	if look == nil {
 		return
@@ -175,7 +214,7 @@ func (a *app) showGuest(g *controllerv1.GuestStatus) {
 	line("ssh", fact(look.GetSsh()))
 	line("guest agent", fact(look.GetGuestAgent()))
 	line("cloud-init", fact(look.GetCloudInit()))
-	line("k3s", strings.TrimSpace(look.GetK3S().GetVersion()))
+	line("k3s", look.GetK3S().GetVersion())
 }
 
 // fact is a Fact for people.
@@ -188,7 +227,7 @@ func fact(f *homelabv1.Fact) string {
 		word = "no"
 	}
 	if f.GetReason() != "" {
-		word += "  " + f.GetReason()
+		word += ", " + f.GetReason()
 	}
 	return word
 }

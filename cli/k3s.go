@@ -1,11 +1,12 @@
 package cli
 
 import (
-	"fmt"
+	"errors"
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 )
 
 // memberDoc is one member in JSON; its fields are a contract.
@@ -42,16 +43,32 @@ type clusterDoc struct {
 }
 
 func (a *app) k3sCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "k3s", Short: "The k3s cluster: status, members, kubeconfig", Args: cobra.NoArgs}
+	cmd := &cobra.Command{
+		Use: "k3s", Short: "The k3s cluster: status, members, kubeconfig", Args: cobra.NoArgs,
+		Long: `k3s shows the cluster that the guests form, as its servers tell it.
+
+Exit code 3 when the k3s API does not answer.`,
+		Example: "  hlctl k3s status\n  hlctl k3s members -o json\n  hlctl k3s kubeconfig",
+	}
 	cmd.AddCommand(
 		&cobra.Command{
 			Use: "status", Short: "Show nodes, members and the Spec side by side", Args: cobra.NoArgs,
+			Long: `status shows Kubernetes nodes, etcd members and the Spec's guests side by side: nodes
+and members that belong to no guest (ghosts), learners, other versions than the Spec
+pins, and how many voters may still fail.
+
+Exit code 3 when the k3s API does not answer.`,
+			Example: "  hlctl k3s status\n  hlctl k3s status -o json | jq '.nodes[] | select(.ready != true)'",
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				resp, err := a.status(cmd.Context(), true, true)
 				if err != nil {
 					return err
 				}
-				if err := a.print(clusterJSON(resp), func() { a.showCluster(resp) }); err != nil {
+				doc := clusterJSON(resp)
+				if doc == nil {
+					doc = &clusterDoc{API: "unknown", Etcd: "unknown", Nodes: []nodeDoc{}, Members: []memberDoc{}}
+				}
+				if err := a.print(doc, func() { a.showCluster(resp) }); err != nil {
 					return err
 				}
 				return clusterExit(resp)
@@ -59,6 +76,12 @@ func (a *app) k3sCommand() *cobra.Command {
 		},
 		&cobra.Command{
 			Use: "members", Short: "Show the cluster's members: etcd's, and agents", Args: cobra.NoArgs,
+			Long: `members shows the members of the cluster: servers as etcd knows them, agents as
+Kubernetes does. A member of no guest is a ghost. Healthy is an etcd member that
+answers and knows its leader, or an agent whose Node is Ready.
+
+Exit code 3 when the k3s API does not answer.`,
+			Example: "  hlctl k3s members\n  hlctl k3s members -o json | jq -r '.[] | select(.guest == \"\") | .id'",
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				resp, err := a.status(cmd.Context(), true, true)
 				if err != nil {
@@ -73,16 +96,26 @@ func (a *app) k3sCommand() *cobra.Command {
 		},
 		&cobra.Command{
 			Use: "kubeconfig", Short: "Print the cluster's admin kubeconfig (a secret)", Args: cobra.NoArgs,
-			Example: "  hlctl k3s kubeconfig > ~/.kube/homelab && chmod 600 ~/.kube/homelab",
+			Long: `kubeconfig prints the admin kubeconfig of the cluster, its server address made
+reachable: the Spec's endpoint, or a healthy server. It is a secret: whoever has it
+is the cluster's admin.`,
+			Example: "  (umask 077; hlctl k3s kubeconfig > ~/.kube/homelab)\n  KUBECONFIG=~/.kube/homelab kubectl get nodes",
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				c, err := a.connect(cmd.Context())
 				if err != nil {
 					return err
 				}
 				defer c.close()
-				resp, err := c.Kubeconfig(cmd.Context(), &controllerv1.KubeconfigRequest{})
+				resp, err := ask(cmd.Context(), c.Kubeconfig, &controllerv1.KubeconfigRequest{})
 				if err != nil {
 					return err
+				}
+				if a.format == "json" {
+					var v any
+					if err := yaml.Unmarshal(resp.GetKubeconfig(), &v); err != nil {
+						return errors.New("the kubeconfig is not YAML; look at it with: hlctl k3s kubeconfig") // its text is secret
+					}
+					return a.print(v, nil)
 				}
 				_, err = a.out.Write(resp.GetKubeconfig())
 				return err
@@ -98,7 +131,14 @@ func clusterExit(resp *controllerv1.StatusResponse) error {
 	if c == nil || c.GetApi().GetTruth() == homelabv1.Truth_TRUTH_YES {
 		return nil
 	}
-	return &ExitError{Code: exitPartial, Err: fmt.Errorf("the k3s API did not answer: %s", c.GetApi().GetReason())}
+	return &exitError{code: exitPartial, err: errors.New(silentAPI(c) + "; see the guests: hlctl guests")}
+}
+
+func silentAPI(c *controllerv1.ClusterStatus) string {
+	if r := c.GetApi().GetReason(); r != "" {
+		return "the k3s API did not answer: " + r
+	}
+	return "the k3s API did not answer"
 }
 
 func truthWord(f *homelabv1.Fact) string {
@@ -167,78 +207,4 @@ func membersJSON(resp *controllerv1.StatusResponse) []memberDoc {
 		}
 	}
 	return docs
-}
-
-func (a *app) showMembers(docs []memberDoc) {
-	var rows [][]cell
-	for _, m := range docs {
-		vote, health := "-", cell{"unwell", red}
-		switch {
-		case m.Voter:
-			vote = "voter"
-		case m.Learner:
-			vote = "learner"
-		}
-		if m.Healthy {
-			health = cell{"healthy", green}
-		}
-		guest := plain(m.Guest)
-		if m.Guest == "" {
-			guest = cell{"none (ghost)", red}
-		}
-		rows = append(rows, []cell{guest, plain(m.Role), plain(vote), health, plain(m.Name), plain(m.ID)})
-	}
-	a.table(a.out, []string{"GUEST", "ROLE", "ETCD", "HEALTH", "NAME", "ID"}, rows)
-}
-
-func (a *app) showCluster(resp *controllerv1.StatusResponse) {
-	c := resp.GetCluster()
-	if c == nil {
-		fmt.Fprintln(a.out, "The Spec has no k3s cluster, or none was applied yet.")
-		return
-	}
-	fmt.Fprintf(a.out, "k3s %s   API %s, etcd %s, %s, %d healthy, quorum %d (%s)\n\n", c.GetVersion(), fact(c.GetApi()), fact(c.GetEtcd()),
-		plural(int(c.GetVoters()), "voter", "voters"), c.GetHealthyVoters(), c.GetQuorum(), mayFail(c))
-	var rows [][]cell
-	seen := map[string]bool{}
-	for _, n := range c.GetNodes() {
-		seen[n.GetName()] = true
-		ready := cell{"Ready", green}
-		if n.GetReady().GetTruth() != homelabv1.Truth_TRUTH_YES {
-			ready = cell{"NotReady", red}
-		}
-		version := plain(n.GetVersion())
-		if n.GetVersion() != c.GetVersion() {
-			version.colour = yellow
-		}
-		guest := plain(guestOfNode(resp, n.GetName()))
-		if guest.text == "" {
-			guest = cell{"none (ghost)", red}
-		}
-		rows = append(rows, []cell{guest, plain(n.GetName()), plain(nodeRole(n)), ready, version, plain(n.GetAddress()), plain(etcdOf(c, n.GetName()))})
-	}
-	for _, g := range resp.GetGuests() {
-		if g.GetRole() != homelabv1.Role_ROLE_UNSPECIFIED && !seen[g.GetNodeName()] && g.GetHealth() != controllerv1.Health_HEALTH_STANDBY {
-			rows = append(rows, []cell{plain(g.GetName()), plain(g.GetNodeName()), plain(roleWord(g.GetRole())), {"no Node", red}, plain(""), plain(""), plain(etcdOf(c, g.GetNodeName()))})
-		}
-	}
-	a.table(a.out, []string{"GUEST", "NODE", "ROLE", "READY", "VERSION", "ADDRESS", "ETCD"}, rows)
-	for _, m := range c.GetMembers() {
-		if m.GetGuest() == "" {
-			fmt.Fprintf(a.out, "%s etcd member %s (%s) belongs to no guest\n", a.paint(red, "!"), m.GetMember().GetName(), m.GetMember().GetId())
-		}
-	}
-}
-
-// etcdOf is what a node is in etcd.
-func etcdOf(c *controllerv1.ClusterStatus, node string) string {
-	for _, m := range c.GetMembers() {
-		if m.GetNode() == node {
-			if m.GetMember().GetLearner() {
-				return "learner"
-			}
-			return "voter"
-		}
-	}
-	return "-"
 }

@@ -2,79 +2,22 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
 )
 
-// lineShow tells a run in plain lines, for logs and --verbose.
-type lineShow struct{ story *story }
-
-func (l *lineShow) plan(p *homelabv1.Plan) { l.story.plan(p) }
-func (l *lineShow) close()                 {}
-
-func (l *lineShow) event(e *homelabv1.Event) {
-	s := l.story
-	changed := s.event(e, s.a.now())
-	name := e.GetGuest()
-	if name == "" {
-		name = e.GetHost()
-	}
-	style := actions[s.steps[e.GetStep()].GetAction()]
-	line := ""
-	switch e.GetKind() {
-	case homelabv1.EventKind_EVENT_KIND_STEP_STARTED:
-		line = style.doing
-	case homelabv1.EventKind_EVENT_KIND_STEP_PROGRESS:
-		if changed {
-			line = strings.TrimSpace(e.GetPhase() + "  " + e.GetText())
-		}
-	case homelabv1.EventKind_EVENT_KIND_STEP_DONE:
-		line = style.done + "  " + clockTime(e.GetTook().AsDuration())
-	case homelabv1.EventKind_EVENT_KIND_STEP_FAILED:
-		line = "failed  " + e.GetText()
-	case homelabv1.EventKind_EVENT_KIND_STEP_SKIPPED:
-		line = "skipped  " + e.GetText()
-	case homelabv1.EventKind_EVENT_KIND_WAITING:
-		line = "waiting  " + e.GetText()
-	case homelabv1.EventKind_EVENT_KIND_CALL:
-		if s.verbose {
-			line = callLine(e.GetCall())
-		}
-	}
-	if line != "" {
-		fmt.Fprintf(s.a.out, "%s  %-8s %-6s %s\n", e.GetTime().AsTime().Local().Format("15:04:05"), name, e.GetHost(), line)
-	}
-}
-
-func (l *lineShow) summary(s *homelabv1.Summary, took time.Duration) { l.story.tell(s, took) }
-
-// callLine is one call as --verbose shows it, secrets masked by who made it.
-func callLine(c *homelabv1.Call) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "$ %s", c.GetProgram())
-	for _, arg := range c.GetArgs() {
-		if arg == "" || strings.ContainsAny(arg, " \t\n'\"$&|;<>*?()") {
-			arg = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
-		}
-		b.WriteString(" " + arg)
-	}
-	fmt.Fprintf(&b, "   exit %d, %.1f s", c.GetExit(), c.GetTook().AsDuration().Seconds())
-	if c.GetError() != "" {
-		b.WriteString(": " + c.GetError())
-	}
-	return b.String()
-}
-
-// liveShow keeps one line a guest on a terminal while a run goes on.
+// liveShow keeps one line a guest on a terminal while a run goes on, and leaves
+// nothing of it behind.
 type liveShow struct {
-	mu     sync.Mutex
+	a      *app
 	story  *story
-	screen *mpb.Progress
+	screen *mpb.Progress // nil until there is something to show
 	bars   []*mpb.Bar
 	closed bool
 }
@@ -82,105 +25,133 @@ type liveShow struct {
 // redraw is how often the clock on the lines moves.
 const redraw = 200 * time.Millisecond
 
-func newLiveShow(s *story) *liveShow {
-	l := &liveShow{story: s, screen: mpb.New(mpb.WithOutput(s.a.out), mpb.WithRefreshRate(redraw), mpb.WithAutoRefresh())}
-	l.addLines()
-	return l
+// open begins the picture with as many lines as there are guests, or as fit on
+// the screen, and one for the sum.
+func (l *liveShow) open() {
+	lines := len(l.story.order) + 1
+	if f, ok := l.a.out.(interface{ Fd() uintptr }); ok {
+		// One row stays for the cursor.
+		if _, rows, err := term.GetSize(int(f.Fd())); err == nil && rows > 2 {
+			lines = min(lines, rows-1)
+		}
+	}
+	l.screen = mpb.New(mpb.WithOutput(l.a.out), mpb.WithRefreshRate(redraw), mpb.WithAutoRefresh())
+	for i := range lines {
+		l.bars = append(l.bars, l.screen.New(0, mpb.NopStyle(), mpb.BarRemoveOnComplete(),
+			mpb.PrependDecorators(decor.Any(func(st decor.Statistics) string {
+				return l.picture(st.AvailableWidth-1, lines)[i]
+			}))))
+	}
 }
 
-// addLines makes a line for each guest with work, and one for the sum.
-func (l *liveShow) addLines() {
-	line := func(text func() string) {
-		bar := l.screen.New(0, mpb.NopStyle(), mpb.BarRemoveOnComplete(),
-			mpb.PrependDecorators(decor.Any(func(decor.Statistics) string {
-				l.mu.Lock()
-				defer l.mu.Unlock()
-				return text()
-			})))
-		l.bars = append(l.bars, bar)
+// picture is all lines, of at most the given width.
+func (l *liveShow) picture(width, lines int) []string {
+	s, now := l.story, l.a.now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	keys := s.order
+	if len(keys) > lines-1 {
+		// What works comes first when not all fit.
+		keys = slices.Clone(keys)
+		slices.SortStableFunc(keys, func(a, b string) int { return s.urgency(s.guests[a]) - s.urgency(s.guests[b]) })
+		keys = keys[:lines-1]
 	}
-	for _, key := range l.story.order {
-		line(func() string { return l.guestLine(key) })
+	var text []string
+	for _, key := range keys {
+		text = append(text, l.guestLine(s.guests[key], now, width))
 	}
-	line(func() string { return l.sumLine() })
+	for len(text) < lines-1 {
+		text = append(text, "")
+	}
+	return append(text, fit(s.sumLine(now, len(s.order)-len(keys)), "", width))
 }
 
-func (l *liveShow) guestLine(key string) string {
-	g, now := l.story.guests[key], l.story.a.now()
-	if g == nil {
-		return ""
-	}
-	name := g.guest
-	if name == "" {
-		name = g.host
-	}
-	phase, text, clock := g.phase, g.text, ""
+func (s *story) urgency(g *progress) int {
 	switch {
-	case g.left == 0 && g.phase == "" || g.failed != "":
-		phase, _ = g.outcome()
-		text = strings.TrimSpace(g.failed + g.noteText)
-	case g.phase == "":
-		phase = "waiting"
+	case g.phase != "":
+		return 0
+	case g.failed != "":
+		return 1
+	case !s.finished(g):
+		return 2
+	}
+	return 3
+}
+
+// phaseWidth fits every phase and most outcomes.
+const phaseWidth = 10
+
+// guestLine is one guest: name, host, phase, what it waits for, and the clock.
+func (l *liveShow) guestLine(g *progress, now time.Time, width int) string {
+	s := l.story
+	phase, text, clock, colour := g.phase, g.text, "", ""
+	switch {
+	case g.failed != "" || s.finished(g):
+		phase, colour, text = g.outcome()
+		if !g.begun.IsZero() {
+			clock = clockTime(g.end.Sub(g.begun))
+		}
+	case phase == "":
+		phase, text = "waiting", s.waitsFor(g)
 	default:
 		clock = clockTime(now.Sub(g.since))
 		if g.limit > 0 {
 			clock += " / ~" + clockTime(g.limit)
 		}
 	}
-	line := fmt.Sprintf("%-8s %-6s %-10s %s", name, g.host, phase, strings.ReplaceAll(text, "\n", " "))
-	return fit(line, clock, l.story.a.columns-1)
+	text, _, _ = strings.Cut(text, "\n") // the rest is for the end
+	start := fmt.Sprintf("%-*s  %-*s  ", s.wide[0], g.name(), s.wide[1], g.host)
+	line := fit(fmt.Sprintf("%s%-*s %s", start, phaseWidth, phase, text), clock, width)
+	if colour != "" && strings.HasPrefix(line, start+phase) {
+		line = start + l.a.paint(colour, phase) + line[len(start)+len(phase):]
+	}
+	return line
 }
 
-func (l *liveShow) sumLine() string {
-	s := l.story
+func (s *story) sumLine(now time.Time, hidden int) string {
 	if s.started.IsZero() {
-		return strings.TrimSpace("-- " + s.note)
+		return "-- " + s.note
 	}
-	return strings.TrimSpace(fmt.Sprintf("-- %d of %d steps, %s  %s", s.ended, s.total, clockTime(s.a.now().Sub(s.started)), s.note))
+	line := fmt.Sprintf("-- %d of %d steps, %s", len(s.over), len(s.steps), clockTime(now.Sub(s.started)))
+	if hidden > 0 {
+		line += ", " + plural(hidden, "more guest", "more guests")
+	}
+	return strings.TrimSpace(line + "  " + s.note)
 }
 
 // fit puts left and right on one line of the given width, cutting left.
 func fit(left, right string, width int) string {
-	room := width - len([]rune(right)) - 1
-	runes := []rune(left)
+	runes := []rune(strings.TrimRight(left, " "))
+	room := width
+	if right != "" {
+		room -= len([]rune(right)) + 1
+	}
 	if len(runes) > room && room > 3 {
 		runes = append(runes[:room-3], []rune("...")...)
 	}
-	pad := max(1, width-len(runes)-len([]rune(right)))
 	if right == "" {
-		return strings.TrimRight(string(runes), " ")
+		return string(runes)
 	}
-	return string(runes) + strings.Repeat(" ", pad) + right
+	return string(runes) + strings.Repeat(" ", max(1, width-len(runes)-len([]rune(right)))) + right
 }
 
-// plan replaces the lines when another plan is carried out than was shown.
-func (l *liveShow) plan(p *homelabv1.Plan) {
-	l.mu.Lock()
-	l.story.plan(p)
-	old := l.bars
-	l.bars = nil
-	l.mu.Unlock()
-	l.addLines()
-	for _, b := range old {
-		b.Abort(true)
+func (l *liveShow) event(e *homelabv1.Event, _ bool) {
+	// A run without steps is over before anything could be read, unless it waits.
+	worth := len(l.story.steps) > 0 || e.GetKind() == homelabv1.EventKind_EVENT_KIND_WAITING
+	if l.screen == nil && worth && !l.closed {
+		l.open()
 	}
-}
-
-func (l *liveShow) event(e *homelabv1.Event) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.story.event(e, l.story.a.now())
 }
 
 func (l *liveShow) close() {
-	if l.closed {
-		return
-	}
 	l.closed = true
 	for _, b := range l.bars {
 		b.Abort(true)
 	}
-	l.screen.Wait()
+	l.bars = nil
+	if l.screen != nil {
+		l.screen.Wait()
+	}
 }
 
-func (l *liveShow) summary(s *homelabv1.Summary, took time.Duration) { l.story.tell(s, took) }
+func (l *liveShow) summary(s *homelabv1.Summary, took time.Duration) { l.a.tell(l.story, s, took) }

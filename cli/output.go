@@ -3,7 +3,6 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -17,6 +16,7 @@ func (a *app) print(v any, table func()) error {
 	case "json":
 		enc := json.NewEncoder(a.out)
 		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
 		return enc.Encode(v)
 	case "yaml":
 		return a.printYAML(v)
@@ -67,26 +67,43 @@ func (a *app) paint(code, text string) string {
 	return "\x1b[" + code + "m" + text + "\x1b[0m"
 }
 
-// table prints rows under their headings, aligned, two blanks between columns.
-func (a *app) table(w io.Writer, heading []string, rows [][]cell) {
-	widths := make([]int, len(heading))
-	for i, h := range heading {
-		widths[i] = utf8.RuneCountInString(h)
+// table prints rows under their headings, aligned, two blanks between columns,
+// one where that would be too wide. A last column without heading holds
+// sentences: one that does not fit stands below its row.
+func (a *app) table(heading []string, rows [][]cell) {
+	columns := len(heading)
+	sentences := heading[columns-1] == ""
+	if sentences {
+		columns--
 	}
-	for _, row := range rows {
-		for i, c := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(c.text))
+	widths, total := make([]int, columns), 0
+	for i := range widths {
+		widths[i] = utf8.RuneCountInString(heading[i])
+		for _, row := range rows {
+			widths[i] = max(widths[i], utf8.RuneCountInString(row[i].text))
 		}
+		total += widths[i]
 	}
+	gap := 2
+	if total+gap*(columns-1) > a.columns {
+		gap = 1
+	}
+	indent := total + gap*columns
 	line := func(row []cell) {
 		var b strings.Builder
-		for i, c := range row {
+		for i, c := range row[:columns] {
 			b.WriteString(a.paint(c.colour, c.text))
-			if i < len(row)-1 {
-				b.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c.text)+2))
-			}
+			b.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c.text)+gap))
 		}
-		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
+		text := ""
+		if sentences {
+			text = row[columns].text
+		}
+		if indent+utf8.RuneCountInString(text) <= a.columns && !strings.Contains(text, "\n") {
+			fmt.Fprintln(a.out, strings.TrimRight(b.String()+text, " "))
+			return
+		}
+		fmt.Fprintf(a.out, "%s\n    %s\n", strings.TrimRight(b.String(), " "), a.wrap(text, 4))
 	}
 	head := make([]cell, len(heading))
 	for i, h := range heading {
@@ -126,7 +143,12 @@ func span(d time.Duration) string {
 	case d < 48*time.Hour:
 		return fmt.Sprintf("%d h", int(d.Hours()))
 	}
-	return fmt.Sprintf("%d d", int(d.Hours()/24))
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}
+
+// short is a span in a column of a table: 3d, 5h, 12m.
+func short(d time.Duration) string {
+	return strings.NewReplacer(" days", "d", " min", "m", " ", "").Replace(span(d))
 }
 
 // clockTime is minutes and seconds, 1:07, with hours when there are any.
@@ -149,6 +171,16 @@ func size(b int64) string {
 		return fmt.Sprintf("%.0f %s", f, units[i])
 	}
 	return fmt.Sprintf("%.1f %s", f, units[i])
+}
+
+// used is how much of something is in use: 9.1/31 GiB.
+func used(b, of int64) string {
+	number, unit, _ := strings.Cut(size(b), " ")
+	total, totalUnit, _ := strings.Cut(size(of), " ")
+	if unit == totalUnit {
+		return number + "/" + total + " " + unit
+	}
+	return size(b) + "/" + size(of)
 }
 
 // timeOrNull is RFC 3339 in UTC for JSON, null for no time.

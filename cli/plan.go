@@ -1,7 +1,7 @@
 package cli
 
 import (
-	"fmt"
+	"context"
 	"strings"
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
@@ -9,78 +9,65 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// action is how a step is shown: its mark, its word, and the colour of both.
-type action struct{ mark, word, doing, done, colour string }
-
-var actions = map[homelabv1.Action]action{
-	homelabv1.Action_ACTION_FETCH:    {"+", "fetch", "fetching", "fetched", green},
-	homelabv1.Action_ACTION_ROLLBACK: {"!", "roll back", "rolling back", "rolled back", red},
-	homelabv1.Action_ACTION_CREATE:   {"+", "create", "creating", "created", green},
-	homelabv1.Action_ACTION_START:    {"~", "start", "starting", "started", yellow},
-	homelabv1.Action_ACTION_BOOT:     {"~", "boot", "booting", "booted", yellow},
-	homelabv1.Action_ACTION_INIT:     {"+", "new cluster", "making the cluster", "made the cluster", green},
-	homelabv1.Action_ACTION_JOIN:     {"+", "join", "joining", "joined", green},
-	homelabv1.Action_ACTION_VERIFY:   {"~", "verify", "verifying", "verified", yellow},
-}
-
-// noteStyle is how a note's kind is shown.
-type noteStyle struct{ mark, word, colour string }
-
-var notes = map[homelabv1.NoteKind]noteStyle{
-	homelabv1.NoteKind_NOTE_KIND_SKIPPED: {"-", "skipped", dim},
-	homelabv1.NoteKind_NOTE_KIND_REFUSED: {"!", "refused", red},
-	homelabv1.NoteKind_NOTE_KIND_BUSY:    {"-", "busy", yellow},
-	homelabv1.NoteKind_NOTE_KIND_INFO:    {" ", "note", ""},
-	homelabv1.NoteKind_NOTE_KIND_WARNING: {"!", "warning", yellow},
-}
-
 func (a *app) planCommand() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use: "plan -f homelab.yaml", Short: "Show what would be done, and why; changes nothing", Args: cobra.NoArgs,
-		Long: `plan asks the controller what would make the fleet as the Spec says, and why. It
-changes nothing. Exit codes: 0 nothing to do, 2 there are steps, 3 something cannot
-be done now and the rest is well, 1 failed.`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := specForController(file)
-			if err != nil {
-				return err
-			}
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.close()
-			resp, err := c.Plan(cmd.Context(), &controllerv1.PlanRequest{Spec: f.text, SpecName: f.name})
-			if err != nil {
-				return err
-			}
-			p := resp.GetPlan()
-			if err := a.print(planJSON(p), func() { a.showPlan(p, file) }); err != nil {
-				return err
-			}
-			return planExit(p)
-		},
+		Long: `plan has the controller look at all hosts and tell what would make the fleet as the
+Spec says, guest by guest, and why. It changes nothing.
+
+  +  is made     ~  is started or waited for     !  destroys, or needs a person
+  -  is left alone now: a host is silent, or somebody works on it
+
+Exit codes: 0 nothing to do, 2 there are steps, 3 something cannot be done now and
+the rest is well, 1 failed.`,
+		Example: "  hlctl plan -f homelab.yaml\n  hlctl plan -f homelab.yaml -o json | jq -r '.steps[].id'",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.plan(cmd.Context(), file) },
 	}
 	specFlag(cmd, &file)
 	return cmd
 }
 
-// planExit is the contract's exit code of plan.
-func planExit(p *homelabv1.Plan) error {
-	c := countNotes(p)
-	switch {
-	case len(p.GetSteps()) > 0:
-		return &ExitError{Code: exitSteps}
-	case c.skipped+c.refused == 0:
-		return nil
-	case c.unchanged > 0:
-		return &ExitError{Code: exitPartial}
+func (a *app) plan(ctx context.Context, file string) error {
+	f, err := specForController(file)
+	if err != nil {
+		return err
 	}
-	return &ExitError{Code: exitFailed}
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	resp, err := ask(ctx, c.Plan, &controllerv1.PlanRequest{Spec: f.text, SpecName: f.name})
+	if err != nil {
+		return err
+	}
+	p := resp.GetPlan()
+	if err := a.print(planJSON(p), func() { a.showPlan(p, file) }); err != nil {
+		return err
+	}
+	return planExit(p, resp.GetGuests())
 }
 
-// counts of a plan, by guest or host.
+// planExit is the contract's exit code of plan.
+func planExit(p *homelabv1.Plan, guests []*controllerv1.GuestStatus) error {
+	c := countNotes(p)
+	healthy := c.unchanged > 0
+	for _, g := range guests {
+		healthy = healthy || g.GetHealth() == controllerv1.Health_HEALTH_HEALTHY
+	}
+	switch {
+	case len(p.GetSteps()) > 0:
+		return &exitError{code: exitSteps}
+	case c.skipped+c.refused == 0:
+		return nil
+	case healthy:
+		return &exitError{code: exitPartial}
+	}
+	return &exitError{code: exitFailed}
+}
+
+// counts of a plan's notes.
 type counts struct{ unchanged, skipped, refused int }
 
 func countNotes(p *homelabv1.Plan) counts {
@@ -96,195 +83,6 @@ func countNotes(p *homelabv1.Plan) counts {
 		}
 	}
 	return c
-}
-
-// group is everything a plan says of one guest, or of the fleet when there is none.
-type group struct {
-	guest, host string
-	steps       []*homelabv1.Step
-	notes       []*homelabv1.Note
-}
-
-// groups gathers a plan by guest, in the order of the steps, then of the notes.
-// Fetches go to the guests that wait for them.
-func groups(p *homelabv1.Plan) []*group {
-	var order []*group
-	byGuest := map[string]*group{}
-	at := func(guest, host string) *group {
-		key := guest
-		if guest == "" {
-			key = "host " + host
-		}
-		g, ok := byGuest[key]
-		if !ok {
-			g = &group{guest: guest, host: host}
-			byGuest[key] = g
-			order = append(order, g)
-		}
-		if g.host == "" {
-			g.host = host
-		}
-		return g
-	}
-	fetches := map[string]*homelabv1.Step{}
-	for _, s := range p.GetSteps() {
-		if s.GetGuest() == "" {
-			fetches[s.GetId()] = s
-			continue
-		}
-		g := at(s.GetGuest(), s.GetHost())
-		for _, id := range s.GetAfter() {
-			if f := fetches[id]; f != nil {
-				g.steps = append(g.steps, f)
-				delete(fetches, id)
-			}
-		}
-		g.steps = append(g.steps, s)
-	}
-	for _, n := range p.GetNotes() {
-		g := at(n.GetGuest(), n.GetHost())
-		g.notes = append(g.notes, n)
-	}
-	return order
-}
-
-// showPlan prints a plan as people read it: grouped by guest, the reason in the
-// sentence, what is left alone said, a sum at the end.
-func (a *app) showPlan(p *homelabv1.Plan, file string) {
-	for _, g := range groups(p) {
-		a.showGroup(g)
-	}
-	c := countNotes(p)
-	var sum []string
-	for _, act := range []homelabv1.Action{
-		homelabv1.Action_ACTION_CREATE, homelabv1.Action_ACTION_ROLLBACK, homelabv1.Action_ACTION_START,
-		homelabv1.Action_ACTION_INIT, homelabv1.Action_ACTION_JOIN,
-	} {
-		n := 0
-		for _, g := range groups(p) {
-			if primary(g.steps).GetAction() == act {
-				n++
-			}
-		}
-		if n > 0 {
-			sum = append(sum, fmt.Sprintf("%d to %s", n, strings.ReplaceAll(actions[act].word, "new cluster", "make the cluster")))
-		}
-	}
-	if len(sum) == 0 && len(p.GetSteps()) > 0 {
-		sum = append(sum, plural(len(p.GetSteps()), "step", "steps"))
-	}
-	if len(p.GetSteps()) == 0 && c.skipped+c.refused == 0 {
-		fmt.Fprintf(a.out, "%s, nothing to do.\n", allHealthy(c.unchanged))
-		return
-	}
-	if len(p.GetSteps()) == 0 {
-		sum = append(sum, "nothing to do now")
-	}
-	for _, part := range []struct {
-		n    int
-		word string
-	}{{c.unchanged, "unchanged"}, {c.skipped, "skipped"}, {c.refused, "refused"}} {
-		if part.n > 0 {
-			sum = append(sum, fmt.Sprintf("%d %s", part.n, part.word))
-		}
-	}
-	fmt.Fprintf(a.out, "\n%s.", strings.Join(sum, ", "))
-	if len(p.GetSteps()) > 0 && file != "" {
-		fmt.Fprintf(a.out, "   hlctl apply -f %s", file)
-	}
-	fmt.Fprintln(a.out)
-}
-
-func allHealthy(n int) string {
-	if n == 1 {
-		return "The guest is healthy"
-	}
-	return fmt.Sprintf("All %d guests healthy", n)
-}
-
-// primary is the step that names what happens to a guest; the others follow from it.
-func primary(steps []*homelabv1.Step) *homelabv1.Step {
-	var best *homelabv1.Step
-	rank := func(s *homelabv1.Step) int {
-		switch s.GetAction() {
-		case homelabv1.Action_ACTION_CREATE:
-			return 0
-		case homelabv1.Action_ACTION_ROLLBACK:
-			return 1
-		case homelabv1.Action_ACTION_START:
-			return 2
-		case homelabv1.Action_ACTION_INIT, homelabv1.Action_ACTION_JOIN:
-			return 3
-		}
-		return 4
-	}
-	for _, s := range steps {
-		if best == nil || rank(s) < rank(best) {
-			best = s
-		}
-	}
-	return best
-}
-
-func (a *app) showGroup(g *group) {
-	visible := false
-	for _, n := range g.notes {
-		visible = visible || n.GetKind() != homelabv1.NoteKind_NOTE_KIND_UNCHANGED
-	}
-	if len(g.steps) == 0 && !visible {
-		return
-	}
-	switch {
-	case g.guest != "" && g.host != "":
-		fmt.Fprintf(a.out, "%s  on %s\n", g.guest, g.host)
-	case g.guest != "" || g.host != "":
-		fmt.Fprintf(a.out, "%s\n", g.guest+g.host)
-	default:
-		fmt.Fprintln(a.out, "cluster")
-	}
-	if first := primary(g.steps); first != nil {
-		style := actions[first.GetAction()]
-		fmt.Fprintf(a.out, "  %s %s %s\n", a.paint(style.colour, style.mark), a.paint(style.colour, fmt.Sprintf("%-10s", style.word)), a.wrap(first.GetReason(), 15))
-		for _, s := range g.steps {
-			if s == first {
-				continue
-			}
-			style := actions[s.GetAction()]
-			fmt.Fprintf(a.out, "      %-11s %s\n", style.word, a.wrap(s.GetReason(), 18))
-		}
-	}
-	for _, n := range g.notes {
-		if style, ok := notes[n.GetKind()]; ok {
-			fmt.Fprintf(a.out, "  %s %s %s\n", a.paint(style.colour, style.mark), a.paint(style.colour, fmt.Sprintf("%-10s", style.word)), a.wrap(n.GetText(), 15))
-		}
-	}
-}
-
-// wrap breaks a sentence at the width of the terminal (80 columns elsewhere),
-// further lines indented.
-func (a *app) wrap(text string, indent int) string {
-	width := max(a.columns-indent, 30)
-	var b strings.Builder
-	for i, line := range strings.Split(strings.TrimSpace(text), "\n") {
-		if i > 0 {
-			b.WriteString("\n" + strings.Repeat(" ", indent))
-		}
-		column := 0
-		for _, word := range strings.Fields(line) {
-			n := len([]rune(word))
-			if column > 0 && column+1+n > width {
-				b.WriteString("\n" + strings.Repeat(" ", indent))
-				column = 0
-			}
-			if column > 0 {
-				b.WriteByte(' ')
-				column++
-			}
-			b.WriteString(word)
-			column += n
-		}
-	}
-	return b.String()
 }
 
 // planDoc is a plan in JSON.

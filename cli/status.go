@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -17,7 +18,7 @@ func (a *app) status(ctx context.Context, fresh, looks bool) (*controllerv1.Stat
 		return nil, err
 	}
 	defer c.close()
-	return c.Status(ctx, &controllerv1.StatusRequest{Fresh: fresh, Looks: looks})
+	return ask(ctx, c.Status, &controllerv1.StatusRequest{Fresh: fresh, Looks: looks})
 }
 
 // statusDoc is the whole fleet in JSON.
@@ -33,6 +34,11 @@ type statusDoc struct {
 func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Show everything on one screen, what is wrong first", Args: cobra.NoArgs,
+		Long: `status has the controller look at everything now and shows it on one screen: what is
+wrong first, then the hosts and the guests of the last Spec that was applied.
+
+Exit code 0, whatever it shows; 1 when no controller answers.`,
+		Example: "  hlctl status\n  hlctl status -o json | jq '.cluster.healthyVoters'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			resp, err := a.status(cmd.Context(), true, true)
 			if err != nil {
@@ -64,63 +70,79 @@ func (a *app) showStatus(resp *controllerv1.StatusResponse) {
 	}
 	name := resp.GetFleet()
 	if name == "" {
-		name = "no Spec was applied yet"
+		name = "No Spec was applied yet"
 	}
 	fmt.Fprintf(a.out, "%s   %d of %s online, %s", name, online, plural(enabled, "host", "hosts"), plural(len(resp.GetGuests()), "guest", "guests"))
-	if c := resp.GetCluster(); c.GetVoters() > 0 {
-		fmt.Fprintf(a.out, ", %s (%s)", plural(int(c.GetVoters()), "voter", "voters"), mayFail(c))
+	if c := resp.GetCluster(); c != nil {
+		fmt.Fprint(a.out, ", "+votersText(c))
 	}
 	fmt.Fprintln(a.out)
 	if resp.GetRun() != 0 {
-		fmt.Fprintf(a.out, "%s run %d is going on   hlctl runs follow\n", a.paint(yellow, "!"), resp.GetRun())
+		fmt.Fprintf(a.out, "%s run %d is going on   hlctl runs follow\n", a.paint(yellow, "-"), resp.GetRun())
 	}
 	a.showTroubles(resp)
-	fmt.Fprintln(a.out)
 	a.showFleet(resp)
 }
 
-// mayFail says how many voters may fail from now.
-func mayFail(c *controllerv1.ClusterStatus) string {
-	n := int(c.GetHealthyVoters()) - int(c.GetQuorum())
-	if n < 0 {
-		return "no quorum"
+// trouble is one line of what is wrong, with more about it or what to do.
+func (a *app) trouble(text, more string) {
+	const column = 34 // where more begins beside a short text
+	switch {
+	case more == "":
+		fmt.Fprintf(a.out, "%s %s\n", a.paint(red, "!"), a.wrap(text, 2))
+	case len([]rune(text)) <= column:
+		fmt.Fprintf(a.out, "%s %-*s  %s\n", a.paint(red, "!"), column, text, a.wrap(more, column+4))
+	default:
+		fmt.Fprintf(a.out, "%s %s\n", a.paint(red, "!"), a.wrap(text+"; "+more, 2))
 	}
-	return fmt.Sprintf("%d may fail", n)
 }
 
-// showTroubles tells what is wrong, one line each.
+// showTroubles tells what is wrong, one line each: hosts first, with the guests
+// that cannot be seen because of them.
 func (a *app) showTroubles(resp *controllerv1.StatusResponse) {
-	trouble := func(text, more string) {
-		fmt.Fprintf(a.out, "%s %-42s %s\n", a.paint(red, "!"), text, more)
-	}
+	mute := map[string]bool{}
 	for _, h := range resp.GetHosts() {
 		state := hostState(h)
 		if state == "online" || state == "disabled" {
 			continue
 		}
+		mute[h.GetName()] = !answers(h)
 		text := h.GetName() + " " + state
-		if h.GetSince() != nil {
-			text += " since " + ago(h.GetSince().AsTime(), a.now())
+		if t := troubledSince(h); !t.IsZero() {
+			text += " since " + ago(t, a.now())
 		}
-		trouble(text, h.GetReason())
+		var more []string
+		switch {
+		case h.GetReason() != "":
+			more = append(more, h.GetReason())
+		case state == "unknown":
+			more = append(more, "never seen")
+		}
+		if on := guestsOf(resp, h.GetName()); on != "" && !answers(h) {
+			more = append(more, on+" cannot be seen")
+		}
+		a.trouble(text, strings.Join(more, "; "))
 	}
 	for _, g := range resp.GetGuests() {
-		if h := healthWord(g.GetHealth()); h == "unwell" || h == "unknown" || h == "booting" {
-			trouble(g.GetName()+" "+h, g.GetReason())
+		if h := healthWord(g.GetHealth()); (h == "unwell" || h == "booting" || h == "unknown" && !mute[g.GetHost()]) && !off(resp, g.GetHost()) {
+			if g.GetPower() == homelabv1.Power_POWER_ABSENT {
+				a.trouble(g.GetName()+" absent", "not made yet; hlctl apply makes it")
+				continue
+			}
+			a.trouble(g.GetName()+" "+h, g.GetReason())
 		}
 	}
-	c := resp.GetCluster()
-	if c != nil && c.GetApi().GetTruth() != homelabv1.Truth_TRUTH_YES && len(resp.GetGuests()) > 0 {
-		trouble("the k3s API did not answer", c.GetApi().GetReason())
-	}
-	if c.GetVoters() == 2 {
-		trouble("two servers: the loss of either stops the cluster", "add a third")
-	}
-	for _, m := range c.GetMembers() {
-		if m.GetGuest() == "" {
-			trouble("etcd member "+m.GetMember().GetName()+" belongs to no guest", "hlctl k3s members")
+	a.showClusterTroubles(resp)
+}
+
+// off says whether a host is disabled: what is on it is nobody's trouble.
+func off(resp *controllerv1.StatusResponse, host string) bool {
+	for _, h := range resp.GetHosts() {
+		if h.GetName() == host {
+			return hostState(h) == "disabled"
 		}
 	}
+	return false
 }
 
 func (a *app) showFleet(resp *controllerv1.StatusResponse) {
@@ -129,25 +151,26 @@ func (a *app) showFleet(resp *controllerv1.StatusResponse) {
 		state, o := hostState(h), h.GetObservation()
 		cpu, memory, since := "", "", ""
 		if o.GetMemoryBytes() > 0 {
-			memory = size(o.GetMemoryUsedBytes()) + " / " + size(o.GetMemoryBytes())
+			memory = used(o.GetMemoryUsedBytes(), o.GetMemoryBytes())
 		}
 		if o != nil && o.GetCpuLoad() >= 0 {
 			cpu = fmt.Sprintf("%.0f%%", o.GetCpuLoad()*100)
 		}
-		if h.GetOnlineSince() != nil && state == "online" {
-			since = span(a.now().Sub(h.GetOnlineSince().AsTime()))
-		} else if h.GetSince() != nil {
-			since = span(a.now().Sub(h.GetSince().AsTime()))
+		if t := troubledSince(h); !t.IsZero() {
+			since = short(a.now().Sub(t))
+		} else if h.GetOnlineSince() != nil && state == "online" {
+			since = short(a.now().Sub(h.GetOnlineSince().AsTime()))
 		}
-		if state != "online" && state != "degraded" {
-			cpu, memory = "", ""
+		if !answers(h) {
+			cpu, memory = "", "" // what it was once
 		}
 		rows = append(rows, []cell{plain(h.GetName()), {state, hostColours[state]}, plain(since), plain(cpu), plain(memory), plain(guestsOf(resp, h.GetName()))})
 	}
 	if len(rows) == 0 {
 		return
 	}
-	a.table(a.out, []string{"HOST", "STATE", "SINCE", "CPU", "MEMORY", "GUESTS"}, rows)
+	fmt.Fprintln(a.out)
+	a.table([]string{"HOST", "STATE", "SINCE", "CPU", "MEMORY", "GUESTS"}, rows)
 	if len(resp.GetGuests()) > 0 {
 		fmt.Fprintln(a.out)
 		a.showGuests(resp.GetGuests())

@@ -1,56 +1,59 @@
 package cli
 
 import (
-	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 )
 
-// story follows a run by guest: what each does now, and what became of it. Both
-// the live picture and the plain lines are told from it.
+// story follows a run by guest: what each does now, and what became of it. The
+// live picture and the plain lines are told from it. Safe for use by several
+// goroutines: the picture is drawn by one of its own.
 type story struct {
-	a       *app
-	verbose bool
-	guests  map[string]*progress
-	order   []string
-	steps   map[string]*homelabv1.Step
-	waiting map[string][]string // step id of a fetch -> guests that wait for it
-	total   int
-	ended   int
-	started time.Time
-	note    string // what the whole run waits for
+	mu       sync.Mutex
+	guests   map[string]*progress
+	order    []string
+	steps    map[string]*homelabv1.Step
+	over     map[string]bool     // steps done, failed or skipped
+	waiting  map[string][]string // step id of a fetch -> guests that wait for it
+	warnings []*homelabv1.Note
+	started  time.Time // zero before the run's first step may begin
+	note     string    // what the whole run waits for
+	heard    bool      // whether anything came from the controller
+	wide     [2]int    // of the longest guest and host
 }
 
-// progress is one guest's part in a run.
+// progress is one guest's part in a run; of a host's when it has no guest.
 type progress struct {
 	guest, host string
+	steps       []*homelabv1.Step
 	phase, text string
-	since       time.Time
-	limit       time.Duration
-	begun       time.Time
-	end         time.Time
-	left        int // steps not ended
+	since       time.Time     // of the present step
+	limit       time.Duration // of the present wait; 0 is none
+	begun, end  time.Time
 	done        []homelabv1.Action
-	parts       []string // "boot 0:31"
+	lasted      []lasted
 	failed      string
 	note        string // the kind of what was left alone: skipped, refused...
 	noteText    string
 }
 
-func (s *story) plan(p *homelabv1.Plan) {
-	s.guests, s.order, s.total, s.ended = map[string]*progress{}, nil, len(p.GetSteps()), 0
-	s.steps, s.waiting = map[string]*homelabv1.Step{}, map[string][]string{}
+// lasted is how long one of a guest's steps took.
+type lasted struct {
+	word string
+	d    time.Duration
+}
+
+func newStory(p *homelabv1.Plan) *story {
+	s := &story{guests: map[string]*progress{}, steps: map[string]*homelabv1.Step{}, over: map[string]bool{}, waiting: sharers(p)}
 	for _, step := range p.GetSteps() {
 		s.steps[step.GetId()] = step
-		if step.GetGuest() == "" {
-			continue
-		}
-		s.at(step.GetGuest(), step.GetHost()).left++
-		for _, id := range step.GetAfter() {
-			s.waiting[id] = append(s.waiting[id], step.GetGuest())
+		if step.GetGuest() != "" {
+			g := s.at(step.GetGuest(), step.GetHost())
+			g.steps = append(g.steps, step)
 		}
 	}
 	for _, n := range p.GetNotes() {
@@ -58,8 +61,11 @@ func (s *story) plan(p *homelabv1.Plan) {
 		case homelabv1.NoteKind_NOTE_KIND_SKIPPED, homelabv1.NoteKind_NOTE_KIND_REFUSED, homelabv1.NoteKind_NOTE_KIND_BUSY:
 			g := s.at(n.GetGuest(), n.GetHost())
 			g.note, g.noteText = notes[n.GetKind()].word, n.GetText()
+		case homelabv1.NoteKind_NOTE_KIND_WARNING:
+			s.warnings = append(s.warnings, n)
 		}
 	}
+	return s
 }
 
 func (s *story) at(guest, host string) *progress {
@@ -72,73 +78,78 @@ func (s *story) at(guest, host string) *progress {
 		g = &progress{guest: guest, host: host}
 		s.guests[key] = g
 		s.order = append(s.order, key)
+		s.wide = [2]int{max(s.wide[0], len(g.name())), max(s.wide[1], len(host))}
 	}
 	return g
 }
 
-// concerned are the guests that an event is about: those that wait for a fetch, too.
+// name is what a line is about.
+func (g *progress) name() string {
+	switch {
+	case g.guest != "":
+		return g.guest
+	case g.host != "":
+		return g.host
+	}
+	return "cluster"
+}
+
+// concerned are the guests that an event is about: for a fetch those that wait
+// for it.
 func (s *story) concerned(e *homelabv1.Event) []*progress {
 	if e.GetGuest() != "" {
 		return []*progress{s.at(e.GetGuest(), e.GetHost())}
 	}
+	if step := s.steps[e.GetStep()]; step == nil || step.GetGuest() != "" {
+		return nil
+	}
 	var list []*progress
 	for _, guest := range s.waiting[e.GetStep()] {
-		if step := s.steps[e.GetStep()]; step.GetGuest() == "" {
-			list = append(list, s.at(guest, e.GetHost()))
-		}
+		list = append(list, s.at(guest, e.GetHost()))
 	}
 	return list
 }
 
 // event takes an event in and tells whether anything to be seen changed.
 func (s *story) event(e *homelabv1.Event, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.heard = true
 	step := s.steps[e.GetStep()]
 	style := actions[step.GetAction()]
+	// How long something took is told by the clock of the controller, which makes
+	// all events that begin and end a step; what goes on is told by ours.
+	at := now
+	if e.GetTime() != nil {
+		at = e.GetTime().AsTime()
+	}
 	switch e.GetKind() {
 	case homelabv1.EventKind_EVENT_KIND_RUN_STARTED:
-		s.started = now
+		s.started, s.note = now, ""
 	case homelabv1.EventKind_EVENT_KIND_WAITING:
 		s.note = e.GetText()
 	case homelabv1.EventKind_EVENT_KIND_STEP_STARTED:
-		s.note = ""
 		for _, g := range s.concerned(e) {
 			g.phase, g.text, g.since, g.limit = style.doing, "", now, e.GetLimit().AsDuration()
 			if g.begun.IsZero() {
-				g.begun = now
+				g.begun = at
 			}
 		}
 	case homelabv1.EventKind_EVENT_KIND_STEP_PROGRESS:
-		changed := false
-		for _, g := range s.concerned(e) {
-			if e.GetPhase() != "" {
-				g.phase = e.GetPhase()
-			}
-			changed = changed || g.text != e.GetText()
-			g.text = e.GetText()
-			if e.GetLimit() != nil {
-				g.limit = e.GetLimit().AsDuration()
-			}
-		}
-		return changed
+		return s.progressed(e)
 	case homelabv1.EventKind_EVENT_KIND_STEP_DONE:
-		s.ended++
+		s.over[e.GetStep()] = true
 		for _, g := range s.concerned(e) {
-			g.phase, g.text, g.end = "", "", now
+			g.phase, g.text, g.end = "", "", at
 			if step.GetGuest() != "" {
-				g.left--
 				g.done = append(g.done, step.GetAction())
-				if d := e.GetTook().AsDuration(); d >= time.Second {
-					g.parts = append(g.parts, style.word+" "+clockTime(d))
-				}
+				g.lasted = append(g.lasted, lasted{style.word, e.GetTook().AsDuration()})
 			}
 		}
 	case homelabv1.EventKind_EVENT_KIND_STEP_FAILED, homelabv1.EventKind_EVENT_KIND_STEP_SKIPPED:
-		s.ended++
+		s.over[e.GetStep()] = true
 		for _, g := range s.concerned(e) {
-			g.phase, g.text, g.end = "", "", now
-			if step.GetGuest() != "" {
-				g.left--
-			}
+			g.phase, g.text, g.end = "", "", at
 			if g.failed == "" && e.GetKind() == homelabv1.EventKind_EVENT_KIND_STEP_FAILED {
 				g.failed = e.GetText()
 			} else if g.failed == "" && g.note == "" {
@@ -151,89 +162,133 @@ func (s *story) event(e *homelabv1.Event, now time.Time) bool {
 	return true
 }
 
-// outcome is what became of a guest, in one word or two.
-func (g *progress) outcome() (word, colour string) {
-	switch {
-	case g.failed != "":
-		return "failed", red
-	case g.note == "refused":
-		return "refused", red
-	case g.note != "":
-		return g.note, yellow
-	case slices.Contains(g.done, homelabv1.Action_ACTION_CREATE):
-		word = "created"
-	case slices.Contains(g.done, homelabv1.Action_ACTION_START):
-		word = "started"
-	case slices.Contains(g.done, homelabv1.Action_ACTION_BOOT):
-		word = "booted"
-	}
-	for _, a := range []homelabv1.Action{homelabv1.Action_ACTION_INIT, homelabv1.Action_ACTION_JOIN} {
-		if slices.Contains(g.done, a) {
-			word = strings.TrimPrefix(word+" and "+map[homelabv1.Action]string{
-				homelabv1.Action_ACTION_INIT: "made the cluster", homelabv1.Action_ACTION_JOIN: "joined",
-			}[a], " and ")
+func (s *story) progressed(e *homelabv1.Event) bool {
+	changed := false
+	for _, g := range s.concerned(e) {
+		changed = changed || g.text != e.GetText() || e.GetPhase() != "" && g.phase != e.GetPhase()
+		if e.GetPhase() != "" {
+			g.phase = e.GetPhase()
+		}
+		g.text = e.GetText()
+		if e.GetLimit() != nil {
+			g.limit = e.GetLimit().AsDuration()
 		}
 	}
-	if word == "" {
-		word = "done"
-	}
-	return word, green
+	return changed
 }
 
-// tell prints the end of a run in a few lines.
-func (s *story) tell(sum *homelabv1.Summary, took time.Duration) {
-	a := s.a
-	if s.total == 0 && sum.GetFailed()+sum.GetSkipped()+sum.GetRefused() == 0 && !sum.GetApiSilent() {
-		fmt.Fprintf(a.out, "%s, nothing to do.  (%.1f s)\n", allHealthy(int(sum.GetUnchanged())), took.Seconds())
-		return
-	}
-	var rows [][3]string
-	wide := [2]int{}
-	for _, key := range s.order {
-		g := s.guests[key]
-		word, _ := g.outcome()
-		name := g.guest
-		if name == "" {
-			name = g.host
-		}
-		var rest string
+// begun says whether the controller has told anything of the run.
+func (s *story) begun() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.heard
+}
+
+// mostly are the steps that account for a guest's time, "boot 0:31, join 0:22";
+// empty when it was one of them alone. The rest is small, or waiting.
+func (g *progress) mostly() string {
+	var all []string
+	total := g.end.Sub(g.begun)
+	for _, l := range g.lasted {
 		switch {
-		case g.failed != "":
-			rest = g.failed
-		case g.note != "":
-			rest = g.noteText
-		case !g.begun.IsZero():
-			rest = clockTime(g.end.Sub(g.begun))
-			if len(g.parts) > 0 {
-				rest += "   (" + strings.Join(g.parts, ", ") + ")"
+		case l.d < time.Second || l.d < total/10:
+		case l.d > total*9/10:
+			return ""
+		default:
+			all = append(all, l.word+" "+clockTime(l.d))
+		}
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return "(" + strings.Join(all, ", ") + ")"
+}
+
+// atWork names the guests with a step running: "k3s-2 (booting)".
+func (s *story) atWork() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []string
+	for _, key := range s.order {
+		if g := s.guests[key]; g.phase != "" {
+			list = append(list, g.name()+" ("+g.phase+")")
+		}
+	}
+	return list
+}
+
+// finished says that nothing more comes for a guest.
+func (s *story) finished(g *progress) bool {
+	if g.phase != "" {
+		return false
+	}
+	for _, step := range g.steps {
+		if !s.over[step.GetId()] {
+			return false
+		}
+	}
+	return true
+}
+
+// waitsFor is what a guest's next step waits for; empty when it may begin.
+func (s *story) waitsFor(g *progress) string {
+	for _, step := range g.steps {
+		if s.over[step.GetId()] {
+			continue
+		}
+		for _, id := range step.GetAfter() {
+			first := s.steps[id]
+			switch {
+			case first == nil || s.over[id] || first.GetGuest() == g.guest:
+			case first.GetGuest() == "":
+				return "until image " + first.GetImage() + " is fetched"
+			default:
+				return "until " + first.GetGuest() + " has " + actions[first.GetAction()].done
 			}
 		}
-		rows = append(rows, [3]string{name, word, rest})
-		wide[0], wide[1] = max(wide[0], len(name)), max(wide[1], len(word))
+		break
 	}
-	for i, r := range rows {
-		_, colour := s.guests[s.order[i]].outcome()
-		fmt.Fprintf(a.out, "%-*s  %s  %s\n", wide[0], r[0], a.paint(colour, fmt.Sprintf("%-*s", wide[1], r[1])), a.wrap(r[2], wide[0]+wide[1]+4))
-	}
-	parts := []string{plural(int(sum.GetDone()), "step done", "steps done")}
-	for _, p := range []struct {
-		n    int32
-		word string
-	}{{sum.GetUnchanged(), "unchanged"}, {sum.GetSkipped(), "skipped"}, {sum.GetRefused(), "refused"}, {sum.GetFailed(), "failed"}} {
-		if p.n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.word))
+	return ""
+}
+
+// deeds is what was done to a guest, in a word or two; empty for nothing.
+func (g *progress) deeds() string {
+	word := ""
+	for _, one := range []homelabv1.Action{
+		homelabv1.Action_ACTION_CREATE, homelabv1.Action_ACTION_START, homelabv1.Action_ACTION_ROLLBACK,
+		homelabv1.Action_ACTION_BOOT, homelabv1.Action_ACTION_VERIFY,
+	} {
+		if slices.Contains(g.done, one) {
+			word = actions[one].done
+			break
 		}
 	}
-	fmt.Fprintf(a.out, "%s in %s.", strings.Join(parts, ", "), clockTime(took))
-	switch err := applyExit(sum); {
-	case err == nil:
-	case ExitCode(err) == exitPartial:
-		fmt.Fprint(a.out, "  Partial: run it again when that is mended.")
-	default:
-		fmt.Fprint(a.out, "  Failed.")
+	switch {
+	case slices.Contains(g.done, homelabv1.Action_ACTION_INIT):
+		return strings.TrimPrefix(word+", new cluster", ", ")
+	case slices.Contains(g.done, homelabv1.Action_ACTION_JOIN) && word != "verified":
+		return strings.TrimPrefix(word+" and joined", " and ")
+	case slices.Contains(g.done, homelabv1.Action_ACTION_JOIN):
+		return "joined"
 	}
-	if sum.GetApiSilent() {
-		fmt.Fprint(a.out, "  The k3s API does not answer: membership is unknown.")
+	return word
+}
+
+// outcome is what became of a guest: a word or two, its colour, and the reason
+// of what was not done.
+func (g *progress) outcome() (word, colour, text string) {
+	deeds := g.deeds()
+	switch {
+	case g.failed != "":
+		return "failed", red, g.failed
+	case g.note != "" && deeds != "":
+		return deeds, yellow, g.note + ": " + g.noteText
+	case g.note == "refused":
+		return "refused", red, g.noteText
+	case g.note != "":
+		return g.note, yellow, g.noteText
+	case deeds == "":
+		return "done", green, ""
 	}
-	fmt.Fprintln(a.out)
+	return deeds, green, ""
 }

@@ -11,6 +11,9 @@ func (a *app) versionCommand() *cobra.Command {
 	var client bool
 	cmd := &cobra.Command{
 		Use: "version", Short: "Show the versions of hlctl and the controller", Args: cobra.NoArgs,
+		Long: `version shows the version of hlctl, and that of the controller that answers. Without
+an answer it still shows its own, and ends with 1.`,
+		Example: "  hlctl version\n  hlctl version --client",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			doc := struct {
 				Client     string  `json:"client"`

@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -13,12 +12,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	err := cli.Command().ExecuteContext(ctx)
-	if err != nil {
-		if text := cli.Explain(err); text != "" {
-			fmt.Fprintln(os.Stderr, text)
-		}
-	}
-	os.Exit(cli.ExitCode(err))
+	code := cli.Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
 }

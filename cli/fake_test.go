@@ -1,0 +1,455 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/rpc"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// noon is when the tests take place.
+var noon = time.Date(2026, 3, 1, 14, 2, 0, 0, time.UTC)
+
+// clock is a time that tests set.
+type clock struct {
+	mu sync.Mutex
+	t  time.Time
+}
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.t
+}
+
+func (c *clock) add(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t = c.t.Add(d)
+}
+
+// fake is a controller whose world is one plan: applying carries the plan out in
+// pretended time, and then there is nothing to do.
+type fake struct {
+	controllerv1.UnimplementedControllerServiceServer
+	clock *clock
+
+	mu     sync.Mutex
+	plan   *homelabv1.Plan
+	drifts []*homelabv1.Plan // each apply finds the next of these instead
+	fails  map[string]string // step -> why it fails
+	status *controllerv1.StatusResponse
+	silent bool // the k3s API, at the end of a run
+	kept   []*controllerv1.RunRecord
+	events []*homelabv1.Event
+	// hold is called before each part of a run is sent.
+	hold func(ctx context.Context, part *controllerv1.ApplyResponse)
+}
+
+// takes is how long each action pretends to take, and what it waits for meanwhile.
+var takes = map[homelabv1.Action]struct {
+	d    time.Duration
+	wait string
+	call []string
+}{
+	homelabv1.Action_ACTION_FETCH:    {6 * time.Second, "", []string{"image", "noble"}},
+	homelabv1.Action_ACTION_ROLLBACK: {2 * time.Second, "", []string{"qm", "destroy", "202"}},
+	homelabv1.Action_ACTION_CREATE:   {4 * time.Second, "", []string{"qm", "create", "201", "--name", "k3s 1"}},
+	homelabv1.Action_ACTION_START:    {time.Second, "", []string{"qm", "start", "201"}},
+	homelabv1.Action_ACTION_BOOT:     {31 * time.Second, "guest agent answers, cloud-init running", nil},
+	homelabv1.Action_ACTION_INIT:     {14 * time.Second, "waiting until Node k3s-1 is Ready", []string{"guest", "install"}},
+	homelabv1.Action_ACTION_JOIN:     {22 * time.Second, "waiting to be promoted from learner", []string{"guest", "install"}},
+	homelabv1.Action_ACTION_VERIFY:   {time.Second, "", nil},
+}
+
+func (f *fake) Version(context.Context, *controllerv1.VersionRequest) (*controllerv1.VersionResponse, error) {
+	return &controllerv1.VersionResponse{Version: "v0.1.0", Name: "controller-1"}, nil
+}
+
+func (f *fake) Plan(_ context.Context, req *controllerv1.PlanRequest) (*controllerv1.PlanResponse, error) {
+	if len(req.GetSpec()) == 0 {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "no Spec")
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &controllerv1.PlanResponse{Plan: f.plan, Guests: f.status.GetGuests()}, nil
+}
+
+func (f *fake) Apply(req *controllerv1.ApplyRequest, stream controllerv1.ControllerService_ApplyServer) error {
+	f.mu.Lock()
+	if len(f.drifts) > 0 {
+		f.plan, f.drifts = f.drifts[0], f.drifts[1:]
+	}
+	p, hold := f.plan, f.hold
+	f.mu.Unlock()
+	send := func(part *controllerv1.ApplyResponse) error {
+		if hold != nil {
+			hold(stream.Context(), part)
+		}
+		if err := stream.Context().Err(); err != nil {
+			return err
+		}
+		return stream.Send(part)
+	}
+	if p.GetDigest() != req.GetDigest() && (!req.GetYes() || destroying(p) > 0) {
+		return send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_ChangedPlan{ChangedPlan: p}})
+	}
+	if err := send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Plan{Plan: p}}); err != nil {
+		return err
+	}
+	began := f.clock.now()
+	events, sum := f.play(p, began)
+	for _, e := range events {
+		if err := send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Event{Event: e}}); err != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	f.events, f.plan = events, after(p, sum)
+	f.kept = append([]*controllerv1.RunRecord{{
+		Run: int64(len(f.kept) + 1), By: "admin@laptop", State: "done", Summary: sum,
+		Started: timestamppb.New(began), Ended: timestamppb.New(began.Add(sum.GetTook().AsDuration())),
+	}}, f.kept...)
+	f.mu.Unlock()
+	f.clock.add(sum.GetTook().AsDuration())
+	return send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Summary{Summary: sum}})
+}
+
+// after is the plan once p was carried out.
+func after(p *homelabv1.Plan, sum *homelabv1.Summary) *homelabv1.Plan {
+	if sum.GetFailed() > 0 {
+		return p
+	}
+	next := &homelabv1.Plan{Digest: p.GetDigest() + "+"}
+	seen := map[string]bool{}
+	for _, s := range p.GetSteps() {
+		if s.GetGuest() != "" && !seen[s.GetGuest()] {
+			seen[s.GetGuest()] = true
+			next.Notes = append(next.Notes, &homelabv1.Note{Kind: homelabv1.NoteKind_NOTE_KIND_UNCHANGED, Guest: s.GetGuest(), Host: s.GetHost(), Text: "healthy"})
+		}
+	}
+	next.Notes = append(next.Notes, p.GetNotes()...)
+	return next
+}
+
+// play makes the events of a run: each step begins when those before it are over.
+func (f *fake) play(p *homelabv1.Plan, began time.Time) ([]*homelabv1.Event, *homelabv1.Summary) {
+	const run = 7
+	sum := &homelabv1.Summary{ApiSilent: f.silent}
+	var events []*homelabv1.Event
+	at := map[string]time.Time{}
+	bad := map[string]bool{}
+	last := began
+	for _, s := range p.GetSteps() {
+		start, blocked := began, ""
+		for _, id := range s.GetAfter() {
+			if at[id].After(start) {
+				start = at[id]
+			}
+			if bad[id] {
+				blocked = id
+			}
+		}
+		add := func(t time.Time, e *homelabv1.Event) {
+			e.Time, e.Run, e.Step, e.Guest, e.Host = timestamppb.New(t), run, s.GetId(), s.GetGuest(), s.GetHost()
+			e.Phase = actions[s.GetAction()].doing
+			events = append(events, e)
+		}
+		if blocked != "" {
+			at[s.GetId()], bad[s.GetId()] = start, true
+			sum.Skipped++
+			add(start, &homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_STEP_SKIPPED, Text: s.GetId() + " was not begun: " + blocked + " failed"})
+			continue
+		}
+		how := takes[s.GetAction()]
+		end := start.Add(how.d)
+		at[s.GetId()] = end
+		if end.After(last) {
+			last = end
+		}
+		add(start, &homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_STEP_STARTED, Text: s.GetId() + ": " + s.GetReason()})
+		if how.wait != "" {
+			for range 2 { // a wait is told again while it lasts
+				add(start.Add(how.d/2), &homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_STEP_PROGRESS, Text: how.wait, Limit: durationpb.New(2 * how.d)})
+			}
+		}
+		if how.call != nil {
+			sum.MutatingCalls++
+			add(end, &homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_CALL, Call: &homelabv1.Call{
+				Program: how.call[0], Args: how.call[1:], Took: durationpb.New(how.d), Mutating: true,
+			}})
+		}
+		if why := f.fails[s.GetId()]; why != "" {
+			bad[s.GetId()] = true
+			sum.Failed++
+			add(end, &homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_STEP_FAILED, Text: why, Took: durationpb.New(how.d)})
+			continue
+		}
+		sum.Done++
+		add(end, &homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_STEP_DONE, Text: s.GetId(), Took: durationpb.New(how.d)})
+	}
+	slices.SortStableFunc(events, func(a, b *homelabv1.Event) int {
+		return cmp.Compare(a.GetTime().AsTime().UnixNano(), b.GetTime().AsTime().UnixNano())
+	})
+	head := []*homelabv1.Event{{
+		Time: timestamppb.New(began), Run: run, Kind: homelabv1.EventKind_EVENT_KIND_RUN_STARTED,
+		Text: fmt.Sprintf("run %d by admin@laptop: %d steps", run, len(p.GetSteps())),
+	}}
+	for _, n := range p.GetNotes() {
+		switch n.GetKind() {
+		case homelabv1.NoteKind_NOTE_KIND_UNCHANGED:
+			sum.Unchanged++
+		case homelabv1.NoteKind_NOTE_KIND_SKIPPED, homelabv1.NoteKind_NOTE_KIND_BUSY:
+			sum.Skipped++
+		case homelabv1.NoteKind_NOTE_KIND_REFUSED:
+			sum.Refused++
+		}
+		head = append(head, &homelabv1.Event{
+			Time: timestamppb.New(began), Run: run, Kind: homelabv1.EventKind_EVENT_KIND_NOTE, Guest: n.GetGuest(), Host: n.GetHost(),
+			Text: n.GetText(), Note: enumWord(n.GetKind().String(), "NOTE_KIND_"),
+		})
+	}
+	took := last.Sub(began) + 200*time.Millisecond
+	sum.Took, sum.SomethingHealthy = durationpb.New(took), sum.Unchanged > 0 || sum.Done > 0 && sum.Failed == 0
+	events = append(head, events...)
+	return append(events, &homelabv1.Event{
+		Time: timestamppb.New(began.Add(took)), Run: run, Kind: homelabv1.EventKind_EVENT_KIND_RUN_ENDED, Text: "ended", Took: durationpb.New(took),
+	}), sum
+}
+
+func (f *fake) Status(_ context.Context, req *controllerv1.StatusRequest) (*controllerv1.StatusResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	resp := proto.CloneOf(f.status)
+	if !req.GetLooks() {
+		resp.Guests, resp.Cluster = nil, nil
+	}
+	return resp, nil
+}
+
+func (f *fake) ListRuns(_ context.Context, req *controllerv1.ListRunsRequest) (*controllerv1.ListRunsResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &controllerv1.ListRunsResponse{Runs: f.kept[:min(len(f.kept), int(req.GetLimit()))]}, nil
+}
+
+func (f *fake) FollowRun(req *controllerv1.FollowRunRequest, stream controllerv1.ControllerService_FollowRunServer) error {
+	f.mu.Lock()
+	events, kept := f.events, f.kept
+	f.mu.Unlock()
+	i := slices.IndexFunc(kept, func(r *controllerv1.RunRecord) bool { return req.GetRun() == 0 || r.GetRun() == req.GetRun() })
+	if i < 0 {
+		return rpc.Errorf(rpc.ErrNotFound, "there is no run %d; hlctl runs lists them", req.GetRun())
+	}
+	for _, e := range events {
+		if err := stream.Send(&controllerv1.FollowRunResponse{Part: &controllerv1.FollowRunResponse_Event{Event: e}}); err != nil {
+			return err
+		}
+	}
+	return stream.Send(&controllerv1.FollowRunResponse{Part: &controllerv1.FollowRunResponse_Record{Record: kept[i]}})
+}
+
+// Exec knows a few commands: argv prints its arguments as JSON, cat its input,
+// exit ends with a code, vanish ends without one.
+func (f *fake) Exec(req *controllerv1.ExecRequest, stream controllerv1.ControllerService_ExecServer) error {
+	if req.GetGuest() != "k3s-1" {
+		return rpc.Errorf(rpc.ErrNotFound, "the Spec has no guest %s", req.GetGuest())
+	}
+	out := func(text []byte) error {
+		return stream.Send(&controllerv1.ExecResponse{Part: &controllerv1.ExecResponse_Stdout{Stdout: text}})
+	}
+	exit := 0
+	var err error
+	switch argv := req.GetArgv(); argv[0] {
+	case "argv":
+		data, _ := json.Marshal(argv)
+		err = out(append(data, '\n'))
+	case "cat":
+		err = out(req.GetStdin())
+	case "exit":
+		err = stream.Send(&controllerv1.ExecResponse{Part: &controllerv1.ExecResponse_Stderr{Stderr: []byte("it ends\n")}})
+		exit, _ = strconv.Atoi(argv[1])
+	case "vanish":
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return stream.Send(&controllerv1.ExecResponse{Part: &controllerv1.ExecResponse_Exit{Exit: int32(exit)}}) //nolint:gosec // small
+}
+
+func (f *fake) Kubeconfig(context.Context, *controllerv1.KubeconfigRequest) (*controllerv1.KubeconfigResponse, error) {
+	return &controllerv1.KubeconfigResponse{Kubeconfig: []byte("apiVersion: v1\nkind: Config\ncurrent-context: homelab\n")}, nil
+}
+
+// rig is a fake controller that listens, and a folder with what hlctl needs to
+// speak to it.
+type rig struct {
+	*fake
+	t       *testing.T
+	dir     string
+	address string
+	ca      *rpc.CA
+}
+
+var viewer = []string{rpc.RoleAdmin, rpc.RoleViewer}
+
+var allow = rpc.Allow{
+	controllerv1.ControllerService_Plan_FullMethodName:       viewer,
+	controllerv1.ControllerService_Status_FullMethodName:     viewer,
+	controllerv1.ControllerService_ListRuns_FullMethodName:   viewer,
+	controllerv1.ControllerService_FollowRun_FullMethodName:  viewer,
+	controllerv1.ControllerService_Version_FullMethodName:    viewer,
+	controllerv1.ControllerService_Apply_FullMethodName:      {rpc.RoleAdmin},
+	controllerv1.ControllerService_Exec_FullMethodName:       {rpc.RoleAdmin},
+	controllerv1.ControllerService_Kubeconfig_FullMethodName: {rpc.RoleAdmin},
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	// The certificates are of the real present: what verifies them knows no other.
+	ca, err := rpc.NewCA("homelab", time.Hour, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{fake: &fake{clock: &clock{t: noon}, plan: new(homelabv1.Plan), status: new(controllerv1.StatusResponse)}, t: t, dir: t.TempDir(), ca: ca}
+	r.write("ca.pem", string(ca.Cert()))
+	r.issue("controller", rpc.Identity{Role: rpc.RoleController, Name: "controller-1"}, time.Hour)
+	r.issue("admin", rpc.Identity{Role: rpc.RoleAdmin, Name: "laptop"}, time.Hour)
+	r.issue("viewer", rpc.Identity{Role: rpc.RoleViewer, Name: "tv"}, time.Hour)
+	spec, err := os.ReadFile("testdata/homelab.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.write("homelab.yaml", string(spec))
+
+	quiet := slog.New(slog.DiscardHandler)
+	creds, err := rpc.LoadTLS(r.path("ca.pem"), r.path("controller.pem"), r.path("controller.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	creds.Log = quiet
+	server, err := rpc.Listen(t.Context(), rpc.ServerConfig{Address: "127.0.0.1:0", Credentials: creds, Allow: allow, Log: quiet, Grace: time.Millisecond},
+		func(s grpc.ServiceRegistrar) { controllerv1.RegisterControllerServiceServer(s, r.fake) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- server.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		// A server that is ended before it began to serve says so.
+		if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			t.Error(err)
+		}
+	})
+	r.address = server.Addr().String()
+	r.configure(r.address)
+	return r
+}
+
+func (r *rig) path(name string) string { return filepath.Join(r.dir, name) }
+
+func (r *rig) write(name, text string) {
+	r.t.Helper()
+	if err := os.WriteFile(r.path(name), []byte(text), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) issue(name string, id rpc.Identity, lifetime time.Duration) {
+	r.t.Helper()
+	pair, err := r.ca.Issue(id, lifetime, time.Now())
+	if err == nil {
+		err = pair.Write(r.path(name+".pem"), r.path(name+".key"))
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// configure writes the client configuration, its paths relative.
+func (r *rig) configure(controllers ...string) {
+	list := `["` + strings.Join(controllers, `", "`) + `"]`
+	r.write("hlctl.yaml", fmt.Sprintf(`current: admin
+contexts:
+  admin: {controllers: %s, ca: ca.pem, cert: admin.pem, key: admin.key}
+  viewer: {controllers: %s, ca: ca.pem, cert: viewer.pem, key: viewer.key}
+`, list, list))
+}
+
+// ran is what one command line did.
+type ran struct {
+	code     int
+	out, err string
+}
+
+// app is hlctl without a terminal.
+func (r *rig) app(in io.Reader, out, errw io.Writer) *app {
+	return &app{in: in, out: out, errw: errw, now: r.clock.now, columns: 80}
+}
+
+func (r *rig) run(args ...string) ran {
+	return r.runWith(r.t.Context(), strings.NewReader(""), nil, args...)
+}
+
+func (r *rig) runWith(ctx context.Context, in io.Reader, change func(*app), args ...string) ran {
+	r.t.Helper()
+	r.t.Chdir(r.dir) // messages name files as they were typed
+	var out, errw buffer
+	a := r.app(in, &out, &errw)
+	if change != nil {
+		change(a)
+	}
+	code := a.main(ctx, append([]string{"--config", r.path("hlctl.yaml")}, args...))
+	return ran{code, r.mask(out.String()), r.mask(errw.String())}
+}
+
+// mask takes out what differs from run to run.
+func (r *rig) mask(text string) string {
+	return strings.NewReplacer(r.dir, "DIR", r.address, "127.0.0.1:8401").Replace(text)
+}
+
+// buffer is written by one goroutine and read by another.
+type buffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+	tell func(all string)
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	b.text.Write(p)
+	all := b.text.String()
+	b.mu.Unlock()
+	if b.tell != nil {
+		b.tell(all)
+	}
+	return len(p), nil
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
