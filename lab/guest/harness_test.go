@@ -56,7 +56,7 @@ func newLab(t *testing.T) *testLab {
 		return n.Int64() + 20
 	}
 	// t.TempDir has the test's name in it, which is too long for socket paths.
-	dir, err := os.MkdirTemp("", "hl")
+	dir, err := os.MkdirTemp("", "hl") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,8 +252,12 @@ type safeBuffer struct {
 	b  bytes.Buffer
 }
 
-func (s *safeBuffer) Write(p []byte) (int, error) { s.mu.Lock(); defer s.mu.Unlock(); return s.b.Write(p) }
-func (s *safeBuffer) String() string              { s.mu.Lock(); defer s.mu.Unlock(); return s.b.String() }
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+func (s *safeBuffer) String() string { s.mu.Lock(); defer s.mu.Unlock(); return s.b.String() }
 
 const testVersion = "v1.35.0+k3s1"
 

@@ -349,7 +349,7 @@ func (v *vm) Cont() error {
 	case "running":
 		return nil
 	case "guest-panicked", "internal-error":
-		return errors.New("Resetting the Virtual Machine is required")
+		return errors.New("Resetting the Virtual Machine is required") //nolint:staticcheck // the real text
 	}
 	v.mu.Lock()
 	fresh := v.child == nil

@@ -63,7 +63,7 @@ var harmless = []string{
 }
 
 // ErrNotCloudConfig is user-data of another kind. cloud-init warns and goes on.
-var ErrNotCloudConfig = errors.New("Unhandled non-multipart (text/x-not-multipart) userdata")
+var ErrNotCloudConfig = errors.New("Unhandled non-multipart (text/x-not-multipart) userdata") //nolint:staticcheck // the real text
 
 // Parse reads user-data. Empty user-data is an empty configuration. All keys
 // that are not simulated are reported together.
@@ -80,7 +80,7 @@ func Parse(userData string) (Config, error) {
 	}
 	var doc yaml.Node
 	if err := yaml.Unmarshal([]byte(userData), &doc); err != nil {
-		return c, fmt.Errorf("Failed loading yaml blob: %w", err)
+		return c, fmt.Errorf("Failed loading yaml blob: %w", err) //nolint:staticcheck // the real text
 	}
 	if len(doc.Content) == 0 {
 		c.Users = []User{c.defaultUser()}
@@ -88,7 +88,7 @@ func Parse(userData string) (Config, error) {
 	}
 	top := doc.Content[0]
 	if top.Kind != yaml.MappingNode {
-		return c, errors.New("Failed loading yaml blob: the top is not a mapping")
+		return c, errors.New("Failed loading yaml blob: the top is not a mapping") //nolint:staticcheck // the real text
 	}
 	var errs []error
 	users := false

@@ -37,7 +37,11 @@ var smallLogs = sync.OnceFunc(func() { wal.SegmentSizeBytes = 1 << 20 })
 // hasMember tells whether this server is a member already: then k3s ignores
 // cluster-init and server.
 func hasMember(v *tree.View) bool {
-	_, err := v.Stat(etcdDir + "/member/wal")
+	return exists(v, etcdDir+"/member/wal")
+}
+
+func exists(v *tree.View, name string) bool {
+	_, err := v.Stat(name)
 	return err == nil
 }
 
@@ -193,7 +197,7 @@ func (p *process) removed() {
 
 // bury sets the data of a removed member aside.
 func (p *process) bury() error {
-	if _, err := p.v.Stat(tombstone); err != nil {
+	if !exists(p.v, tombstone) {
 		return nil
 	}
 	old := fmt.Sprintf("%s-old-%d", etcdDir, time.Now().Unix())

@@ -158,7 +158,7 @@ func (k *kube) open(file string) error {
 			return fmt.Errorf("time=%q level=warning msg=\"Unable to read %s, please start server with --write-kubeconfig-mode or --write-kubeconfig-group to modify kube config permissions\"\nerror: error loading config file %q: open %s: permission denied", time.Now().UTC().Format(time.RFC3339), file, file, file)
 		}
 		// Without a configuration kubectl turns to localhost:8080.
-		return errors.New("The connection to the server localhost:8080 was refused - did you specify the right host or port?")
+		return errors.New("The connection to the server localhost:8080 was refused - did you specify the right host or port?") //nolint:staticcheck // the real text
 	}
 	var doc struct {
 		Clusters []struct {

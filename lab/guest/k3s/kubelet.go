@@ -145,10 +145,10 @@ func (p *process) runAgent(ctx context.Context) error {
 		p.info("k3s agent is up and running")
 		system.Notify(ctx)
 	})
-	if ctx.Err() != nil {
-		return nil
+	if ctx.Err() == nil {
+		return err
 	}
-	return err
+	return nil
 }
 
 // run registers the node, calls ready, and keeps its heartbeat until ctx ends.
@@ -283,7 +283,8 @@ func (k *kubelet) learnServers(ctx context.Context) {
 	}
 	var list []string
 	if err := k.base.json(ctx, "/v1-k3s/apiservers", &list); err != nil {
-		return // the ones known so far will do
+		k.logf("warning", "Unable to list servers: %v", err) // the ones known so far will do
+		return
 	}
 	for _, a := range list {
 		host := fmt.Sprintf("%s:%d", a, portAPI)

@@ -197,7 +197,7 @@ func (s *store) dropSecret(ctx context.Context, namespace, name string) error {
 func passwordSecret(nodeName string) string { return nodeName + ".node-password.k3s" }
 
 // errPassword is what a node with another password is told.
-var errPassword = errors.New("Node password rejected, duplicate hostname or contents of '/etc/rancher/node/password' may not match server node-passwd entry, try enabling a unique node name with the --with-node-id flag")
+var errPassword = errors.New("Node password rejected, duplicate hostname or contents of '/etc/rancher/node/password' may not match server node-passwd entry, try enabling a unique node name with the --with-node-id flag") //nolint:staticcheck // the real text
 
 // checkPassword notes a new node's password, or compares a known one's.
 func (s *store) checkPassword(ctx context.Context, nodeName, password string) error {

@@ -85,7 +85,7 @@ func (a *Agent) Serve(ctx context.Context, rw io.ReadWriter) error {
 	buf := make([]byte, 64<<10)
 	var msg []byte
 	depth, str, esc := 0, false, false
-	for ctx.Err() == nil {
+	for {
 		n, err := rw.Read(buf)
 		for _, ch := range buf[:n] {
 			if ch == 0xFF || !a.o.AgentUp() {
@@ -116,13 +116,17 @@ func (a *Agent) Serve(ctx context.Context, rw io.ReadWriter) error {
 			}
 		}
 		if err != nil {
-			if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || ctx.Err() != nil {
-				return nil
-			}
-			return err
+			return ended(ctx, err)
 		}
 	}
-	return nil
+}
+
+// ended tells the channel's end from a failure.
+func ended(ctx context.Context, err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrClosedPipe) || errors.Is(err, net.ErrClosed) || ctx.Err() != nil {
+		err = nil
+	}
+	return err
 }
 
 func (a *Agent) answer(ctx context.Context, w io.Writer, msg []byte) error {

@@ -50,9 +50,7 @@ func (r *run) call(ctx context.Context, args []string) ([]string, error) {
 		return r.source(hc, args)
 	case "eval":
 		// What is declared in there counts for "command -v".
-		if _, err := r.parse("eval", strings.Join(args[1:], " ")); err != nil {
-			return args, nil // the builtin reports it
-		}
+		_, _ = r.parse("eval", strings.Join(args[1:], " ")) // the builtin reports what is wrong with it
 	case "pwd":
 		return append([]string{inner + "pwd"}, args[1:]...), nil
 	case "cd":
@@ -193,7 +191,7 @@ func (r *run) inner(p Proc, name string, args []string) int {
 func (r *run) where(p Proc, name string, args []string) int {
 	code := 0
 	for _, a := range args {
-		what, text := "", ""
+		var what, text string
 		switch {
 		case syntax.IsKeyword(a):
 			what, text = a, "is a shell keyword"
@@ -266,7 +264,12 @@ func openFile(v interface {
 	}
 	f, err := v.OpenFile(name, flag, perm)
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: err.(*fs.PathError).Err}
+		// The interpreter knows only an unwrapped PathError as no fatal error.
+		var pe *fs.PathError
+		if errors.As(err, &pe) {
+			return nil, pe
+		}
+		return nil, err
 	}
 	return f, nil
 }

@@ -269,7 +269,7 @@ func echo(_ context.Context, c *Call) int {
 	if len(args) > 0 && args[0] == "-n" {
 		args, nl = args[1:], ""
 	}
-	if tee2(c.Stdout, strings.Join(args, " ")+nl) != nil {
+	if tell(c.Stdout, strings.Join(args, " ")+nl) != nil {
 		return 141
 	}
 	return 0

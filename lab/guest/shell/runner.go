@@ -78,16 +78,19 @@ func (s *Shell) Run(ctx context.Context, p Proc, script string, opts ...string) 
 		panic(err) // a constant text
 	}
 	if err := r.Run(ctx, unset.Stmts[0]); err != nil {
+		if ctx.Err() != nil {
+			return Signal(ctx)
+		}
 		fmt.Fprintf(p.Stderr, "%s: %v\n", name, err)
 		return 2
 	}
 	err = r.Run(ctx, file)
 	var es interp.ExitStatus
 	switch {
+	case ctx.Err() != nil:
+		return Signal(ctx) // also when a wait ended with it
 	case err == nil:
 		return 0
-	case ctx.Err() != nil:
-		return Signal(ctx)
 	case errors.As(err, &es):
 		return int(es)
 	}

@@ -226,7 +226,7 @@ func sed(ctx context.Context, c *Call) int {
 	if !o.has("i", "in-place") {
 		lines, code := c.lines(ctx, o.args)
 		cmds, _ := parse()
-		tee2(c.Stdout, edit(cmds, lines, quiet)) //nolint:errcheck // a closed pipe ends the pipeline
+		tell(c.Stdout, edit(cmds, lines, quiet)) //nolint:errcheck // a closed pipe ends the pipeline
 		return code
 	}
 	code := 0
@@ -265,19 +265,10 @@ lines:
 			case 'q':
 				stop = true
 			case 's':
-				was := line
-				n := 0
-				line = c.re.ReplaceAllStringFunc(line, func(m string) string {
-					if n++; n > 1 && !c.all {
-						return m
-					}
-					return ""
-				})
-				if n == 0 {
-					line = was
+				if !c.re.MatchString(line) {
 					continue
 				}
-				line = substitute(c, was)
+				line = substitute(c, line)
 				if c.pr {
 					b.WriteString(line + "\n")
 				}

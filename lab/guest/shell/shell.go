@@ -264,7 +264,7 @@ func (s *Shell) Exec(ctx context.Context, p Proc, argv []string) int {
 		fmt.Fprintf(p.Stderr, "sh: 1: %s: not found\n", argv[0])
 		return 127
 	}
-	line, err := s.firstLine(p, file)
+	line, err := s.firstLine(file)
 	if err != nil {
 		fmt.Fprintf(p.Stderr, "sh: 1: %s: %s\n", argv[0], why(err))
 		return 126
@@ -302,14 +302,14 @@ func (s *Shell) Exec(ctx context.Context, p Proc, argv []string) int {
 	return 126
 }
 
-func (s *Shell) firstLine(p Proc, file string) (string, error) {
+func (s *Shell) firstLine(file string) (string, error) {
 	f, err := s.Tree.Super().OpenFile(file, os.O_RDONLY, 0)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
 	line, err := bufio.NewReader(io.LimitReader(f, 256)).ReadString('\n')
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return "", err
 	}
 	return strings.TrimRight(line, "\n"), nil

@@ -64,7 +64,7 @@ func eachLine(r io.Reader, fn func(line string, nl bool) error) error {
 				return e
 			}
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
@@ -113,7 +113,7 @@ func head(ctx context.Context, c *Call) int {
 	return c.each(ctx, o.args, func(_ string, r io.Reader) error {
 		if o.has("c", "bytes") {
 			_, err := io.CopyN(c.Stdout, r, int64(bytes))
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = nil
 			}
 			return err
@@ -309,7 +309,8 @@ func cut(ctx context.Context, c *Call) int {
 	})
 }
 
-func tee2(w io.Writer, s string) error { _, err := io.WriteString(w, s); return err }
+// tell writes a text; an error is a closed pipe.
+func tell(w io.Writer, s string) error { _, err := io.WriteString(w, s); return err }
 
 func yes(ctx context.Context, c *Call) int {
 	text := "y"
@@ -317,7 +318,7 @@ func yes(ctx context.Context, c *Call) int {
 		text = strings.Join(c.Argv[1:], " ")
 	}
 	for ctx.Err() == nil {
-		if tee2(c.Stdout, text+"\n") != nil {
+		if tell(c.Stdout, text+"\n") != nil {
 			return 141
 		}
 	}
@@ -325,7 +326,8 @@ func yes(ctx context.Context, c *Call) int {
 }
 
 func seq(ctx context.Context, c *Call) int {
-	from, step, to := 1, 1, 0
+	from, step := 1, 1
+	var to int
 	var n []int
 	for _, a := range c.Argv[1:] {
 		i, err := strconv.Atoi(a)
@@ -348,7 +350,7 @@ func seq(ctx context.Context, c *Call) int {
 		return c.Refuse("a step that is not above zero")
 	}
 	for i := from; i <= to && ctx.Err() == nil; i += step {
-		if tee2(c.Stdout, strconv.Itoa(i)+"\n") != nil {
+		if tell(c.Stdout, strconv.Itoa(i)+"\n") != nil {
 			return 141
 		}
 	}

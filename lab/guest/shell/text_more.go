@@ -162,7 +162,7 @@ func sortLines(ctx context.Context, c *Call) int {
 		lines = slices.Compact(lines)
 	}
 	for _, l := range lines {
-		if tee2(c.Stdout, l+"\n") != nil {
+		if tell(c.Stdout, l+"\n") != nil {
 			return 141
 		}
 	}

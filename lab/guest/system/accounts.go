@@ -138,7 +138,7 @@ RestartSec=0
 func (o *OS) installPackage(name string) error {
 	files, ok := packages[name]
 	if !ok {
-		return fmt.Errorf("Unable to locate package %s", name)
+		return fmt.Errorf("Unable to locate package %s", name) //nolint:staticcheck // the real text
 	}
 	for f, text := range files {
 		mode := modeOf(0o644)

@@ -49,14 +49,12 @@ const (
 
 // ciRun is one boot's cloud-init.
 type ciRun struct {
-	o      *OS
-	cfg    cloudinit.Config
-	nets   []cloudinit.Interface
-	fresh  bool // a new instance-id: per-instance modules run
-	dir    string
-	owner  string // "user:group" of root's files
-	none   bool   // no data source
-	netErr error
+	o     *OS
+	cfg   cloudinit.Config
+	nets  []cloudinit.Interface
+	fresh bool // a new instance-id: per-instance modules run
+	dir   string
+	none  bool // no data source
 }
 
 func now() *float64 {

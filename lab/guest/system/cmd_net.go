@@ -89,6 +89,7 @@ func (o *OS) ipAddr(c *shell.Call, only string, asJSON, oneline bool) int {
 		Flags   []string `json:"flags"`
 		MTU     int      `json:"mtu"`
 		State   string   `json:"operstate"`
+		Type    string   `json:"link_type"`
 		Address string   `json:"address"`
 		Info    []info   `json:"addr_info"`
 	}
@@ -97,10 +98,10 @@ func (o *OS) ipAddr(c *shell.Call, only string, asJSON, oneline bool) int {
 		if only != "" && i.Name != only {
 			continue
 		}
-		l := link{Index: n + 1, Name: i.Name, Flags: []string{"UP", "LOWER_UP"}, MTU: 1500, State: "UP", Address: i.MAC, Info: []info{}}
+		l := link{Index: n + 1, Name: i.Name, Flags: []string{"UP", "LOWER_UP"}, MTU: 1500, State: "UP", Type: "ether", Address: i.MAC, Info: []info{}}
 		scope := "global"
 		if i.Name == "lo" {
-			l.State, l.MTU, scope = "UNKNOWN", 65536, "host"
+			l.State, l.Type, l.MTU, scope = "UNKNOWN", "loopback", 65536, "host"
 		}
 		for _, a := range i.Addresses {
 			ip, bits, _ := strings.Cut(a, "/")

@@ -57,7 +57,9 @@ func (o *OS) systemctl(ctx context.Context, c *shell.Call) int {
 		case a == "--no-pager", a == "--no-ask-password", a == "--full", a == "-l", a == "--system", a == "-f", a == "--force", a == "--no-legend", a == "--plain", a == "--all", a == "-a", a == "--wait":
 		case strings.HasPrefix(a, "-p") && len(a) > 2:
 			props = append(props, strings.Split(a[2:], ",")...)
-		case strings.HasPrefix(a, "-n"), strings.HasPrefix(a, "--lines="), strings.HasPrefix(a, "--type="):
+		case strings.HasPrefix(a, "-n"), strings.HasPrefix(a, "--lines="), strings.HasPrefix(a, "--type="), strings.HasPrefix(a, "--signal="):
+		case a == "-s" && i+1 < len(c.Argv):
+			i++
 		case strings.HasPrefix(a, "-"):
 			return c.Refuse("option " + a)
 		default:
@@ -70,7 +72,7 @@ func (o *OS) systemctl(ctx context.Context, c *shell.Call) int {
 	verb, names := args[0], args[1:]
 	root := c.User.UID == 0
 	switch verb {
-	case "start", "stop", "restart", "try-restart", "reload-or-restart", "enable", "disable", "daemon-reload", "reset-failed", "reboot", "poweroff", "mask", "unmask", "kill":
+	case "start", "stop", "restart", "try-restart", "reload-or-restart", "enable", "disable", "daemon-reload", "reset-failed", "reboot", "poweroff", "kill":
 		if !root {
 			fmt.Fprintln(c.Stderr, "Failed to "+verb+": Interactive authentication required.")
 			return 1
@@ -126,6 +128,11 @@ func (o *OS) systemctl(ctx context.Context, c *shell.Call) int {
 			}
 			if st.state == "active" {
 				code = 0
+			}
+		case "kill":
+			if err := o.units.kill(name); err != nil {
+				fmt.Fprintf(c.Stderr, "Failed to kill unit %s: %v\n", name, err)
+				code = 1
 			}
 		case "is-failed":
 			st := o.units.status(name)
@@ -235,10 +242,11 @@ func (o *OS) job(ctx context.Context, c *shell.Call, verb, name string, noBlock 
 
 func (o *OS) enableUnit(ctx context.Context, c *shell.Call, verb, name string, quiet, start bool) int {
 	if verb == "disable" {
+		was := o.units.enabled(name)
 		if err := o.units.disable(name); err != nil {
 			return c.Fail("%v", err)
 		}
-		if !quiet {
+		if !quiet && was == "enabled" {
 			fmt.Fprintf(c.Stderr, "Removed \"%s/%s\".\n", wantsDir, name)
 		}
 		if start {

@@ -115,10 +115,7 @@ func (o *OS) Run(ctx context.Context) (Reason, error) {
 		o.wait(ctx, "shutdown", ms(o.m.Settings.ShutdownMs), start)
 	}
 	ucancel(shell.Killed(9))
-	o.units.mu.Lock()
-	//lint:ignore SA2001 whoever starts a unit after this sees the ended context
-	o.units.mu.Unlock()
-	o.units.wg.Wait()
+	o.units.settle()
 	wg.Wait()
 	if ctx.Err() != nil {
 		reason = Killed

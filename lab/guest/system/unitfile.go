@@ -29,7 +29,7 @@ type unitFile struct {
 	envFiles    []string
 	env         map[string]string
 	restart     string
-	restartSec  time.Duration
+	restartWait time.Duration
 	remain      bool
 	wantedBy    []string
 	condition   []string // ConditionPathExists=
@@ -66,7 +66,7 @@ func readUnit(v *tree.View, name string) (*unitFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &unitFile{name: name, path: at, kind: "simple", env: map[string]string{}, restartSec: 100 * time.Millisecond, restart: "no"}
+	u := &unitFile{name: name, path: at, kind: "simple", env: map[string]string{}, restartWait: 100 * time.Millisecond, restart: "no"}
 	b = bytes.ReplaceAll(b, []byte("\\\n"), []byte(" "))
 	sc := bufio.NewScanner(bytes.NewReader(b))
 	for sc.Scan() {
@@ -110,8 +110,8 @@ func readUnit(v *tree.View, name string) (*unitFile, error) {
 			u.restart = val
 		case "RestartSec":
 			if n, err := strconv.Atoi(val); err == nil {
-				u.restartSec = time.Duration(n) * time.Second
-			} else if u.restartSec, err = time.ParseDuration(val); err != nil {
+				u.restartWait = time.Duration(n) * time.Second
+			} else if u.restartWait, err = time.ParseDuration(val); err != nil {
 				return nil, fmt.Errorf("%s: RestartSec: %w", at, err)
 			}
 		case "RemainAfterExit":

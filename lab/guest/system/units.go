@@ -26,6 +26,7 @@ type unit struct {
 	pid      int
 	restarts int
 	run      *serviceRun
+	kill     context.CancelCauseFunc // of the running process, nil without one
 }
 
 // serviceRun is one life of a unit, from its start job to its stop, through all
@@ -154,6 +155,18 @@ func (us *units) stop(ctx context.Context, name string) error {
 	}
 }
 
+// kill ends the unit's present process; what follows is up to Restart=.
+func (us *units) kill(name string) error {
+	us.mu.Lock()
+	defer us.mu.Unlock()
+	u := us.getLocked(name)
+	if u.kill == nil {
+		return errors.New("No process to kill") //nolint:staticcheck // systemd's own text
+	}
+	u.kill(shell.Killed(9))
+	return nil
+}
+
 func (us *units) log(name, text string) { us.o.journal.add(name, "systemd", 1, text) }
 
 // live is the life of a unit.
@@ -167,7 +180,7 @@ func (us *units) live(ctx context.Context, u *unit, run *serviceRun) {
 		f, err := readUnit(us.o.FS(), u.name)
 		stopped := ctx.Err() != nil
 		again := err == nil && !stopped && (f.restart == "always" || f.restart == "on-failure" && code != 0)
-		if n := len(starts); n >= startBurst && starts[n-1].Sub(starts[n-startBurst]) < startInterval && f != nil && f.restartSec < 2*time.Second {
+		if n := len(starts); n >= startBurst && starts[n-1].Sub(starts[n-startBurst]) < startInterval && f != nil && f.restartWait < 2*time.Second {
 			us.log(u.name, u.name+": Start request repeated too quickly.")
 			again = false
 		}
@@ -209,7 +222,7 @@ func (us *units) live(ctx context.Context, u *unit, run *serviceRun) {
 		if !again {
 			return
 		}
-		wait := f.restartSec
+		wait := f.restartWait
 		if us.o.m.Settings.RestartMs >= 0 {
 			wait = ms(us.o.m.Settings.RestartMs)
 		}
@@ -234,6 +247,12 @@ func (us *units) live(ctx context.Context, u *unit, run *serviceRun) {
 
 // restarts tells a service that is not meant to end, however it ends.
 func restarts(f *unitFile) bool { return f != nil && f.restart == "always" }
+
+func (us *units) setKill(u *unit, kill context.CancelCauseFunc) {
+	us.mu.Lock()
+	defer us.mu.Unlock()
+	u.kill = kill
+}
 
 // finishLocked ends the start job of the present attempt.
 func (us *units) finishLocked(run *serviceRun, err error) {
@@ -318,7 +337,14 @@ func (us *units) attempt(ctx context.Context, u *unit, run *serviceRun) (up bool
 		ready()
 	}
 	if us.ctx.Err() == nil {
-		code = us.o.Shell.Exec(context.WithValue(ctx, notifyKey{}, ready), p, f.start)
+		pctx, kill := context.WithCancelCause(ctx)
+		us.setKill(u, kill)
+		code = us.o.Shell.Exec(context.WithValue(pctx, notifyKey{}, ready), p, f.start)
+		if pctx.Err() != nil && ctx.Err() == nil {
+			code = shell.Signal(pctx)
+		}
+		us.setKill(u, nil)
+		kill(nil)
 	}
 	if f.kind == "oneshot" && code == 0 {
 		ready()
@@ -386,6 +412,16 @@ func (us *units) wanted() []string {
 		}
 	}
 	return out
+}
+
+// settle waits for all units after their context has ended.
+func (us *units) settle() {
+	us.mu.Lock()
+	n := len(us.all) // whoever starts a unit after this sees the ended context
+	us.mu.Unlock()
+	if n > 0 {
+		us.wg.Wait()
+	}
 }
 
 // stopAll ends every unit, as a shutdown does.

@@ -153,8 +153,11 @@ func (v *View) mayChange(rel string) error {
 		return nil
 	}
 	fi, err := v.t.root.Lstat(rel)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil // to be made
+	}
+	if err != nil {
+		return err
 	}
 	if v.t.info(rel, fi).UID != v.uid {
 		return syscall.EPERM
