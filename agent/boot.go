@@ -23,18 +23,17 @@ const wrongFor = 15 * time.Second
 // are the expected ones. It changes nothing.
 func (s *Service) boot(ctx context.Context, req *agentv1.RunRequest, e emit) (*agentv1.StepResult, error) {
 	want := req.GetWant()
-	name := want.GetIdentity().GetGuest()
 	sh, err := s.awaitShell(ctx, want, e)
 	if err != nil {
-		return nil, fmt.Errorf("boot %s on %s: %w", name, s.name, err)
+		return nil, err
 	}
 	defer sh.Close()
 	p, err := s.awaitBooted(ctx, sh, want, e)
 	if err != nil {
-		return nil, fmt.Errorf("boot %s on %s: %w", name, s.name, err)
+		return nil, err
 	}
 	if id := want.GetMachineId(); id != "" && p.MachineID.Known && p.MachineID.Value != id {
-		return nil, rpc.Errorf(rpc.ErrDenied, "boot %s on %s: another machine answers: its machine-id is %s and should be %s", name, s.name, p.MachineID.Value, id)
+		return nil, rpc.Errorf(rpc.ErrDenied, "another machine answers: its machine-id is %s and should be %s", p.MachineID.Value, id)
 	}
 	text := "booted, reached over SSH"
 	if err := sh.SSHError(); err != nil {
@@ -101,7 +100,7 @@ func (s *Service) awaitBooted(ctx context.Context, sh *guest.Shell, want *homela
 			return false, "", err
 		}
 		if p, err = k3s.ParseProbe(res.Stdout); err != nil {
-			return false, "waiting for the guest's shell: " + err.Error(), nil
+			return false, "waiting for the guest's shell: " + err.Error(), nil //nolint:nilerr // said in the text
 		}
 		v := guest.Judge(want, p)
 		switch {
@@ -142,7 +141,7 @@ func (s *Service) verify(ctx context.Context, req *agentv1.RunRequest, e emit) (
 		if err != nil {
 			return nil, err
 		}
-		if err := res.Check(fmt.Sprintf("verify %s: %s", want.GetIdentity().GetGuest(), command)); err != nil {
+		if err := res.Check(command); err != nil {
 			return nil, rpc.Errorf(rpc.ErrRefused, "%w", err)
 		}
 	}

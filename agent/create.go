@@ -96,7 +96,7 @@ func (s *Service) create(ctx context.Context, req *agentv1.RunRequest, e emit) (
 	}
 	there, err := s.mayCreate(o, seen, want)
 	if err != nil {
-		return nil, fmt.Errorf("create %s on %s: %w", id.GetGuest(), s.name, err)
+		return nil, err
 	}
 	folder, _, err := s.imageFolder(o, want.GetImagesStorage())
 	if err != nil {
@@ -104,12 +104,11 @@ func (s *Service) create(ctx context.Context, req *agentv1.RunRequest, e emit) (
 	}
 	img, ok := image.Find(want.GetImage(), folder)
 	if !ok {
-		return nil, rpc.Errorf(rpc.ErrRefused, "create %s on %s: image %s is not on storage %s; it is fetched first", id.GetGuest(), s.name,
-			want.GetImage().GetName(), want.GetImagesStorage())
+		return nil, rpc.Errorf(rpc.ErrRefused, "image %s is not on storage %s; it is fetched first", want.GetImage().GetName(), want.GetImagesStorage())
 	}
 	snippets, err := usable(o, want.GetSnippetsStorage(), "snippets")
 	if err != nil {
-		return nil, fmt.Errorf("create %s on %s: %w", id.GetGuest(), s.name, err)
+		return nil, err
 	}
 	key, err := s.keys.MakeHostKey(id.GetFleet(), id.GetGuest(), id.GetGeneration())
 	if err != nil {
@@ -132,7 +131,7 @@ func (s *Service) create(ctx context.Context, req *agentv1.RunRequest, e emit) (
 			// Refused means that nothing was changed, so that neither must we have.
 			err = errors.Join(err, s.unintend(ctx, intent, snip, written, e))
 		}
-		return nil, fmt.Errorf("create %s on %s: %w", id.GetGuest(), s.name, err)
+		return nil, err
 	}
 	if err := ours(vm, id); err != nil {
 		return nil, err
@@ -275,7 +274,7 @@ func (s *Service) rollback(ctx context.Context, req *agentv1.RunRequest, e emit)
 		Identity: intent.GetIdentity(), HalfBuilt: true, VolumesBefore: intent.GetVolumesBefore(), Deadline: remaining(ctx),
 	}, e.report())
 	if err != nil {
-		return nil, fmt.Errorf("roll back %s on %s: %w", id.GetGuest(), s.name, err)
+		return nil, err
 	}
 	if err := s.intents.close(id.GetVmid()); err != nil {
 		return nil, err
@@ -295,17 +294,17 @@ func (s *Service) start(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 	}
 	o := s.host.Observe(s.now())
 	if err := s.settled(o); err != nil {
-		return nil, fmt.Errorf("start %s on %s: %w", id.GetGuest(), s.name, err)
+		return nil, err
 	}
 	if err := networksReady(o, req.GetWant().GetHardware().GetNics()); err != nil {
-		return nil, fmt.Errorf("start %s on %s: %w", id.GetGuest(), s.name, err)
+		return nil, err
 	}
 	vm, err = s.driver.Start(ctx, &driverv1.StartRequest{Identity: id, Deadline: remaining(ctx)}, e.report())
 	if err != nil {
-		return nil, fmt.Errorf("start %s on %s: %w", id.GetGuest(), s.name, err)
+		return nil, err
 	}
 	if vm.GetPower() != homelabv1.Power_POWER_RUNNING {
-		return nil, rpc.Errorf(rpc.ErrUnavailable, "start %s on %s: VM %d is %s", id.GetGuest(), s.name, id.GetVmid(), powerText(vm))
+		return nil, rpc.Errorf(rpc.ErrUnavailable, "VM %d is %s", id.GetVmid(), powerText(vm))
 	}
 	return done(true, "started VM %d", id.GetVmid()), nil
 }

@@ -198,7 +198,7 @@ func TestARefusedCreateLeavesNothingOfItsOwn(t *testing.T) {
 	w.must(fetchStep)
 	w.hyp.at = func(string) error { return rpc.Errorf(rpc.ErrRefused, "storage local: 10 GiB needed, 1 GiB available") }
 	_, err := w.do(w.request(createStep))
-	if !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "create k3s-1 on pve1: storage local: 10 GiB needed") {
+	if !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "storage local: 10 GiB needed") {
 		t.Fatal(err)
 	}
 	if left, _ := os.ReadDir(filepath.Join(w.root, "var/lib/vz/snippets")); len(left) != 0 {

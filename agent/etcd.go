@@ -63,6 +63,8 @@ func openEtcd(ctx context.Context, sh *guest.Shell) (*etcdMember, error) {
 		Endpoints: []string{"https://" + localEtcd},
 		TLS:       &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, Certificates: []tls.Certificate{pair}},
 		Logger:    zap.NewNop(),
+		// Else it tries a member that is down a hundred times, until the deadline.
+		MaxUnaryRetries: 1,
 		DialOptions: []grpc.DialOption{grpc.WithNoProxy(), grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 			return conn.DialContext(ctx, "tcp", address)
 		})},

@@ -29,9 +29,10 @@ const (
 // looks after the install script.
 func (j *joining) reserve() time.Duration { return min(10*time.Second, joinLimit(j.want)/5) }
 
-// install writes what k3s needs and runs the install script. An etcd member
-// that the cluster has removed (our own learner, taken back after an earlier
-// attempt) is cleaned away once, with k3s's own script, and joined afresh.
+// install writes what k3s needs and runs the install script. What an earlier
+// attempt left is started again as it is; only when that fails, and it was a
+// learner (taken back since) or says that the cluster has removed it, is it cleaned
+// away once, with k3s's own script, and joined afresh.
 func (j *joining) install(ctx context.Context, p k3s.Probe) error {
 	for attempt := 1; ; attempt++ {
 		if err := j.writeFiles(ctx, p); err != nil {
@@ -41,7 +42,7 @@ func (j *joining) install(ctx context.Context, p k3s.Probe) error {
 		if err == nil {
 			return nil
 		}
-		if failure.Kind != k3s.FailureRemoved {
+		if failure.Kind != k3s.FailureRemoved && (!j.learner || failure.Kind == "") {
 			return j.giveUp(ctx, err)
 		}
 		if cerr := j.clean(ctx); cerr != nil {
@@ -69,8 +70,10 @@ func (j *joining) writeFiles(ctx context.Context, p k3s.Probe) error {
 		return err
 	}
 	j.e.progress("joining", "writing k3s's configuration")
-	if err := j.write(ctx, "config", ownPath, 0o600, strings.NewReader(j.own()+"\n")); err != nil {
-		return err
+	if !j.began {
+		if err := j.leaveWord(ctx, ""); err != nil {
+			return err
+		}
 	}
 	if err := j.held(ctx, "binary", j.k3s.GetBinary(), k3s.BinaryPath, 0o755); err != nil {
 		return err
@@ -88,6 +91,11 @@ func (j *joining) writeFiles(ctx context.Context, p k3s.Probe) error {
 		}
 	}
 	return j.write(ctx, "script", k3s.ScriptPath, 0o700, bytes.NewReader(script))
+}
+
+// leaveWord writes ownPath.
+func (j *joining) leaveWord(ctx context.Context, more string) error {
+	return j.write(ctx, "config", ownPath, 0o600, strings.NewReader(j.own()+more+"\n"))
 }
 
 // write puts content into a file of the guest, through standard input.
@@ -272,7 +280,7 @@ func (j *joining) member(ctx context.Context) (missing string, err error) {
 	}
 	nodes, err := k3s.ParseNodes(res.Stdout)
 	if err != nil {
-		return "the k3s API does not answer yet: " + err.Error(), nil //nolint:nilerr // said in the text
+		return "the k3s API does not answer yet: " + err.Error(), nil
 	}
 	missing = "its Node is not registered yet"
 	for _, n := range nodes {
@@ -295,21 +303,20 @@ func (j *joining) member(ctx context.Context) (missing string, err error) {
 	}
 	m, err := openEtcd(ctx, j.sh)
 	if err != nil {
-		return err.Error(), nil //nolint:nilerr // said in the text
+		return err.Error(), nil
 	}
 	defer m.close()
 	voter, err := m.self(ctx)
 	switch {
 	case err != nil:
-		return err.Error(), nil //nolint:nilerr // said in the text
+		return err.Error(), nil
 	case !voter:
 		return "waiting to be promoted from learner", nil
 	}
 	return "", nil
 }
 
-func (j *joining) awaitMember(ctx context.Context) error {
-	limit := max(time.Until(j.until), j.reserve())
+func (j *joining) awaitMember(ctx context.Context, limit time.Duration) error {
 	return j.e.wait(ctx, waiting{
 		phase: "joining", limit: limit,
 		look: func(ctx context.Context) (bool, string, error) {
@@ -317,7 +324,7 @@ func (j *joining) awaitMember(ctx context.Context) error {
 			return err == nil && missing == "", missing, err
 		},
 		overdue: func(text string) error {
-			return rpc.Errorf(rpc.ErrUnavailable, "no member within %s: %s", joinLimit(j.want), text)
+			return rpc.Errorf(rpc.ErrUnavailable, "no member within %s: %s", limit.Round(time.Second), text)
 		},
 	})
 }
@@ -337,7 +344,8 @@ func (j *joining) giveUp(ctx context.Context, cause error) error {
 		_ = j.sh.Close()
 		j.sh = sh
 	}
-	if j.role == k3s.Server && j.votes(ctx) {
+	voter, known := j.votes(ctx)
+	if voter {
 		return fmt.Errorf("%w; its etcd member has a vote, so k3s is left running", cause)
 	}
 	var stopped k3s.Stopped
@@ -352,20 +360,27 @@ func (j *joining) giveUp(ctx context.Context, cause error) error {
 	case !stopped.Stopped:
 		return fmt.Errorf("%w; its unit did not stop: %s", cause, stopped.Reason)
 	}
+	if known {
+		// A learner for certain: its data is of no use once it is taken back.
+		if err := j.leaveWord(ctx, asLearner); err != nil {
+			return fmt.Errorf("%w; its unit was stopped; %w", cause, err)
+		}
+	}
 	return fmt.Errorf("%w; its unit was stopped", cause)
 }
 
-func (j *joining) votes(ctx context.Context) bool {
-	if j.sh.Conn() == nil {
-		return false
+// votes asks a server's own etcd member; known is false when it does not answer.
+func (j *joining) votes(ctx context.Context) (voter, known bool) {
+	if j.role != k3s.Server || j.sh.Conn() == nil {
+		return false, false
 	}
 	m, err := openEtcd(ctx, j.sh)
 	if err != nil {
-		return false
+		return false, false
 	}
 	defer m.close()
-	voter, err := m.self(ctx)
-	return err == nil && voter
+	voter, err = m.self(ctx)
+	return voter, err == nil
 }
 
 // clean removes what is left of a member that the cluster has removed.
@@ -379,6 +394,7 @@ func (j *joining) clean(ctx context.Context) error {
 		if c := k3s.ParseStopped(res.Stdout, true); !c.Cleaned {
 			return res.Exit, rpc.Errorf(rpc.ErrUnavailable, "k3s could not be removed: %s", c.Reason)
 		}
+		j.began, j.learner = false, false
 		return 0, nil
 	})
 }

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"net/url"
 	"strings"
@@ -29,6 +28,9 @@ type joining struct {
 	token k3s.Secret
 	init  bool
 	until time.Time // the Spec's timeouts.join
+	// began: an earlier attempt of this very join left its word in the guest.
+	// learner: it was stopped as a learner, which is taken back since.
+	began, learner bool
 }
 
 // join installs k3s and has the guest start or join the cluster, until its Node
@@ -40,7 +42,6 @@ func (s *Service) join(ctx context.Context, req *agentv1.RunRequest, e emit) (*a
 	if err != nil {
 		return nil, err
 	}
-	name := req.GetStep().GetGuest()
 	if j.sh, err = s.open(ctx, j.want); err != nil {
 		return nil, err
 	}
@@ -52,18 +53,18 @@ func (s *Service) join(ctx context.Context, req *agentv1.RunRequest, e emit) (*a
 	// The guest must be what booting promised: on a wrong hostname or network
 	// k3s would register it wrongly, and for good.
 	if v := guest.Judge(j.want, p); !v.Booted {
-		return nil, rpc.Errorf(rpc.ErrRefused, "join %s: it has not booted: %s", name, v.Wrong+v.Waiting)
+		return nil, rpc.Errorf(rpc.ErrRefused, "it has not booted: %s", v.Wrong+v.Waiting)
 	}
 	in, err := j.stand(ctx, p)
 	if err != nil {
-		return nil, fmt.Errorf("join %s: %w", name, err)
+		return nil, err
 	}
 	if !in {
 		if err := j.install(ctx, p); err != nil {
-			return nil, fmt.Errorf("join %s: %w", name, err)
+			return nil, err
 		}
-		if err := j.awaitMember(ctx); err != nil {
-			return nil, fmt.Errorf("join %s: %w", name, j.giveUp(ctx, err))
+		if err := j.awaitMember(ctx, max(time.Until(j.until), j.reserve())); err != nil {
+			return nil, j.giveUp(ctx, err)
 		}
 	}
 	text := "is a member: Ready, " + j.k3s.GetVersion()
@@ -151,7 +152,9 @@ func (j *joining) stand(ctx context.Context, p k3s.Probe) (in bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	began := strings.TrimSpace(string(res.Stdout)) == j.own()
+	word := strings.TrimSpace(string(res.Stdout))
+	j.learner = word == j.own()+asLearner
+	j.began = j.learner || word == j.own()
 	other := p.AgentUnit.Value
 	if j.role == k3s.Agent {
 		other = p.ServerUnit.Value
@@ -163,6 +166,10 @@ func (j *joining) stand(ctx context.Context, p k3s.Probe) (in bool, err error) {
 	if !present {
 		return false, nil
 	}
+	if !j.began && j.k3s.GetCaHash() != "" {
+		got, err := j.caHash(ctx)
+		j.began = err == nil && got == j.k3s.GetCaHash()
+	}
 	if active(p, j.role) {
 		missing, err := j.member(ctx)
 		switch {
@@ -172,14 +179,30 @@ func (j *joining) stand(ctx context.Context, p k3s.Probe) (in bool, err error) {
 			return true, j.checkCluster(ctx)
 		}
 	}
-	if !began {
+	if !j.began {
 		return false, rpc.Errorf(rpc.ErrRefused, "it holds an older k3s (%s) that was not begun by this guest's own join; remove it first: hlctl exec %s -- sh -c 'k3s-uninstall.sh || k3s-agent-uninstall.sh'",
 			orNone(p.Version.Value), j.want.GetIdentity().GetGuest())
+	}
+	if active(p, j.role) {
+		return j.patience(ctx)
 	}
 	return false, nil
 }
 
-// own is what the file at ownPath holds: it dies with the guest's generation.
+// patience gives a member of ours that is up but not yet good some time, as after
+// a boot, before it is installed and so restarted again. A server with a vote is
+// not restarted at all: that would cost the cluster a voter for a while.
+func (j *joining) patience(ctx context.Context) (in bool, err error) {
+	if voter, _ := j.votes(ctx); voter {
+		return true, j.awaitMember(ctx, time.Until(j.until))
+	}
+	return j.awaitMember(ctx, min(time.Minute, joinLimit(j.want)/3)) == nil, ctx.Err()
+}
+
+// asLearner is added to the word when the join was stopped as a learner.
+const asLearner = " learner"
+
+// own is the word at ownPath. Another generation of the guest has another mark.
 func (j *joining) own() string { return j.want.GetIdentity().GetMark() + " " + string(j.role) }
 
 func orNone(s string) string {

@@ -13,14 +13,27 @@ import (
 	"github.com/homeiac/homelab/internal/k3s"
 )
 
-// lookLimit bounds one look into one guest.
-const lookLimit = 5 * time.Second
+// Limits of one look into one guest: it ends a little before the caller's
+// patience does, so that one mute guest does not cost the whole observation.
+const (
+	lookLimit   = 5 * time.Second
+	lookMargin  = 500 * time.Millisecond
+	lookAtLeast = time.Second
+)
+
+func lookTime(ctx context.Context) time.Duration {
+	end, ok := ctx.Deadline()
+	if !ok {
+		return lookLimit
+	}
+	return min(lookLimit, max(time.Until(end)-lookMargin, lookAtLeast))
+}
 
 // look sees what is inside a guest over SSH. It never fails: what cannot be seen
 // is unknown. The guest agent is not used, since running a script through it
 // starts a process on the host; that it answers is the driver's to say.
 func (s *Service) look(ctx context.Context, req *agentv1.LookRequest, vm *homelabv1.VirtualMachine) *homelabv1.GuestLook {
-	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	ctx, cancel := context.WithTimeout(ctx, lookTime(ctx))
 	defer cancel()
 	want := req.GetWant()
 	l := &homelabv1.GuestLook{Identity: want.GetIdentity(), At: timestamppb.New(s.now()), GuestAgent: vm.GetGuestAgent()}
@@ -56,7 +69,7 @@ func (s *Service) look(ctx context.Context, req *agentv1.LookRequest, vm *homela
 			etcd = etcdView(ctx, sh)
 		}
 	}()
-	// A look that was cut off tells what it saw until then.
+	// A look that is cut off tells what it saw until then.
 	res, runErr := sh.Run(ctx, k3s.ProbeScript, nil)
 	<-asked
 	p, err := k3s.ParseProbe(res.Stdout)

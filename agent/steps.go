@@ -13,7 +13,8 @@ import (
 
 // carry does one step. Each action looks first and does only what is missing,
 // so that a step may be repeated at any time, and judges its success by looking
-// again.
+// again. Errors do not say which step of which guest it was: whoever asked for it
+// knows.
 func (s *Service) carry(ctx context.Context, req *agentv1.RunRequest, e emit) (*agentv1.StepResult, error) {
 	switch req.GetStep().GetAction() {
 	case homelabv1.Action_ACTION_FETCH:

@@ -64,24 +64,31 @@ func New(c Config) *Process {
 func (p *Process) Run(ctx context.Context) error {
 	pause := firstPause
 	for ctx.Err() == nil {
-		began := time.Now()
-		err := p.once(ctx)
-		if ctx.Err() != nil {
-			break
-		}
-		if time.Since(began) >= goodWhile {
-			pause = firstPause
-		}
-		p.set(nil, 0, err.Error())
-		p.config.Log.Error("driver is down", "error", err, "relaunch_in", pause)
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
-		pause = min(2*pause, lastPause)
+		pause = p.round(ctx, pause)
 	}
 	p.set(nil, 0, "the agent is ending")
 	return nil
+}
+
+// round runs the driver once and pauses after its end; it gives the next pause.
+func (p *Process) round(ctx context.Context, pause time.Duration) (next time.Duration) {
+	began := time.Now()
+	err := p.once(ctx)
+	if ctx.Err() != nil {
+		return pause
+	}
+	if time.Since(began) >= goodWhile {
+		pause = firstPause
+	}
+	p.set(nil, 0, err.Error())
+	p.config.Log.Error("driver is down", "error", err, "relaunch_in", pause)
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	return min(2*pause, lastPause)
 }
 
 // once launches the driver and waits for its end; it always gives an error.
@@ -95,9 +102,15 @@ func (p *Process) once(ctx context.Context) error {
 	}
 	defer ours.Close()
 	defer theirs.Close()
+	// A driver that is killed leaves its socket behind.
+	sockets, err := os.MkdirTemp(shortTemp(), "hl-driver")
+	if err != nil {
+		return fmt.Errorf("folder for the driver's socket: %w", err)
+	}
+	defer os.RemoveAll(sockets)
 	cmd := exec.Command(p.config.Command[0], p.config.Command[1:]...)
 	cmd.ExtraFiles = []*os.File{theirs} // descriptor 3: lifeline
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "TMPDIR=" + shortTemp(), lifelineVar + "=1"}
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", plugin.EnvUnixSocketDir + "=" + sockets, lifelineVar + "=1"}
 	if home, ok := os.LookupEnv("HOME"); ok {
 		cmd.Env = append(cmd.Env, "HOME="+home)
 	}
@@ -252,10 +265,10 @@ func (p *Process) Exec(ctx context.Context, req *driverv1.ExecRequest) (*driverv
 	return c.Exec(ctx, req)
 }
 
-// shortTemp is a folder for the plugin's socket. A socket's path may have 107
-// characters, and go-plugin makes one of about 20 in the temporary folder.
+// shortTemp is where the folder for the plugin's socket is made. A socket's path
+// may have 107 characters; folder and socket take about 40 of them.
 func shortTemp() string {
-	if dir := os.TempDir(); len(dir) <= 80 {
+	if dir := os.TempDir(); len(dir) <= 60 {
 		return dir
 	}
 	return "/tmp"

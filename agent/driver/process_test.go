@@ -76,17 +76,22 @@ func supervised(t *testing.T, log *slog.Logger) (*driver.Process, string) {
 	}
 	dir := t.TempDir()
 	p := driver.New(driver.Config{Command: []string{exe, "plugin", dir}, Log: log})
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- p.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-ended })
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 	up(t, p)
 	return p, dir
 }
 
 func up(t *testing.T, p *driver.Process) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if err := p.WaitUp(ctx); err != nil {
 		t.Fatal(err)
@@ -105,7 +110,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func TestKindsAndTextsSurviveThePlugin(t *testing.T) {
 	p, _ := supervised(t, nil)
 	for vmid, kind := range kinds {
-		_, err := p.Inspect(context.Background(), vmid)
+		_, err := p.Inspect(t.Context(), vmid)
 		if rpc.KindOf(err) != rpc.Kind(kind) || err.Error() != fmt.Sprintf("look at VM %d: this is why", vmid) {
 			t.Errorf("%s: %v of kind %q", kind, err, rpc.KindOf(err))
 		}
@@ -115,7 +120,7 @@ func TestKindsAndTextsSurviveThePlugin(t *testing.T) {
 func TestEventsComeInOrderAndTheVMLast(t *testing.T) {
 	p, _ := supervised(t, nil)
 	var got []string
-	vm, err := p.Create(context.Background(), &driverv1.CreateRequest{}, func(e *homelabv1.Event) { got = append(got, e.GetText()) })
+	vm, err := p.Create(t.Context(), &driverv1.CreateRequest{}, func(e *homelabv1.Event) { got = append(got, e.GetText()) })
 	if err != nil || vm.GetVmid() != 201 {
 		t.Fatalf("%v, %v", vm, err)
 	}
@@ -127,7 +132,8 @@ func TestEventsComeInOrderAndTheVMLast(t *testing.T) {
 func TestAKilledDriverIsRelaunchedAndTheCallInFlightIsUnavailable(t *testing.T) {
 	p, _ := supervised(t, nil)
 	first := p.PID()
-	_, err := p.Start(context.Background(), &driverv1.StartRequest{}, func(*homelabv1.Event) {
+	sockets := environmentOf(t, first, "PLUGIN_UNIX_SOCKET_DIR")
+	_, err := p.Start(t.Context(), &driverv1.StartRequest{}, func(*homelabv1.Event) {
 		if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
 			t.Error(err)
 		}
@@ -135,8 +141,12 @@ func TestAKilledDriverIsRelaunchedAndTheCallInFlightIsUnavailable(t *testing.T) 
 	if !errors.Is(err, rpc.ErrUnavailable) {
 		t.Fatalf("the call in flight: %v", err)
 	}
+	eventually(t, "its socket's folder is gone", func() bool {
+		_, err := os.Stat(sockets)
+		return errors.Is(err, os.ErrNotExist)
+	})
 	eventually(t, "another driver runs", func() bool { return p.PID() != 0 && p.PID() != first })
-	seen, err := p.Observe(context.Background())
+	seen, err := p.Observe(t.Context())
 	if err != nil || seen.GetLeftoverVmids()[0] == int32(first) {
 		t.Errorf("after the relaunch: %v, %v", seen, err)
 	}
@@ -144,7 +154,7 @@ func TestAKilledDriverIsRelaunchedAndTheCallInFlightIsUnavailable(t *testing.T) 
 
 func TestTheCallersEndReachesTheDriver(t *testing.T) {
 	p, dir := supervised(t, nil)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	_, err := p.Start(ctx, &driverv1.StartRequest{}, func(*homelabv1.Event) { cancel() })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
@@ -157,14 +167,14 @@ func TestTheCallersEndReachesTheDriver(t *testing.T) {
 
 func TestADriverThatCannotBeLaunchedIsUnavailableAndSaysWhy(t *testing.T) {
 	p := driver.New(driver.Config{Command: []string{"/nowhere/driver"}})
-	if _, err := p.Observe(context.Background()); !errors.Is(err, rpc.ErrUnavailable) {
+	if _, err := p.Observe(t.Context()); !errors.Is(err, rpc.ErrUnavailable) {
 		t.Errorf("before Run: %v", err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- p.Run(ctx) }()
 	eventually(t, "the reason is known", func() bool {
-		_, err := p.Observe(context.Background())
+		_, err := p.Observe(t.Context())
 		return errors.Is(err, rpc.ErrUnavailable) && strings.Contains(err.Error(), "/nowhere/driver")
 	})
 	cancel()
@@ -196,6 +206,22 @@ func TestTheDriverEndsWithAKilledAgent(t *testing.T) {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", plugin))
 		return err != nil || strings.Contains(string(stat), ") Z ")
 	})
+}
+
+// environmentOf reads one variable of a process.
+func environmentOf(t *testing.T, pid int, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for v := range strings.SplitSeq(string(data), "\x00") {
+		if value, ok := strings.CutPrefix(v, name+"="); ok {
+			return value
+		}
+	}
+	t.Fatalf("process %d has no %s", pid, name)
+	return ""
 }
 
 // childOf finds a process whose parent is pid.
@@ -236,7 +262,7 @@ func (k *kept) String() string {
 func TestTheDriversLogComesThroughWithLevelAndPairs(t *testing.T) {
 	var log kept
 	p, _ := supervised(t, slog.New(slog.NewTextHandler(&log, nil)))
-	if _, err := p.Observe(context.Background()); err != nil {
+	if _, err := p.Observe(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the line is logged", func() bool { return strings.Contains(log.String(), "level=WARN msg=observed vms=3") })

@@ -3,6 +3,7 @@ package image
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -113,7 +114,8 @@ func (s *Store) get(ctx context.Context, address string) (io.ReadCloser, int64, 
 	if err != nil {
 		cancel(nil)
 		// The client's error quotes the address with its query.
-		if ue, ok := err.(*url.Error); ok {
+		var ue *url.Error
+		if errors.As(err, &ue) {
 			err = ue.Err
 		}
 		return nil, 0, rpc.Errorf(rpc.ErrUnavailable, "get %s: %w", Masked(address), err)
@@ -145,7 +147,7 @@ type watched struct {
 func (w *watched) Read(p []byte) (int, error) {
 	n, err := w.body.Read(p)
 	w.timer.Reset(w.limit)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		if cause := context.Cause(w.ctx); cause != nil {
 			err = cause
 		}

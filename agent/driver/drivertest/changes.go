@@ -31,7 +31,7 @@ func startTwice(c *caller) {
 	c.reset()
 	before := c.w.Digest(vmid)
 	c.must(c.start(Identity(vmid)))
-	c.unchanged(before, vmid)
+	c.unchanged(before)
 }
 
 func startMissing(c *caller) {
@@ -80,7 +80,7 @@ func wrongIdentity(c *caller) {
 	}
 	_, err := c.start(&homelabv1.Identity{Vmid: vmid})
 	wantKind(c.t, err, rpc.ErrInvalid)
-	c.unchanged(before, vmid)
+	c.unchanged(before)
 }
 
 func destroyTwice(c *caller) {
@@ -118,17 +118,17 @@ func destroyRefused(c *caller) {
 	c.reset()
 	_, err := c.destroy(&driverv1.DestroyRequest{Identity: Identity(vmid)})
 	wantKind(c.t, err, rpc.ErrRefused, "runs")
-	c.unchanged(before, vmid)
+	c.unchanged(before)
 	c.must(c.stop(Identity(vmid)))
 	c.reset()
 	_, err = c.destroy(&driverv1.DestroyRequest{Identity: Identity(vmid), Keep: []string{vm.GetVolumes()[0].GetVolid()}})
 	wantKind(c.t, err, rpc.ErrRefused, vm.GetVolumes()[0].GetVolid())
-	c.unchanged(before, vmid)
+	c.unchanged(before)
 	c.w.Protect(vmid)
 	before = c.w.Digest(vmid)
 	_, err = c.destroy(&driverv1.DestroyRequest{Identity: Identity(vmid)})
 	wantKind(c.t, err, rpc.ErrRefused, "protection")
-	c.unchanged(before, vmid)
+	c.unchanged(before)
 }
 
 func rollBack(c *caller) {
@@ -174,7 +174,7 @@ func rollBackWhole(c *caller) {
 	c.reset()
 	_, err := c.destroy(&driverv1.DestroyRequest{Identity: Identity(vmid), HalfBuilt: true})
 	wantKind(c.t, err, rpc.ErrRefused, "whole")
-	c.unchanged(before, vmid)
+	c.unchanged(before)
 }
 
 func blind(c *caller) {
@@ -199,7 +199,7 @@ func blind(c *caller) {
 		c.t.Errorf("inspection: %v", err)
 	}
 	see()
-	c.unchanged(before, vmid)
+	c.unchanged(before)
 }
 
 func busy(c *caller) {
@@ -248,7 +248,7 @@ func updates(c *caller) {
 	c.reset()
 	before := c.w.Digest(vmid)
 	c.must(c.w.Driver.Update(c.context(), req, c.report))
-	c.unchanged(before, vmid)
+	c.unchanged(before)
 	req.Hardware.Cpus, req.Hardware.MemoryBytes = 2, 512<<20
 	req.Hardware.SystemDisk.SizeBytes = 3 * gib
 	vm := c.must(c.w.Driver.Update(c.context(), req, c.report))
@@ -268,7 +268,7 @@ func updates(c *caller) {
 	req.Hardware.MemoryBytes, req.Hardware.SystemDisk.SizeBytes = 512<<20, gib
 	_, err = c.w.Driver.Update(c.context(), req, c.report)
 	wantKind(c.t, err, rpc.ErrRefused, "scsi0")
-	c.unchanged(before, vmid)
+	c.unchanged(before)
 }
 
 func execWrong(c *caller) {

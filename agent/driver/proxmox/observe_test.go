@@ -1,7 +1,6 @@
 package proxmox_test
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,7 +19,7 @@ import (
 
 func observe(t testing.TB, d *proxmox.Driver) *driverv1.ObserveResponse {
 	t.Helper()
-	seen, err := d.Observe(context.Background())
+	seen, err := d.Observe(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +145,7 @@ func TestSocketsAreAskedAtMostEveryTenSeconds(t *testing.T) {
 	if vm := only(t, d); vm.GetPower() != homelabv1.Power_POWER_RUNNING {
 		t.Errorf("asked again at once: %v", vm.GetPower())
 	}
-	seen, err := d.Inspect(context.Background(), 201)
+	seen, err := d.Inspect(t.Context(), 201)
 	if err != nil || seen.GetVm().GetPower() != homelabv1.Power_POWER_PAUSED {
 		t.Errorf("an inspection asks: %v %v", seen.GetVm().GetPower(), err)
 	}

@@ -43,8 +43,8 @@ func (d *Driver) process(vmid int32) (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	pid, err = strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil || pid <= 0 {
+	pid, _ = strconv.Atoi(strings.TrimSpace(string(text))) // what is no number is no process
+	if pid <= 0 {
 		return 0, nil
 	}
 	cmdline, err := os.ReadFile(filepath.Join(d.proc, strconv.Itoa(pid), "cmdline"))

@@ -1,7 +1,6 @@
 package proxmox_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -44,13 +43,13 @@ func (h *host) wrap(program, script string) {
 
 func create(t *testing.T, h *host, d *proxmox.Driver) {
 	t.Helper()
-	if _, err := d.Create(context.Background(), request(h), quiet); err != nil {
+	if _, err := d.Create(t.Context(), request(h), quiet); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func destroy(d *proxmox.Driver) error {
-	_, err := d.Destroy(context.Background(), &driverv1.DestroyRequest{Identity: drivertest.Identity(201), Deadline: durationpb.New(20 * time.Second)}, quiet)
+func destroy(t *testing.T, d *proxmox.Driver) error {
+	_, err := d.Destroy(t.Context(), &driverv1.DestroyRequest{Identity: drivertest.Identity(201), Deadline: durationpb.New(20 * time.Second)}, quiet)
 	return err
 }
 
@@ -69,7 +68,7 @@ func wantRefused(t *testing.T, err error, says ...string) {
 func TestAResizeThatFailsWithExitCodeZeroIsAFailure(t *testing.T) {
 	h := newHost(t)
 	h.wrap("qm", `if [ "$1 $2" = "disk resize" ]; then echo "qemu-img: Could not resize image: No space left on device" >&2; exit 0; fi`)
-	_, err := h.driver().Create(context.Background(), request(h), quiet)
+	_, err := h.driver().Create(t.Context(), request(h), quiet)
 	wantRefused(t, err, "scsi0", "64.0 MiB", "1.0 GiB", "No space left on device")
 }
 
@@ -77,10 +76,10 @@ func TestACreateThatIsFoundUnfinishedIsFinished(t *testing.T) {
 	h := newHost(t)
 	h.wrap("qm", `if [ "$1 $2" = "disk resize" ] && [ ! -e $HOST/again ]; then touch $HOST/again; kill -9 $$; fi`)
 	d := h.driver()
-	if _, err := d.Create(context.Background(), request(h), quiet); err == nil {
+	if _, err := d.Create(t.Context(), request(h), quiet); err == nil {
 		t.Fatal("the resize was killed")
 	}
-	vm, err := d.Create(context.Background(), request(h), quiet)
+	vm, err := d.Create(t.Context(), request(h), quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +97,7 @@ func TestACreateKilledInTheMiddleIsRolledBackWhereverItStopped(t *testing.T) {
 	h := newHost(t)
 	d := h.driver()
 	old := h.alloc("local", 201)
-	seen, err := d.Inspect(context.Background(), 201)
+	seen, err := d.Inspect(t.Context(), 201)
 	if err != nil || len(seen.GetVolumes()) != 1 {
 		t.Fatalf("%v, %v", seen, err)
 	}
@@ -111,10 +110,10 @@ func TestACreateKilledInTheMiddleIsRolledBackWhereverItStopped(t *testing.T) {
 		left := h.alloc("local", 201)
 		leave()
 		h.program("pvesm", "status")
-		if _, err := d.Destroy(context.Background(), back, quiet); err != nil {
+		if _, err := d.Destroy(t.Context(), back, quiet); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		seen, err := d.Inspect(context.Background(), 201)
+		seen, err := d.Inspect(t.Context(), 201)
 		if err != nil || seen.GetVm().GetPower() != homelabv1.Power_POWER_ABSENT || len(seen.GetVolumes()) != 1 || seen.GetVolumes()[0].GetVolid() != old {
 			t.Errorf("%s: %v, %v; %s should be gone and %s there", name, seen, err, left, old)
 		}
@@ -130,11 +129,11 @@ func TestAHalfBuiltVMWithALiveWorkerIsBusy(t *testing.T) {
 		func() error {
 			req := request(h)
 			req.Deadline = durationpb.New(300 * time.Millisecond)
-			_, err := d.Create(context.Background(), req, quiet)
+			_, err := d.Create(t.Context(), req, quiet)
 			return err
 		},
 		func() error {
-			_, err := d.Destroy(context.Background(), &driverv1.DestroyRequest{Identity: drivertest.Identity(201), HalfBuilt: true,
+			_, err := d.Destroy(t.Context(), &driverv1.DestroyRequest{Identity: drivertest.Identity(201), HalfBuilt: true,
 				Deadline: durationpb.New(300 * time.Millisecond)}, quiet)
 			return err
 		},
@@ -150,13 +149,13 @@ func TestARollBackLeavesVolumesOfTheVMIDsNewOwnerAlone(t *testing.T) {
 	d := h.driver()
 	back := &driverv1.DestroyRequest{Identity: drivertest.Identity(201), HalfBuilt: true, Deadline: durationpb.New(20 * time.Second)}
 	h.qm("create", "201", "--name", "theirs", "--scsi0", "local:1")
-	_, err := d.Destroy(context.Background(), back, quiet)
+	_, err := d.Destroy(t.Context(), back, quiet)
 	wantRefused(t, err, "theirs")
 	h.qm("destroy", "201")
 	h.alloc("local", 201)
 	h.write("etc/pve/nodes/other/qemu-server/201.conf", "name: theirs\n")
 	h.program("pvesm", "status")
-	_, err = d.Destroy(context.Background(), back, quiet)
+	_, err = d.Destroy(t.Context(), back, quiet)
 	wantRefused(t, err, "theirs", "other")
 	if slices.ContainsFunc(h.calls(), func(c string) bool { return strings.HasPrefix(c, "pvesm free") }) {
 		t.Error("volumes were freed")
@@ -186,12 +185,12 @@ func TestDestroyIsRefused(t *testing.T) {
 			d := h.driver()
 			req := request(h)
 			req.Hardware.DataDisks[0].Storage = "second"
-			if _, err := d.Create(context.Background(), req, quiet); err != nil {
+			if _, err := d.Create(t.Context(), req, quiet); err != nil {
 				t.Fatal(err)
 			}
 			c.make(h)
 			before := h.read(h.conf(201))
-			wantRefused(t, destroy(d), append(c.says, "201")...)
+			wantRefused(t, destroy(t, d), append(c.says, "201")...)
 			if h.read(h.conf(201)) != before {
 				t.Error("the configuration was changed")
 			}
@@ -207,10 +206,10 @@ func TestADestroyThatLeavesAVolumeFreesItByName(t *testing.T) {
 	d := h.driver()
 	create(t, h, d)
 	h.wrap("qm", `if [ "$1" = destroy ]; then echo "WARN: Could not remove disk 'local:201/vm-201-disk-0.raw', check manually: busy"; echo "Task finished with 1 warning(s)!" >&2; rm $HOST/root/etc/pve/qemu-server/$2.conf; exit 0; fi`)
-	if err := destroy(d); err != nil {
+	if err := destroy(t, d); err != nil {
 		t.Fatal(err)
 	}
-	seen, err := d.Inspect(context.Background(), 201)
+	seen, err := d.Inspect(t.Context(), 201)
 	if err != nil || len(seen.GetVolumes()) != 0 {
 		t.Errorf("%v, %v", seen, err)
 	}
@@ -222,7 +221,7 @@ func TestAVMThatChangedSinceItWasLookedAtIsNotDestroyed(t *testing.T) {
 	create(t, h, d)
 	// Somebody attaches a disk between the claim and the destroy.
 	h.wrap("qm", fmt.Sprintf(`if [ "$1" = set ]; then $REAL "$@" || exit $?; echo "unused0: local:201/vm-201-disk-9.raw" >> %s; exit 0; fi`, h.path(h.conf(201))))
-	wantRefused(t, destroy(d), "changed")
+	wantRefused(t, destroy(t, d), "changed")
 	if h.read(h.conf(201)) == "" {
 		t.Error("it was destroyed")
 	}
@@ -234,7 +233,7 @@ func TestAVMThatChangedSinceItWasLookedAtIsNotDestroyed(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.wrap("qm", fmt.Sprintf(`if [ "$1" = set ] && [ ! -e $HOST/once ]; then touch $HOST/once; echo "onboot: 1" >> %s; fi`, h.path(h.conf(201))))
-	if err := destroy(d); err != nil {
+	if err := destroy(t, d); err != nil {
 		t.Fatal(err)
 	}
 	if h.read(h.conf(201)) != "" {
@@ -253,17 +252,17 @@ func TestCreateIsRefusedWithAllReasonsBeforeAnyChange(t *testing.T) {
 	req.Hardware.DataDisks[0].Storage = "full"
 	req.ImagePath = "/var/lib/vz/none.raw"
 	req.UserData = "local:snippets/none.yaml"
-	_, err := h.driver().Create(context.Background(), req, quiet)
+	_, err := h.driver().Create(t.Context(), req, quiet)
 	wantRefused(t, err, "storage isos may not hold disk images", "storage full: 2.0 GiB needed, 1.0 GiB available", "none.raw", "none.yaml", "pve1")
 	if calls := h.calls(); !slices.Equal(calls, []string{"pvesm status"}) {
 		t.Errorf("calls %v", calls)
 	}
 	req = request(h)
 	req.Hardware.SystemDisk.SizeBytes = 32 << 20
-	_, err = h.driver().Create(context.Background(), req, quiet)
+	_, err = h.driver().Create(t.Context(), req, quiet)
 	wantRefused(t, err, "32.0 MiB", "64.0 MiB")
 	h.write("var/lib/vz/images/201/vm-201-cloudinit.qcow2", "")
-	_, err = h.driver().Create(context.Background(), request(h), quiet)
+	_, err = h.driver().Create(t.Context(), request(h), quiet)
 	wantRefused(t, err, "pvesm free local:201/vm-201-cloudinit.qcow2")
 }
 
@@ -274,15 +273,15 @@ func TestWithoutQuorumNothingIsChanged(t *testing.T) {
 	if err := pve.SetMembers(filepath.Join(h.lab, "pmxcfs"), nil, false); err != nil {
 		t.Fatal(err)
 	}
-	_, err := d.Create(context.Background(), drivertest.Request(h.world(nil, "local"), 202), quiet)
+	_, err := d.Create(t.Context(), drivertest.Request(h.world(nil, "local"), 202), quiet)
 	if !errors.Is(err, rpc.ErrUnavailable) || !strings.Contains(err.Error(), "quorum") {
 		t.Errorf("create: %v", err)
 	}
-	_, err = d.Start(context.Background(), &driverv1.StartRequest{Identity: drivertest.Identity(201)}, quiet)
+	_, err = d.Start(t.Context(), &driverv1.StartRequest{Identity: drivertest.Identity(201)}, quiet)
 	if !errors.Is(err, rpc.ErrUnavailable) || !strings.Contains(err.Error(), "quorum") {
 		t.Errorf("start: %v", err)
 	}
-	if err := destroy(d); !errors.Is(err, rpc.ErrUnavailable) || h.read(h.conf(201)) == "" {
+	if err := destroy(t, d); !errors.Is(err, rpc.ErrUnavailable) || h.read(h.conf(201)) == "" {
 		t.Errorf("destroy: %v", err)
 	}
 }
@@ -292,10 +291,10 @@ func TestAFailedStartSaysWhy(t *testing.T) {
 	d := h.driver()
 	req := request(h)
 	req.Hardware.Nics[0].Bridge = "vmbr9"
-	if _, err := d.Create(context.Background(), req, quiet); err != nil {
+	if _, err := d.Create(t.Context(), req, quiet); err != nil {
 		t.Fatal(err) // a missing bridge is noticed at the start only
 	}
-	_, err := d.Start(context.Background(), &driverv1.StartRequest{Identity: drivertest.Identity(201)}, quiet)
+	_, err := d.Start(t.Context(), &driverv1.StartRequest{Identity: drivertest.Identity(201)}, quiet)
 	wantRefused(t, err, "bridge 'vmbr9' does not exist")
 }
 
@@ -307,7 +306,7 @@ func TestAPausedVMIsNotStarted(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(h.lab, "hosts", h.name, "status-201"), []byte("io-error"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	_, err := d.Start(context.Background(), &driverv1.StartRequest{Identity: drivertest.Identity(201)}, quiet)
+	_, err := d.Start(t.Context(), &driverv1.StartRequest{Identity: drivertest.Identity(201)}, quiet)
 	wantRefused(t, err, "io-error", "qm resume 201")
 }
 
@@ -315,7 +314,7 @@ func TestACopyTellsItsProgress(t *testing.T) {
 	h := newHost(t)
 	h.wrap("qm", `if [ "$1" = create ]; then echo "transferred 8.3 MiB of 64.0 MiB (12.93%)"; while [ ! -e $HOST/told ]; do sleep 0.02; done; fi`)
 	var texts []string
-	_, err := h.driver().Create(context.Background(), request(h), func(e *homelabv1.Event) {
+	_, err := h.driver().Create(t.Context(), request(h), func(e *homelabv1.Event) {
 		texts = append(texts, e.GetText())
 		if strings.Contains(e.GetText(), "(13%)") {
 			if err := os.WriteFile(filepath.Join(h.lab, "hosts", h.name, "told"), nil, 0o644); err != nil {
@@ -335,7 +334,7 @@ func TestOVMFGetsItsEFIDisk(t *testing.T) {
 	h := newHost(t)
 	req := request(h)
 	req.Hardware.Firmware, req.Hardware.Machine = homelabv1.Firmware_FIRMWARE_OVMF, "q35"
-	vm, err := h.driver().Create(context.Background(), req, quiet)
+	vm, err := h.driver().Create(t.Context(), req, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}

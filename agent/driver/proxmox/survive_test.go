@@ -42,7 +42,7 @@ func TestACancelledCallLeavesQMAlone(t *testing.T) {
 	h := newHost(t)
 	d := h.driver()
 	held, release := h.hold("create")
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	var events []*homelabv1.Event
 	go func() {
@@ -65,11 +65,11 @@ func TestACancelledCallLeavesQMAlone(t *testing.T) {
 	// Another call finds it and waits.
 	req := request(h)
 	req.Deadline = durationpb.New(time.Second)
-	if _, err := d.Create(context.Background(), req, quiet); !errors.Is(err, rpc.ErrBusy) || !strings.Contains(err.Error(), "qm create 201") {
+	if _, err := d.Create(t.Context(), req, quiet); !errors.Is(err, rpc.ErrBusy) || !strings.Contains(err.Error(), "qm create 201") {
 		t.Errorf("a call meanwhile: %v", err)
 	}
 	release()
-	vm, err := d.Create(context.Background(), request(h), quiet)
+	vm, err := d.Create(t.Context(), request(h), quiet)
 	if err != nil || vm.GetUuid() != drivertest.Identity(201).GetUuid() {
 		t.Fatalf("a call afterwards: %v, %v", vm, err)
 	}
@@ -96,7 +96,7 @@ func TestAKilledPluginLeavesQMAliveAndItIsFoundAgain(t *testing.T) {
 	held, release := h.hold("create")
 	ended := make(chan error, 1)
 	go func() {
-		_, err := p.Create(context.Background(), request(h), quiet)
+		_, err := p.Create(t.Context(), request(h), quiet)
 		ended <- err
 	}()
 	qm := held()
@@ -112,14 +112,14 @@ func TestAKilledPluginLeavesQMAliveAndItIsFoundAgain(t *testing.T) {
 		t.Fatalf("qm died with the plugin: %v", err)
 	}
 	// It has not registered with Proxmox yet: only the record tells.
-	if seen, err := p.Observe(context.Background()); err != nil || len(seen.GetVms()) != 1 || !seen.GetVms()[0].GetHalfBuilt() || len(seen.GetVms()[0].GetTasks()) != 1 {
+	if seen, err := p.Observe(t.Context()); err != nil || len(seen.GetVms()) != 1 || !seen.GetVms()[0].GetHalfBuilt() || len(seen.GetVms()[0].GetTasks()) != 1 {
 		t.Errorf("observed %v, %v; want somebody at work on VMID 201", seen, err)
 	}
 	waited := make(chan struct{})
 	created := make(chan error, 1)
 	go func() {
 		told := false
-		_, err := p.Create(context.Background(), request(h), func(e *homelabv1.Event) {
+		_, err := p.Create(t.Context(), request(h), func(e *homelabv1.Event) {
 			if !told && strings.Contains(e.GetText(), "qm create 201") && strings.Contains(e.GetText(), fmt.Sprint(qm)) {
 				told = true
 				close(waited)
@@ -163,12 +163,12 @@ func TestATaskOfProxmoxIsWaitedForOnlyWhileItsWorkerLives(t *testing.T) {
 		t.Errorf("tasks: %v", vm.GetTasks())
 	}
 	// The identity is not even looked at before the task has ended.
-	_, err = d.Start(context.Background(), &driverv1.StartRequest{Identity: drivertest.Identity(201), Deadline: durationpb.New(500 * time.Millisecond)}, quiet)
+	_, err = d.Start(t.Context(), &driverv1.StartRequest{Identity: drivertest.Identity(201), Deadline: durationpb.New(500 * time.Millisecond)}, quiet)
 	if !errors.Is(err, rpc.ErrBusy) || !strings.Contains(err.Error(), "vzdump") {
 		t.Errorf("with a live worker: %v", err)
 	}
 	h.write("var/log/pve/tasks/active", task(start+1))
-	_, err = d.Start(context.Background(), &driverv1.StartRequest{Identity: drivertest.Identity(201), Deadline: durationpb.New(5 * time.Second)}, quiet)
+	_, err = d.Start(t.Context(), &driverv1.StartRequest{Identity: drivertest.Identity(201), Deadline: durationpb.New(5 * time.Second)}, quiet)
 	if !errors.Is(err, rpc.ErrRefused) { // it is not ours
 		t.Errorf("with a dead worker: %v", err)
 	}
@@ -180,19 +180,19 @@ func TestATaskOfProxmoxIsWaitedForOnlyWhileItsWorkerLives(t *testing.T) {
 func TestAHeldLockFileIsWaitedFor(t *testing.T) {
 	h := newHost(t)
 	d := h.driver()
-	if _, err := d.Create(context.Background(), request(h), quiet); err != nil {
+	if _, err := d.Create(t.Context(), request(h), quiet); err != nil {
 		t.Fatal(err)
 	}
 	unlock := h.flock(201)
 	req := &driverv1.StartRequest{Identity: drivertest.Identity(201), Deadline: durationpb.New(500 * time.Millisecond)}
-	if _, err := d.Start(context.Background(), req, quiet); !errors.Is(err, rpc.ErrBusy) || !strings.Contains(err.Error(), "lock file") {
+	if _, err := d.Start(t.Context(), req, quiet); !errors.Is(err, rpc.ErrBusy) || !strings.Contains(err.Error(), "lock file") {
 		t.Errorf("while it is held: %v", err)
 	}
 	if slices.ContainsFunc(h.calls(), func(c string) bool { return strings.HasPrefix(c, "qm start") }) {
 		t.Error("qm was run although the lock was held")
 	}
 	req.Deadline = durationpb.New(20 * time.Second)
-	vm, err := d.Start(context.Background(), req, func(e *homelabv1.Event) {
+	vm, err := d.Start(t.Context(), req, func(e *homelabv1.Event) {
 		if strings.Contains(e.GetText(), "lock file") {
 			unlock()
 		}
@@ -206,7 +206,7 @@ func TestProgramsGetACleanEnvironment(t *testing.T) {
 	t.Setenv("LC_ALL", "de_DE.bogus")
 	t.Setenv("SECRET_TOKEN", "x")
 	h := newHost(t)
-	if _, err := h.driver().Create(context.Background(), request(h), quiet); err != nil {
+	if _, err := h.driver().Create(t.Context(), request(h), quiet); err != nil {
 		t.Fatal(err)
 	}
 	data, err := os.ReadFile(filepath.Join(h.lab, "calls.jsonl"))

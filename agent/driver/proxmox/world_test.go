@@ -1,13 +1,13 @@
 package proxmox_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -24,40 +24,33 @@ import (
 	"github.com/homeiac/homelab/lab/pve"
 )
 
-// TestMain makes this binary whatever it is called as: the simulated programs, the
-// stand-in for kvm, the driver's plugin, or the tests.
+// sim is the binary that stands in for Proxmox's programs and for kvm. It is one of
+// its own, so that a test binary with the race detector in it, which starts slowly,
+// is not started hundreds of times.
+var sim string
+
+// TestMain makes this binary the driver's plugin, or the tests.
 func TestMain(m *testing.M) {
-	switch name := filepath.Base(os.Args[0]); name {
-	case "qm", "pvesm", "pvesh", "pveversion":
-		os.Exit(slowly(os.Args, func() int { return pve.Main(os.Args, os.Stdin, os.Stdout, os.Stderr) }))
-	case "kvm":
-		os.Exit(kvm(os.Args))
-	}
 	if len(os.Args) > 1 && os.Args[1] == "driver-plugin" {
 		driver.Serve(proxmox.New(proxmox.Config{Root: os.Args[2], Proc: "/proc", State: os.Args[3], Log: driver.PluginLog()}))
 		return
 	}
-	os.Exit(m.Run())
+	os.Exit(run(m))
 }
 
-// slowly holds a program up before it begins, as long as the file hold-VERB lies
-// beside its host's root, and says in held-VERB that it does.
-func slowly(argv []string, run func() int) int {
-	if len(argv) > 1 {
-		dir := filepath.Dir(filepath.Dir(filepath.Dir(filepath.Dir(argv[0]))))
-		hold := filepath.Join(dir, "hold-"+argv[1])
-		for told := false; ; {
-			if _, err := os.Stat(hold); err != nil {
-				break
-			}
-			if !told {
-				_ = os.WriteFile(filepath.Join(dir, "held-"+argv[1]), []byte(strconv.Itoa(os.Getpid())), 0o644)
-				told = true
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "hlsim")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
-	return run()
+	defer os.RemoveAll(dir)
+	sim = filepath.Join(dir, "sim")
+	if out, err := exec.Command("go", "build", "-o", sim, "./testdata/sim").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build the simulated programs: %v\n%s", err, out)
+		return 1
+	}
+	return m.Run()
 }
 
 // host is one simulated host under test.
@@ -75,7 +68,7 @@ func newHost(t testing.TB, change ...func(*pve.HostConfig)) *host {
 	t.Helper()
 	lab := shortDir(t)
 	cfg := pve.HostConfig{
-		Name: "pve1", LabDir: lab, QMCost: "none",
+		Name: "pve1", LabDir: lab, QMCost: "none", Binary: sim,
 		Storages: []pve.StorageConfig{
 			{Name: "local", Type: "dir", Path: "/var/lib/vz", Content: []string{"iso", "vztmpl", "backup", "snippets", "images", "rootdir", "import"}, TotalBytes: freeBytes},
 			{Name: "local-zfs", Type: "zfspool", Pool: "rpool/data", Content: []string{"images", "rootdir"}, TotalBytes: freeBytes},
@@ -109,7 +102,7 @@ func newHost(t testing.TB, change ...func(*pve.HostConfig)) *host {
 // socket paths are not to be.
 func shortDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "hl")
+	dir, err := os.MkdirTemp("", "hl") //nolint:usetesting // t.TempDir holds the test's whole name
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +144,7 @@ func (h *host) program(name string, args ...string) {
 	h.t.Helper()
 	var out strings.Builder
 	argv := append([]string{h.path("usr/sbin", name)}, args...)
-	if code := h.pve.Run(context.Background(), argv, strings.NewReader(""), &out, &out); code != 0 {
+	if code := h.pve.Run(h.t.Context(), argv, strings.NewReader(""), &out, &out); code != 0 {
 		h.t.Fatalf("%s %v: exit %d: %s", name, args, code, out.String())
 	}
 }
@@ -286,7 +279,7 @@ func (h *host) alloc(storage string, vmid int32) string {
 	h.t.Helper()
 	var out strings.Builder
 	argv := []string{h.path("usr/sbin/pvesm"), "alloc", storage, fmt.Sprint(vmid), "", "64M"}
-	if code := h.pve.Run(context.Background(), argv, strings.NewReader(""), &out, io.Discard); code != 0 {
+	if code := h.pve.Run(h.t.Context(), argv, strings.NewReader(""), &out, io.Discard); code != 0 {
 		h.t.Fatalf("alloc: exit %d: %s", code, out.String())
 	}
 	_, rest, ok := strings.Cut(out.String(), "successfully created '")

@@ -1,4 +1,4 @@
-package proxmox_test
+package main
 
 import (
 	"bufio"
