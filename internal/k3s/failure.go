@@ -69,7 +69,7 @@ var rules = []rule{
 		"another server is joining: servers join one at a time", nextMember},
 	{[]string{"etcdserver: unhealthy cluster", "etcdserver: no leader", "etcdserver: rpc not supported for learner"}, FailureUnhealthy,
 		"the cluster's etcd is not healthy: a stale member or a lost quorum", nextMember},
-	{[]string{"this member has been permanently removed from the cluster", "the member has been permanently removed", "etcdserver: server stopped"}, FailureRemoved,
+	{[]string{"this member has been permanently removed from the cluster", "this node has been removed from the cluster", "the member has been permanently removed", "etcdserver: server stopped"}, FailureRemoved,
 		"its etcd member was removed while it was running", nextMember},
 	{[]string{"certificate has expired or is not yet valid", "x509: certificate is not yet valid"}, FailureClock,
 		"a certificate is not valid at this time: the clocks differ", "hlctl exec {guest} -- date"},

@@ -166,6 +166,12 @@ func (p *process) startEtcd(ctx context.Context, name, initial string) (*embed.E
 	case <-e.Server.ReadyNotify():
 		return e, nil
 	case err := <-e.Err():
+		select {
+		case <-e.Server.StopNotify():
+			p.removed()
+			err = errors.New("etcdserver: server stopped")
+		default:
+		}
 		e.Close()
 		return nil, err
 	case <-e.Server.StopNotify():

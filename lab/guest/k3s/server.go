@@ -135,23 +135,35 @@ func (s *server) isReady() bool {
 // a learner.
 func (s *server) voter(ctx context.Context) error {
 	start := time.Now()
-	if !s.etcd.Server.IsLearner() {
+	learner, member := s.learner()
+	if member && !learner {
 		return nil
 	}
 	s.info("Waiting for this server to be promoted from learner to voting member")
-	for s.etcd.Server.IsLearner() {
+	for learner {
 		select {
 		case <-s.etcd.Server.StopNotify():
+			member = false
+		default:
+		}
+		if !member {
 			s.removed()
 			return errors.New("etcdserver: server stopped")
-		default:
 		}
 		if !sleep(ctx, 50*time.Millisecond) {
 			return ctx.Err()
 		}
+		learner, member = s.learner()
 	}
 	s.o.LogWait("learner promotion", start)
 	return nil
+}
+
+// learner tells whether this etcd has no vote, and whether it is a member at all:
+// etcd's own IsLearner panics once the member was removed.
+func (s *server) learner() (learner, member bool) {
+	m := s.etcd.Server.Cluster().Member(s.etcd.Server.MemberID())
+	return m == nil || m.IsLearner, m != nil
 }
 
 // prepare finds out what this server is: a member that comes back, the first of
