@@ -26,6 +26,10 @@ import (
 // etcdLimit bounds one question to etcd.
 const etcdLimit = 3 * time.Second
 
+// peerLimit bounds the question to another member, which may be switched off: one
+// that takes longer than this on a LAN is not well.
+const peerLimit = time.Second
+
 // localEtcd is where a k3s server's etcd listens for clients in its guest.
 const localEtcd = "127.0.0.1:2379"
 
@@ -108,7 +112,7 @@ func (m *etcdMember) healthy(ctx context.Context, member *etcdserverpb.Member) *
 	if len(member.ClientURLs) == 0 {
 		return factNo("it has not started")
 	}
-	ctx, cancel := context.WithTimeout(ctx, etcdLimit)
+	ctx, cancel := context.WithTimeout(ctx, peerLimit)
 	defer cancel()
 	var last error
 	for _, endpoint := range member.ClientURLs {
