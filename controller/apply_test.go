@@ -94,7 +94,9 @@ func (r *running) dial(name string, f *fleet) controllerv1.ControllerServiceClie
 func (r *running) kill() {
 	r.end()
 	if r.done != nil {
-		<-r.done
+		if err := <-r.done; err != nil {
+			r.log.Error("ended", "error", err)
+		}
 		r.done = nil
 	}
 }
@@ -319,8 +321,8 @@ func TestAnAgentThatRestartsInTheMiddleOfAStepIsWaitedFor(t *testing.T) {
 			case <-restarted:
 			default:
 				close(restarted)
-				go func() { f.stop(host); f.start(host) }()
-				time.Sleep(20 * time.Millisecond) // so that the answer is lost
+				f.stop(host) // the answer is lost
+				f.start(host)
 			}
 		}
 	}
@@ -359,13 +361,20 @@ func TestCtrlCLetsRunningStepsFinishAndBeginsNothingNew(t *testing.T) {
 	f := newFleet(t, hostNames(3)...)
 	c := f.up()
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	goOn := make(chan struct{})
 	f.at = func(when, _ string, s *homelabv1.Step) {
 		if when == "before" && s.GetId() == "start/pve1/k3s-1" {
 			cancel()
-			time.Sleep(50 * time.Millisecond) // the cancellation travels meanwhile
+			<-goOn
 		}
 	}
 	c.apply(ctx, specOf(3), "", true)
+	// The next call on the same connection comes after the cancellation.
+	if _, err := c.client.Version(t.Context(), &controllerv1.VersionRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	close(goOn)
 	c.runs.Wait()
 	runs, err := c.client.ListRuns(t.Context(), &controllerv1.ListRunsRequest{})
 	if err != nil || runs.GetRuns()[0].GetState() != "interrupted" {

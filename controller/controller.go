@@ -52,7 +52,6 @@ type Controller struct {
 
 	mu      sync.Mutex
 	address string // of the gRPC server, once it listens
-	current int64  // the run going on; 0 is none
 	stored  map[string]store.Host
 	listens chan struct{}
 }

@@ -32,13 +32,14 @@ type dispatch struct {
 	sizes map[string]int64 // memory in bytes of guests that the plan creates
 	emit  func(*homelabv1.Event)
 
-	mu      sync.Mutex
-	guests  map[string]store.Guest
-	cluster *homelabv1.ClusterRecord
-	images  map[string]string // digest of an image fetched in this run, by host/image
-	servers []string          // guests that became servers in this run, first to last
-	made    map[string]bool   // guests whose VMs were made in this run
-	mayInit bool              // it was looked once more whether a cluster may be started
+	mu       sync.Mutex
+	guests   map[string]store.Guest
+	cluster  *homelabv1.ClusterRecord
+	images   map[string]string // digest of an image fetched in this run, by host/image
+	servers  []string          // guests that became servers in this run, first to last
+	made     map[string]bool   // guests whose VMs were made in this run
+	tookBack map[string]bool   // servers whose earlier join's remains were taken back in this run
+	mayInit  bool              // it was looked once more whether a cluster may be started
 }
 
 func (c *Controller) newDispatch(sp *spec.Spec, lock *store.Lock, fence *homelabv1.Fence, w world) *dispatch {
@@ -46,7 +47,7 @@ func (c *Controller) newDispatch(sp *spec.Spec, lock *store.Lock, fence *homelab
 		c: c, sp: sp, lock: lock, fence: fence, world: w,
 		sizes:  plan.MemorySizes(c.want(sp, w), seen(sp, w), c.now()),
 		guests: maps.Clone(w.guests), cluster: w.cluster, images: make(map[string]string),
-		made: make(map[string]bool),
+		made: make(map[string]bool), tookBack: make(map[string]bool),
 	}
 }
 
@@ -57,7 +58,7 @@ func (d *dispatch) request(ctx context.Context, s *homelabv1.Step) (*agentv1.Run
 	var err error
 	switch s.GetAction() {
 	case homelabv1.Action_ACTION_FETCH:
-		req.Image = image(d.sp, s.GetImage(), "")
+		req.Image = image(d.sp, s.GetImage())
 		host := d.sp.Hosts[s.GetHost()]
 		if req.GetImage() == nil || host == nil {
 			return nil, rpc.Errorf(rpc.ErrInvalid, "image %s or host %s is not in the Spec", s.GetImage(), s.GetHost())
@@ -140,14 +141,14 @@ func (d *dispatch) prepare(ctx context.Context, s *homelabv1.Step) (store.Guest,
 			// The hardware addresses stay: leases and reservations hang on them.
 			*rec = store.Guest{
 				Name: rec.Name, Host: s.GetHost(), VMID: s.GetVmid(), UUID: uuid.NewString(), Generation: s.GetGeneration(),
-				MACs: rec.MACs, MemoryBytes: rec.MemoryBytes, ImageSHA256: rec.ImageSHA256,
+				MACs: rec.MACs, MemoryBytes: rec.MemoryBytes,
 			}
 		}
 		rec.MACs = d.macs(g, *rec)
 		if size := d.sizes[g.Name]; size > 0 {
 			rec.MemoryBytes = size
 		}
-		if digest := d.images[s.GetHost()+"/"+g.Image]; digest != "" {
+		if digest := d.imageDigest(s.GetHost(), g.Image); digest != "" {
 			rec.ImageSHA256 = digest
 		}
 		rec.Made, rec.Unverified = true, len(g.Verify) > 0
@@ -161,6 +162,20 @@ func (d *dispatch) prepare(ctx context.Context, s *homelabv1.Step) (store.Guest,
 		return rec, rpc.Errorf(rpc.ErrRefused, "memory %s of guest %s cannot be resolved: what %s has free is not known; give guests.%s.memory an amount", g.Memory, g.Name, g.Host, g.Name)
 	}
 	return rec, nil
+}
+
+// imageDigest is the image that a guest is made from: fetched in this run, or
+// held by the host before. d.mu is held.
+func (d *dispatch) imageDigest(host, image string) string {
+	if digest := d.images[host+"/"+image]; digest != "" {
+		return digest
+	}
+	for _, held := range d.world.sights[host].obs.GetImages() {
+		if held.GetName() == image {
+			return held.GetSha256()
+		}
+	}
+	return ""
 }
 
 // macs are the hardware addresses of a guest: what the Spec states, what is

@@ -16,7 +16,7 @@ import (
 
 // guestAgent is a guest as it is to be found, and the agent of its host.
 func (c *Controller) guestAgent(ctx context.Context, name string) (*homelabv1.GuestWant, agentv1.AgentServiceClient, error) {
-	sp, _, err := c.lastSpec(ctx)
+	sp, err := c.lastSpec(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -53,9 +53,8 @@ func (d *dispatch) join(ctx context.Context, s *homelabv1.Step, req *agentv1.Run
 	}
 	want.ServerUrl = k3s.ServerURL(through.address)
 	req.K3S, req.Token = want, []byte(token.Reveal())
-	if want.GetRole() == homelabv1.Role_ROLE_SERVER && through.guest != "" {
-		// A learner that an earlier attempt left would keep this one out: etcd
-		// allows one at a time.
+	if want.GetRole() == homelabv1.Role_ROLE_SERVER && through.guest != "" && d.leftBehind(s.GetGuest()) {
+		// It would keep this one out: etcd allows one learner at a time.
 		if err := d.takeback(ctx, s, through); err != nil {
 			return fmt.Errorf("take back what an earlier join left: %w", err)
 		}
@@ -63,9 +62,21 @@ func (d *dispatch) join(ctx context.Context, s *homelabv1.Step, req *agentv1.Run
 	return nil
 }
 
-// token reads the join token from the first healthy server that gives it, or
-// from the existing cluster's.
+// token reads the join token, with patience for a server whose host's agent is
+// just being restarted.
 func (d *dispatch) token(ctx context.Context, s *homelabv1.Step) (k3s.Secret, server, error) {
+	until := d.c.now().Add(d.c.pace.gone)
+	for {
+		token, through, err := d.askToken(ctx, s)
+		if err == nil || !errors.Is(err, rpc.ErrUnavailable) || d.c.now().After(until) || !pause(ctx, d.c.pace.poll) {
+			return token, through, err
+		}
+	}
+}
+
+// askToken reads the join token from the first healthy server that gives it, or
+// from the existing cluster's.
+func (d *dispatch) askToken(ctx context.Context, s *homelabv1.Step) (k3s.Secret, server, error) {
 	var last error
 	for _, sv := range d.healthyServers(s.GetGuest()) {
 		secret, err := d.c.credentials(ctx, d.sp, sv, agentv1.CredentialsKind_CREDENTIALS_KIND_TOKEN)
@@ -166,6 +177,29 @@ func addresses(sp *spec.Spec, g *spec.Guest, rec store.Guest) []string {
 		list = append(list, a.String())
 	}
 	return list
+}
+
+// leftBehind says, once a run, whether an earlier join of a server left a learner,
+// or a member that never started, which no k3s of it serves any more. One that is
+// being served must not be taken away: it will be promoted.
+func (d *dispatch) leftBehind(guest string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.tookBack[guest] {
+		return false
+	}
+	g, rec := d.sp.Guests[guest], d.guests[guest]
+	all := seen(d.sp, d.world)
+	member := plan.ClusterOf(d.c.want(d.sp, d.world), all).Member(g.NodeName(), addresses(d.sp, g, rec))
+	if member == nil || !member.GetLearner() && member.GetName() != "" {
+		return false
+	}
+	k := all.Hosts[rec.Host].Looked[guest].GetK3S()
+	if !d.made[guest] && k.GetServerActive().GetTruth() != homelabv1.Truth_TRUTH_NO {
+		return false
+	}
+	d.tookBack[guest] = true
+	return true
 }
 
 // takeback has a healthy server's host remove the learner, or the member that

@@ -48,7 +48,7 @@ func (s signer) guestWant(sp *spec.Spec, rec store.Guest) (*homelabv1.GuestWant,
 	images, _ := host.Storage("images")
 	snippets, _ := host.Storage("snippets")
 	return &homelabv1.GuestWant{
-		Identity: s.identity(rec), Hardware: hardware, Image: image(sp, g.Image, rec.ImageSHA256),
+		Identity: s.identity(rec), Hardware: hardware, Image: image(sp, g.Image),
 		ImagesStorage: images, SnippetsStorage: snippets,
 		User: g.User, AuthorizedKeys: g.SSHKeys, NodeName: g.NodeName(), Verify: g.Verify,
 		BootTimeout:      durationpb.New(g.Timeouts.Boot),
@@ -133,18 +133,14 @@ func memory(g *spec.Guest, rec store.Guest) int64 {
 	return g.Memory.Bytes
 }
 
-// image is where a guest's image comes from. Without a checksum of its own it
-// is held to the digest that was remembered at creation: an address can move.
-func image(sp *spec.Spec, name, remembered string) *homelabv1.ImageSource {
+// image is where an image comes from and how it is known to be right; nil when
+// the Spec has none of that name.
+func image(sp *spec.Spec, name string) *homelabv1.ImageSource {
 	i := sp.Images[name]
 	if i == nil {
 		return nil
 	}
-	src := &homelabv1.ImageSource{Name: name, Url: i.URL, Sha256: i.SHA256, ChecksumsUrl: i.Checksums}
-	if src.GetSha256() == "" && src.GetChecksumsUrl() == "" {
-		src.Sha256 = remembered
-	}
-	return src
+	return &homelabv1.ImageSource{Name: name, Url: i.URL, Sha256: i.SHA256, ChecksumsUrl: i.Checksums}
 }
 
 // k3sWant is how a guest joins, but for the server it joins through.

@@ -17,6 +17,8 @@ import (
 	"github.com/homeiac/homelab/controller/store"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/gossip"
+	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/spec"
 )
 
@@ -54,14 +56,14 @@ type run struct {
 // call ends when the caller goes away: nothing new begins then, and apply
 // returns when the running steps are over.
 func (c *Controller) apply(call context.Context, req request, send func(*controllerv1.ApplyResponse) error) error {
-	lock, err := c.store.Lock(call, req.by, c.now())
+	lock, err := c.takeLock(call, req.by)
 	if err != nil {
 		return err
 	}
 	defer lock.Unlock()
-	ctx, stop := context.WithCancelCause(c.life)
+	ctx, stop := context.WithCancelCause(call)
 	defer stop(nil)
-	defer context.AfterFunc(call, func() { stop(errCancelled) })()
+	defer context.AfterFunc(c.life, func() { stop(errEnding) })()
 	go func() {
 		select {
 		case <-lock.Lost():
@@ -71,6 +73,41 @@ func (c *Controller) apply(call context.Context, req request, send func(*control
 	}()
 	r := &run{c: c, req: req, lock: lock, send: send, began: c.now()}
 	return r.carryOut(ctx)
+}
+
+// takeLock takes the run lock. One that a dead controller left ends by itself
+// within seconds and is waited for; any other is ErrBusy at once.
+func (c *Controller) takeLock(ctx context.Context, by string) (*store.Lock, error) {
+	until := c.now().Add(c.pace.lock)
+	for {
+		lock, err := c.store.Lock(ctx, by, c.now())
+		if !errors.Is(err, rpc.ErrBusy) {
+			return lock, err
+		}
+		holder, held, heldErr := c.store.Held(ctx)
+		if heldErr != nil {
+			return nil, heldErr
+		}
+		if held && c.lives(ctx, holder.Controller) || c.now().After(until) || !pause(ctx, c.pace.poll) {
+			return nil, err
+		}
+	}
+}
+
+// lives says whether a controller is there: this one, or another that the gossip
+// has not lost and that can be connected to; the gossip alone is seconds late.
+func (c *Controller) lives(ctx context.Context, name string) bool {
+	return name == c.cfg.Name || slices.ContainsFunc(c.seeing.peers.Peers(), func(p gossip.Peer) bool {
+		return p.Role == rpc.RoleController && p.Name == name && p.Alive && knock(ctx, p.Address) == nil
+	})
+}
+
+// why is what ended a run's context: its caller, when nothing else did.
+func why(ctx context.Context) error {
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
+	}
+	return errCancelled
 }
 
 func (r *run) carryOut(ctx context.Context) error {
@@ -87,7 +124,6 @@ func (r *run) carryOut(ctx context.Context) error {
 	if err := r.begin(ctx); err != nil {
 		return err
 	}
-	defer r.c.going(0)
 	if err := r.prepare(ctx, w); err != nil {
 		return r.abandon(err)
 	}
@@ -115,7 +151,7 @@ func (r *run) settle(ctx context.Context) (world, *homelabv1.Plan, error) {
 		}
 		w := r.c.survey(ctx, r.req.sp, mem, nil)
 		if ctx.Err() != nil {
-			return world{}, nil, context.Cause(ctx)
+			return world{}, nil, why(ctx)
 		}
 		p := r.c.plan(r.req.sp, w)
 		var wait string
@@ -137,7 +173,7 @@ func (r *run) settle(ctx context.Context) (world, *homelabv1.Plan, error) {
 			r.journal.add(&homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_WAITING, Text: wait, Limit: durationpb.New(left)})
 		}
 		if !pause(ctx, r.c.pace.poll) {
-			return world{}, nil, context.Cause(ctx)
+			return world{}, nil, why(ctx)
 		}
 	}
 }
@@ -172,7 +208,6 @@ func (r *run) begin(ctx context.Context) error {
 		return err
 	}
 	r.record = record
-	r.c.going(record.GetRun())
 	r.journal = newJournal(r.c.store, r.c.log, r.c.now, record.GetRun(), r.req.by, func(e *homelabv1.Event) error {
 		return r.send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Event{Event: e}})
 	})
@@ -280,7 +315,7 @@ func (r *run) end(ctx context.Context, w world) error {
 	state := verdictOf(sum)
 	text := fmt.Sprintf("%d done, %d unchanged, %d failed, %d skipped, %d refused", sum.GetDone(), sum.GetUnchanged(), sum.GetFailed(), sum.GetSkipped(), sum.GetRefused())
 	if ctx.Err() != nil {
-		state, text = store.StateInterrupted, text+"; "+context.Cause(ctx).Error()
+		state, text = store.StateInterrupted, text+"; "+why(ctx).Error()
 	}
 	r.finish(state, text, sum)
 	if err := r.send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Summary{Summary: sum}}); err != nil {
@@ -312,7 +347,6 @@ func (r *run) finish(state, text string, sum *homelabv1.Summary) {
 	if err := r.c.store.PutRun(context.Background(), nil, r.record); err != nil {
 		r.c.log.Warn("end of the run not written down", "run", r.record.GetRun(), "error", err)
 	}
-	r.c.going(0)
 	r.c.log.Info("run ended", "run", r.record.GetRun(), "state", state, "text", text)
 }
 
@@ -332,13 +366,6 @@ func (r *run) abandon(err error) error {
 	}
 	r.finish(state, text, &homelabv1.Summary{Took: durationpb.New(r.c.now().Sub(r.began))})
 	return err
-}
-
-// going notes which run is going on, for the status.
-func (c *Controller) going(run int64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.current = run
 }
 
 // apiSilent says whether the k3s API should have answered and did not: a

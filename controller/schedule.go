@@ -50,7 +50,7 @@ func (q *schedule) carryOut(ctx context.Context, steps []*homelabv1.Step) {
 	results := make(chan ended)
 	for {
 		if ctx.Err() != nil && q.stopped == "" {
-			q.stopped = context.Cause(ctx).Error()
+			q.stopped = why(ctx).Error()
 		}
 		q.begin(results)
 		if q.running == 0 {

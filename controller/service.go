@@ -155,7 +155,7 @@ func (s *service) Exec(req *controllerv1.ExecRequest, stream controllerv1.Contro
 // point at the endpoint, or at that server.
 func (s *service) Kubeconfig(ctx context.Context, _ *controllerv1.KubeconfigRequest) (*controllerv1.KubeconfigResponse, error) {
 	c := s.c
-	sp, _, err := c.lastSpec(ctx)
+	sp, err := c.lastSpec(ctx)
 	if err != nil {
 		return nil, err
 	}

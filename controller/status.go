@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/homeiac/homelab/controller/plan"
+	"github.com/homeiac/homelab/controller/store"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/spec"
@@ -17,13 +18,15 @@ import (
 
 // status is everything at once: as seen lately, or now.
 func (c *Controller) status(ctx context.Context, fresh, looks bool) (*controllerv1.StatusResponse, error) {
-	sp, _, err := c.lastSpec(ctx)
+	sp, err := c.lastSpec(ctx)
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	resp := &controllerv1.StatusResponse{Run: c.current}
-	c.mu.Unlock()
+	run, err := c.goingOn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &controllerv1.StatusResponse{Run: run}
 	if sp == nil {
 		// Before the first Spec there are only the agents in the gossip.
 		targets := c.targets(nil)
@@ -42,6 +45,19 @@ func (c *Controller) status(ctx context.Context, fresh, looks bool) (*controller
 	resp.Hosts, resp.At = hostStatuses(w.sights), oldest(w.sights, c.now())
 	resp.Guests, resp.Cluster = c.guestStatuses(sp, w), c.clusterStatus(sp, w)
 	return resp, nil
+}
+
+// goingOn is the run that is going on, at whichever controller; 0 is none.
+func (c *Controller) goingOn(ctx context.Context) (int64, error) {
+	_, held, err := c.store.Held(ctx)
+	if err != nil || !held {
+		return 0, err
+	}
+	latest, err := c.store.Runs(ctx, 1)
+	if err != nil || len(latest) == 0 || latest[0].GetState() != store.StateRunning {
+		return 0, err
+	}
+	return latest[0].GetRun(), nil
 }
 
 // present is the world as seen lately, or now, with looks into guests or without.

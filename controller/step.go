@@ -27,11 +27,13 @@ type pace struct {
 	gone time.Duration
 	// busy is how long apply waits for a lock or a task before it plans around it.
 	busy time.Duration
+	// lock is how long apply waits for the lock of a controller that died.
+	lock time.Duration
 	// flight is how long apply waits for steps of an earlier run.
 	flight time.Duration
 }
 
-var usualPace = pace{poll: time.Second, gone: 20 * time.Second, busy: time.Minute, flight: 45 * time.Minute}
+var usualPace = pace{poll: time.Second, gone: 20 * time.Second, busy: time.Minute, lock: 15 * time.Second, flight: 45 * time.Minute}
 
 // limits are longer than the agents' own deadlines, which end a step with a
 // better text. They only keep a run from hanging on an agent that is broken.
@@ -106,7 +108,11 @@ func (r *run) attempts(s *homelabv1.Step) (*agentv1.StepResult, verdict) {
 	ctx := r.c.life
 	var last error
 	for range stepAttempts {
-		result, err := r.call(ctx, s)
+		req, err := r.dispatch.request(ctx, s)
+		if err != nil {
+			return nil, verdict{err: err} // nothing was sent, so there is nothing to look for
+		}
+		result, err := r.call(ctx, s, req)
 		last = err
 		switch {
 		case err == nil:
@@ -126,11 +132,7 @@ func (r *run) attempts(s *homelabv1.Step) (*agentv1.StepResult, verdict) {
 	return nil, verdict{err: last}
 }
 
-func (r *run) call(ctx context.Context, s *homelabv1.Step) (*agentv1.StepResult, error) {
-	req, err := r.dispatch.request(ctx, s)
-	if err != nil {
-		return nil, err
-	}
+func (r *run) call(ctx context.Context, s *homelabv1.Step, req *agentv1.RunRequest) (*agentv1.StepResult, error) {
 	client, err := r.c.agents.client(s.GetHost(), r.c.addressOf(s.GetHost()))
 	if err != nil {
 		return nil, err

@@ -101,7 +101,7 @@ func (c *Controller) background(ctx context.Context, names []string, looks bool)
 }
 
 func (c *Controller) refresh(ctx context.Context, names []string, looks bool) error {
-	sp, _, err := c.lastSpec(ctx)
+	sp, err := c.lastSpec(ctx)
 	if err != nil {
 		return err
 	}

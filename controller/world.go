@@ -50,19 +50,18 @@ func (c *Controller) memory(ctx context.Context) (recollection, error) {
 }
 
 // lastSpec is the Spec of the last run; nil before the first.
-func (c *Controller) lastSpec(ctx context.Context) (*spec.Spec, store.Spec, error) {
+func (c *Controller) lastSpec(ctx context.Context) (*spec.Spec, error) {
 	text, ok, err := c.store.Spec(ctx)
 	if err != nil || !ok {
-		return nil, store.Spec{}, err
+		return nil, err
 	}
 	sp, faults := spec.Parse(text.Name, text.Text)
-	if err := faults.Err(); err != nil {
+	if len(faults) > 0 {
 		// It was without faults when it was stored: an older version of this
 		// program is running. Status still tells what the gossip knows.
 		c.log.Warn("the remembered Spec cannot be read", "faults", len(faults))
-		return nil, text, nil
 	}
-	return sp, text, nil
+	return sp, nil // nil with faults
 }
 
 // parseSpec reads a Spec that was sent. Its faults are told all at once.
