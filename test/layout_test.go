@@ -25,14 +25,14 @@ const (
 // into docs/architecture.md too.
 var folders = []string{
 	"agent", "agent/hl-agent", "agent/host", "agent/driver", "agent/driver/drivertest", "agent/driver/proxmox",
-	"agent/driver/proxmox/args", "agent/driver/proxmox/parse", "agent/guest", "agent/image",
-	"controller", "controller/hl-controller", "controller/plan", "controller/store",
+	"agent/driver/proxmox/args", "agent/driver/proxmox/parse", "agent/guest", "agent/guest/guesttest", "agent/image",
+	"controller", "controller/hl-controller", "controller/plan", "controller/plan/plantest", "controller/store",
 	"cli", "cli/hlctl",
 	"lab", "lab/hl-lab", "lab/disk", "lab/pve",
 	"lab/guest", "lab/guest/cloudinit", "lab/guest/k3s", "lab/guest/qga", "lab/guest/qmp", "lab/guest/shell",
 	"lab/guest/sshd", "lab/guest/system", "lab/guest/tree",
 	"internal/gossip", "internal/k3s", "internal/mark", "internal/rpc", "internal/spec", "internal/version",
-	"test",
+	"test", "test/e2e",
 }
 
 // mains are the packages main; nothing may import them.
@@ -40,7 +40,7 @@ var mains = []string{"agent/hl-agent", "controller/hl-controller", "cli/hlctl", 
 
 // pure packages decide on values alone: no files, network, clocks, cancellation.
 var pure = []string{
-	"agent/driver/proxmox/args", "agent/driver/proxmox/parse", "controller/plan", "internal/k3s", "internal/spec",
+	"agent/driver/proxmox/args", "agent/driver/proxmox/parse", "controller/plan", "internal/k3s", "internal/mark", "internal/spec",
 }
 
 // impure are imports that a pure package must not have, with all below them.
