@@ -27,6 +27,7 @@ func (c *Controller) status(ctx context.Context, fresh, looks bool) (*controller
 		return nil, err
 	}
 	resp := &controllerv1.StatusResponse{Run: run}
+	fresh = fresh || c.seeing.unasked()
 	if sp == nil {
 		// Before the first Spec there are only the agents in the gossip.
 		targets := c.targets(nil)

@@ -186,6 +186,21 @@ func (c *Controller) rememberHosts(ctx context.Context) error {
 	return nil
 }
 
+// notAsked is why nothing is known of a host that an earlier life of the
+// controller has seen.
+const notAsked = "not asked yet since this controller started"
+
+// unasked says whether there is a host that this life has not asked yet, so that
+// what was seen lately says less than could be known.
+func (o *observer) unasked() bool {
+	for _, s := range o.all() {
+		if s.reason == notAsked {
+			return true
+		}
+	}
+	return false
+}
+
 // remember sets what an earlier life of the controller saw of a host.
 func (o *observer) remember(name string, h store.Host) {
 	o.mu.Lock()
@@ -194,7 +209,7 @@ func (o *observer) remember(name string, h store.Host) {
 	s.state, s.since = homelabv1.HostState(h.State), h.Since
 	if s.state == homelabv1.HostState_HOST_STATE_ONLINE || s.state == homelabv1.HostState_HOST_STATE_DEGRADED {
 		// It was there then; whether it is now is not known until it is asked.
-		s.state, s.reason = homelabv1.HostState_HOST_STATE_UNKNOWN, "not asked yet since this controller started"
+		s.state, s.reason = homelabv1.HostState_HOST_STATE_UNKNOWN, notAsked
 	}
 	o.sights[name] = s
 }
