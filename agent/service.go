@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -166,16 +168,38 @@ func (s *Service) openServer(ctx context.Context, req *agentv1.CredentialsReques
 	if external == "" {
 		return s.open(ctx, req.GetWant())
 	}
-	user, address, ok := strings.Cut(external, "@")
-	if !ok || user == "" || address == "" {
-		return nil, rpc.Errorf(rpc.ErrInvalid, "server %q is not user@address", external)
+	user, address, port, err := splitServer(external)
+	if err != nil {
+		return nil, err
 	}
 	sh, err := guest.Open(ctx, guest.Target{
-		User: user, Addresses: []string{address}, Port: s.sshPort,
+		User: user, Addresses: []string{address}, Port: port,
 		HostKeys: []string{req.GetExternalHostKey()}, Key: s.keys.Agent(),
 	}, nil, nil, guest.Who{})
-	if err != nil {
-		return nil, fmt.Errorf("server %s: %w; its authorized_keys must hold: %s", external, err, s.keys.AgentLine())
+	var refused *guest.SSHError
+	switch {
+	case errors.As(err, &refused) && refused.Why == guest.Auth:
+		return nil, fmt.Errorf("server %s: %w\n  let this agent in: add to its authorized_keys: %s", external, err, s.keys.AgentLine())
+	case err != nil:
+		return nil, fmt.Errorf("server %s: %w", external, err)
 	}
 	return sh, nil
+}
+
+// splitServer reads user@address or user@address:port; SSH's own port is 22, also
+// where the guests' is another one.
+func splitServer(s string) (user, address string, port int, err error) {
+	user, at, _ := strings.Cut(s, "@")
+	host, err := netip.ParseAddrPort(at)
+	if err != nil {
+		ip, err := netip.ParseAddr(at)
+		if err != nil || user == "" {
+			return "", "", 0, rpc.Errorf(rpc.ErrInvalid, "server %q is not user@address or user@address:port", s)
+		}
+		return user, ip.String(), 22, nil
+	}
+	if user == "" {
+		return "", "", 0, rpc.Errorf(rpc.ErrInvalid, "server %q names no user", s)
+	}
+	return user, host.Addr().String(), int(host.Port()), nil
 }

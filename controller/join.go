@@ -13,6 +13,7 @@ import (
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/k3s"
+	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/spec"
 )
@@ -68,7 +69,7 @@ func (d *dispatch) token(ctx context.Context, s *homelabv1.Step) (k3s.Secret, se
 	until := d.c.now().Add(d.c.pace.gone)
 	for {
 		token, through, err := d.askToken(ctx, s)
-		if err == nil || !errors.Is(err, rpc.ErrUnavailable) || d.c.now().After(until) || !pause(ctx, d.c.pace.poll) {
+		if err == nil || !errors.Is(err, rpc.ErrUnavailable) || d.c.now().After(until) || !pause.For(ctx, d.c.pace.poll) {
 			return token, through, err
 		}
 	}
@@ -86,7 +87,7 @@ func (d *dispatch) askToken(ctx context.Context, s *homelabv1.Step) (k3s.Secret,
 		last = fmt.Errorf("read the join token from %s on %s: %w", sv.guest, sv.rec.Host, err)
 	}
 	if e := d.sp.K3s.Existing; e != nil {
-		resp, err := d.c.askExternal(ctx, d.sp, s.GetHost(), d.world.sights[s.GetHost()].address)
+		resp, err := d.c.askExternal(ctx, d.sp, d.world.sights)
 		if err == nil {
 			return k3s.NewSecret(string(resp.GetSecret())), server{address: e.Address}, nil
 		}

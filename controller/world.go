@@ -210,27 +210,34 @@ func (c *Controller) external(ctx context.Context, sp *spec.Spec, sights map[str
 	if sp.K3s == nil || sp.K3s.Existing == nil {
 		return nil
 	}
-	var last error
+	resp, err := c.askExternal(ctx, sp, sights)
+	if err != nil {
+		why := &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_UNKNOWN, Reason: err.Error()}
+		return &homelabv1.K3SLook{Looked: why, Nodes: &homelabv1.NodesView{Known: why}, Etcd: &homelabv1.EtcdView{Known: why}}
+	}
+	return &homelabv1.K3SLook{
+		Looked: &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_YES}, Version: sp.K3s.Version, Nodes: resp.GetNodes(),
+	}
+}
+
+// askExternal asks the existing cluster's server for its token and Nodes, through
+// the first agent that it lets in: each has a key of its own, and one is enough.
+func (c *Controller) askExternal(ctx context.Context, sp *spec.Spec, sights map[string]sight) (*agentv1.CredentialsResponse, error) {
+	last := rpc.Errorf(rpc.ErrUnavailable, "no agent answers that could ask it")
 	for _, host := range sp.HostNames() {
 		if !answers(sights[host]) {
 			continue
 		}
-		resp, err := c.askExternal(ctx, sp, host, sights[host].address)
-		if err != nil {
-			last = err
-			continue
+		resp, err := c.askExternalFrom(ctx, sp, host, sights[host].address)
+		if err == nil {
+			return resp, nil
 		}
-		return &homelabv1.K3SLook{
-			Looked: &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_YES}, Version: sp.K3s.Version, Nodes: resp.GetNodes(),
-		}
+		last = err
 	}
-	if last == nil {
-		return nil
-	}
-	return &homelabv1.K3SLook{Looked: &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_UNKNOWN, Reason: last.Error()}}
+	return nil, last
 }
 
-func (c *Controller) askExternal(ctx context.Context, sp *spec.Spec, host, address string) (*agentv1.CredentialsResponse, error) {
+func (c *Controller) askExternalFrom(ctx context.Context, sp *spec.Spec, host, address string) (*agentv1.CredentialsResponse, error) {
 	client, err := c.agents.client(host, address)
 	if err != nil {
 		return nil, err
