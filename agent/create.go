@@ -18,6 +18,8 @@ import (
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/durable"
+	"github.com/homeiac/homelab/internal/human"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -51,7 +53,7 @@ func (s *Service) fetch(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 		img, _, err = s.images.Fetch(ctx, src, folder, free, func(n, total int64) {
 			if now := time.Now(); now.Sub(said) >= 500*time.Millisecond {
 				said = now
-				e.progress("fetching", fmt.Sprintf("%s of %s", size(n), totalSize(total)))
+				e.progress("fetching", fmt.Sprintf("%s of %s", human.Size(n), totalSize(total)))
 			}
 		})
 		return 0, err
@@ -63,7 +65,7 @@ func (s *Service) fetch(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 	if !img.Record.Verified {
 		text = "fetched image %s (%s, %s), not verified: the Spec gives no checksum"
 	}
-	r := done(true, text, src.GetName(), size(img.Record.Bytes), img.Record.Format)
+	r := done(true, text, src.GetName(), human.Size(img.Record.Bytes), img.Record.Format)
 	r.Learned.ImageSha256 = img.Record.SHA256
 	return r, nil
 }
@@ -238,14 +240,17 @@ func (s *Service) placeUserData(want *homelabv1.GuestWant, st *homelabv1.Storage
 		if err := os.MkdirAll(filepath.Dir(snip.local), 0o755); err != nil {
 			return 0, err
 		}
-		return 0, writeSynced(snip.local, text) // 0600: it holds the guest's private host key
+		return 0, durable.Write(snip.local, text) // 0600: it holds the guest's private host key
 	})
 	return snip, err == nil, err
 }
 
 func (s *Service) removeSnippet(snip snippet, e emit) error {
-	return e.call(callSnippet, []string{"remove", snip.host}, func() (int, error) { return 0, removeSynced(snip.local) })
+	return e.call(callSnippet, []string{"remove", snip.host}, func() (int, error) { return 0, durable.Remove(snip.local) })
 }
+
+// undoing stands for the step in the intent of a VM whose rollback was begun.
+const undoing = "rollback"
 
 // rollback undoes a half-built VM. Only an open intent of this very VM proves
 // that it is ours; without one nothing is touched.
@@ -268,6 +273,17 @@ func (s *Service) rollback(ctx context.Context, req *agentv1.RunRequest, e emit)
 	if err := s.settled(s.host.Observe(s.now())); err != nil {
 		return nil, err
 	}
+	if left, gone, err := s.undone(ctx, intent); gone || err != nil {
+		if err == nil {
+			err = s.intents.close(id.GetVmid())
+		}
+		return done(false, "nothing of half-built VM %d is there any more%s", id.GetVmid(), left), err
+	}
+	// From here on what is left of it is ours, also when the VM itself is gone.
+	intent.Step = undoing
+	if err := s.intents.write(intent); err != nil {
+		return nil, err
+	}
 	e.progress("rolling back", fmt.Sprintf("removing half-built VM %d", id.GetVmid()))
 	// The intent's identity, not the request's: what was begun is what is undone.
 	_, err := s.driver.Destroy(ctx, &driverv1.DestroyRequest{
@@ -280,6 +296,29 @@ func (s *Service) rollback(ctx context.Context, req *agentv1.RunRequest, e emit)
 		return nil, err
 	}
 	return done(true, "removed half-built VM %d", id.GetVmid()), nil
+}
+
+// undone says whether the half-built VM is gone without a rollback of ours having
+// removed it. Then a person did, and may have used the VMID since: volumes that
+// were not there before our create are not proved to be ours, and stay. left names
+// them.
+func (s *Service) undone(ctx context.Context, intent *homelabv1.Intent) (left string, gone bool, err error) {
+	if intent.GetStep() == undoing {
+		return "", false, nil
+	}
+	now, err := s.driver.Inspect(ctx, intent.GetIdentity().GetVmid())
+	if err != nil || now.GetVm().GetPower() != homelabv1.Power_POWER_ABSENT {
+		return "", false, err
+	}
+	if !isYes(now.GetVolumesKnown()) {
+		return "", false, rpc.Errorf(rpc.ErrUnavailable, "the volumes of VMID %d cannot be listed: %s", intent.GetIdentity().GetVmid(), now.GetVolumesKnown().GetReason())
+	}
+	for _, v := range now.GetVolumes() {
+		if !slices.Contains(intent.GetVolumesBefore(), v.GetVolid()) {
+			left += "; " + v.GetVolid() + " is left alone (pvesm free removes it)"
+		}
+	}
+	return left, true, nil
 }
 
 // start starts the VM.

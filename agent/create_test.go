@@ -217,3 +217,47 @@ func TestABrokenIntentKeepsTheAgentFromStarting(t *testing.T) {
 		t.Error("a proof of ownership was dropped without a word")
 	}
 }
+
+// TestARollbackFreesNothingThatItDidNotSeeHalfBuilt: a person cleared the
+// half-built VM away and used the VMID since; what lies there now is not ours,
+// although it was not there when the create began.
+func TestARollbackFreesNothingThatItDidNotSeeHalfBuilt(t *testing.T) {
+	const foreign = "local:201/vm-201-disk-0.raw"
+	w := newWorld(t)
+	if err := w.svc.intents.write(&homelabv1.Intent{Identity: w.want().GetIdentity(), Step: "create/pve1/k3s-1"}); err != nil {
+		t.Fatal(err)
+	}
+	w.hyp.volumes[201] = []string{foreign}
+	s := w.must(rollbackStep)
+	if !slices.Equal(w.hyp.volumes[201], []string{foreign}) || len(s.calls()) != 0 {
+		t.Errorf("volumes %v, calls %v", w.hyp.volumes[201], s.calls())
+	}
+	if !strings.Contains(s.result.GetText(), foreign) || s.result.GetChanged() || len(w.svc.intents.list()) != 0 {
+		t.Errorf("result %v, intents %v", s.result, w.svc.intents.list())
+	}
+}
+
+// TestARollbackThatIsCutOffGoesOn: between the VM's end and its volumes'.
+func TestARollbackThatIsCutOffGoesOn(t *testing.T) {
+	w := newWorld(t)
+	if err := w.svc.intents.write(&homelabv1.Intent{Identity: w.want().GetIdentity(), Step: "create/pve1/k3s-1", VolumesBefore: []string{"before"}}); err != nil {
+		t.Fatal(err)
+	}
+	w.hyp.vms[201] = &homelabv1.VirtualMachine{Vmid: 201, HalfBuilt: true, Lock: "create", Power: homelabv1.Power_POWER_STOPPED, Readable: factYes("")}
+	w.hyp.volumes[201] = []string{"before", "local:201/vm-201-disk-0.raw"}
+	w.hyp.at = func(at string) error {
+		if at == "destroyed" {
+			return errKilled
+		}
+		return nil
+	}
+	if _, err := w.do(w.request(rollbackStep)); !errors.Is(err, rpc.ErrUnavailable) || w.hyp.vms[201] != nil {
+		t.Fatal(err)
+	}
+	w.hyp.at = func(string) error { return nil }
+	w.relaunch()
+	w.must(rollbackStep)
+	if !slices.Equal(w.hyp.volumes[201], []string{"before"}) || len(w.svc.intents.list()) != 0 {
+		t.Errorf("volumes %v, intents %v", w.hyp.volumes[201], w.svc.intents.list())
+	}
+}

@@ -19,6 +19,7 @@ import (
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/config"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -147,6 +148,9 @@ func (h *hypervisor) Destroy(_ context.Context, req *driverv1.DestroyRequest, re
 		}
 		h.called(report, "destroy", fmt.Sprint(vmid))
 		delete(h.vms, vmid)
+		if err := h.at("destroyed"); err != nil {
+			return nil, err
+		}
 	}
 	h.volumes[vmid] = slices.DeleteFunc(h.volumes[vmid], func(v string) bool { return !slices.Contains(req.GetVolumesBefore(), v) })
 	return gone, nil
@@ -176,7 +180,7 @@ func newWorld(t *testing.T) *world {
 	dir := t.TempDir()
 	w := &world{t: t, root: filepath.Join(dir, "root"), hyp: newHypervisor(), run: 1}
 	w.cfg = Config{
-		Name: "pve1", State: filepath.Join(dir, "state"), Root: w.root, SSHPort: 22,
+		Daemon: config.Daemon{Name: "pve1", State: filepath.Join(dir, "state")}, Root: w.root, SSHPort: 22,
 		FileRoots: []string{filepath.Join(dir, "files")}, PauseFile: filepath.Join(dir, "pause"),
 	}
 	boot := time.Now().Add(-time.Hour).Unix()

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/durable"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -54,7 +55,7 @@ func (f *fence) admit(got *homelabv1.Fence) error {
 	if err != nil {
 		return err
 	}
-	if err := writeSynced(f.path, data); err != nil {
+	if err := durable.Write(f.path, data); err != nil {
 		return fmt.Errorf("fence: %w", err)
 	}
 	f.highest = proto.CloneOf(got)

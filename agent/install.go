@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/homeiac/homelab/agent/guest"
+	"github.com/homeiac/homelab/agent/image"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	"github.com/homeiac/homelab/internal/k3s"
 	"github.com/homeiac/homelab/internal/rpc"
@@ -133,9 +134,6 @@ func (j *joining) script(ctx context.Context) ([]byte, error) {
 	if from == "" {
 		return nil, rpc.Errorf(rpc.ErrInvalid, "k3s.source names no install script")
 	}
-	if strings.HasPrefix(from, "http://") {
-		return nil, rpc.Errorf(rpc.ErrRefused, "k3s.source.script: what runs as root is fetched by https: only")
-	}
 	f, _, err := j.s.images.Open(ctx, from)
 	if err != nil {
 		return nil, fmt.Errorf("k3s install script: %w", err)
@@ -148,7 +146,7 @@ func (j *joining) script(ctx context.Context) ([]byte, error) {
 	case len(text) > maxScript:
 		return nil, rpc.Errorf(rpc.ErrRefused, "k3s install script: it is larger than %d bytes", maxScript)
 	case !bytes.HasPrefix(text, []byte("#!")):
-		return nil, rpc.Errorf(rpc.ErrRefused, "k3s install script: what came from %s is no script", from)
+		return nil, rpc.Errorf(rpc.ErrRefused, "k3s install script: what came from %s is no script", image.Masked(from))
 	}
 	return text, nil
 }

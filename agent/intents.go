@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/durable"
 )
 
 // intents are the creates that were begun and not seen to end, one file a VMID.
@@ -69,7 +70,7 @@ func (s *intents) write(i *homelabv1.Intent) error {
 	if err != nil {
 		return err
 	}
-	if err := writeSynced(s.path(i.GetIdentity().GetVmid()), data); err != nil {
+	if err := durable.Write(s.path(i.GetIdentity().GetVmid()), data); err != nil {
 		return fmt.Errorf("intent: %w", err)
 	}
 	s.open[i.GetIdentity().GetVmid()] = proto.CloneOf(i)
@@ -83,7 +84,7 @@ func (s *intents) close(vmid int32) error {
 	if s.open[vmid] == nil {
 		return nil
 	}
-	if err := removeSynced(s.path(vmid)); err != nil {
+	if err := durable.Remove(s.path(vmid)); err != nil {
 		return fmt.Errorf("intent: %w", err)
 	}
 	delete(s.open, vmid)

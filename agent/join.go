@@ -96,6 +96,11 @@ func (s *Service) newJoining(req *agentv1.RunRequest, e emit) (*joining, error) 
 	if _, err := k3s.ParseVersion(j.k3s.GetVersion()); err != nil {
 		return nil, rpc.Errorf(rpc.ErrInvalid, "step %s: %w", req.GetStep().GetId(), err)
 	}
+	for _, src := range []struct{ key, from string }{{"script", j.k3s.GetScript()}, {"binary", j.k3s.GetBinary()}, {"images", j.k3s.GetImages()}} {
+		if strings.HasPrefix(src.from, "http://") {
+			return nil, rpc.Errorf(rpc.ErrRefused, "k3s.source.%s: what runs as root is fetched by https: only", src.key)
+		}
+	}
 	if j.init {
 		if j.role != k3s.Server || !j.k3s.GetClusterInit() {
 			return nil, rpc.Errorf(rpc.ErrInvalid, "step %s: only a server with cluster-init starts a cluster", req.GetStep().GetId())

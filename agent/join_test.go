@@ -284,6 +284,7 @@ func TestAJoinIsRefusedBeforeAnyChange(t *testing.T) {
 			r.Token = []byte("K10" + r.K3S.CaHash + "::server:secret")
 		}},
 		{"a script by http", "fetched by https: only", rpc.ErrRefused, func(_ *k3sGuest, r *agentv1.RunRequest) { r.K3S.Script = "http://x/install.sh" }},
+		{"a binary by http", "fetched by https: only", rpc.ErrRefused, func(_ *k3sGuest, r *agentv1.RunRequest) { r.K3S.Binary = "http://x/k3s" }},
 		{"a web page for a script", "is no script", rpc.ErrRefused, func(_ *k3sGuest, r *agentv1.RunRequest) { r.K3S.Script = r.K3S.Binary }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/config"
 	"github.com/homeiac/homelab/internal/k3s"
 	"github.com/homeiac/homelab/lab/disk"
 	"github.com/homeiac/homelab/lab/guest"
@@ -125,7 +126,7 @@ func (l *lab) addHost(name string) {
 	}
 	d := proxmox.New(proxmox.Config{Root: h.Root(), Proc: "/proc", State: filepath.Join(dir, "driver"), Log: log})
 	svc, err := NewService(Config{
-		Name: name, State: filepath.Join(dir, "agent"), Root: h.Root(), SSHPort: 2222,
+		Daemon: config.Daemon{Name: name, State: filepath.Join(dir, "agent")}, Root: h.Root(), SSHPort: 2222,
 		FileRoots: []string{filepath.Join(l.dir, "files")}, PauseFile: filepath.Join(h.Root(), "etc/homelab/pause"),
 	}, "home", d, log)
 	if err != nil {

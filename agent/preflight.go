@@ -1,13 +1,13 @@
 package agent
 
 import (
-	"fmt"
 	"regexp"
 	"slices"
 	"strings"
 
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/human"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -166,7 +166,7 @@ func memoryFor(o *homelabv1.Observation, seen *driverv1.ObserveResponse, want *h
 	free := o.GetMemoryBytes() - want.GetReserveMemoryBytes() - seen.GetGuestsMemoryBytes()
 	if need := want.GetHardware().GetMemoryBytes(); need > free {
 		return rpc.Errorf(rpc.ErrRefused, "memory: %s needed, %s available (%s in all, %s reserved, %s for other guests)",
-			size(need), size(max(free, 0)), size(o.GetMemoryBytes()), size(want.GetReserveMemoryBytes()), size(seen.GetGuestsMemoryBytes()))
+			human.Size(need), human.Size(max(free, 0)), human.Size(o.GetMemoryBytes()), human.Size(want.GetReserveMemoryBytes()), human.Size(seen.GetGuestsMemoryBytes()))
 	}
 	return nil
 }
@@ -212,22 +212,9 @@ func devicesThere(o *homelabv1.Observation, hw *homelabv1.Hardware) error {
 	return nil
 }
 
-// size is bytes for people, in binary units.
-func size(n int64) string {
-	const units = "KMGTPE"
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	v, i := float64(n)/1024, 0
-	for v >= 1024 && i < len(units)-1 {
-		v, i = v/1024, i+1
-	}
-	return strings.TrimSuffix(fmt.Sprintf("%.1f", v), ".0") + fmt.Sprintf(" %ciB", units[i])
-}
-
 func totalSize(n int64) string {
 	if n <= 0 {
 		return "?"
 	}
-	return size(n)
+	return human.Size(n)
 }

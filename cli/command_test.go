@@ -166,9 +166,9 @@ func TestConfigurationIsStrict(t *testing.T) {
 		args []string
 		want string
 	}{
-		"empty":              {"", nil, "DIR/hlctl.yaml: it is empty"},
-		"unknown key":        {"current: admin\nserver: x\n", nil, "line 2: unknown key server"},
-		"unknown inner key":  {"contexts:\n  a: {controller: x}\n", nil, "line 2: unknown key controller"},
+		"empty":              {"", nil, "DIR/hlctl.yaml: it has no contexts"},
+		"unknown key":        {"current: admin\nserver: x\n", nil, "DIR/hlctl.yaml:2: unknown key server"},
+		"unknown inner key":  {"contexts:\n  a: {controller: x}\n", nil, "DIR/hlctl.yaml:2: unknown key controller"},
 		"no contexts":        {"current: admin\n", nil, "it has no contexts; it looks like this"},
 		"none is current":    {good("127.0.0.1:1"), nil, "no context is its current one; say which with --context NAME (it has: admin)"},
 		"no such context":    {good("127.0.0.1:1"), []string{"--context", "x"}, `it has no context "x"; say which with --context NAME (it has: admin)`},

@@ -1,20 +1,17 @@
 package cli
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
-	"go.yaml.in/yaml/v3"
+	"github.com/homeiac/homelab/internal/config"
 )
 
 // clientConfig is hlctl's own configuration file.
@@ -62,16 +59,16 @@ func (a *app) loadContext() (clientContext, error) {
 			return clientContext{}, fmt.Errorf("%w; say where the client configuration is with --config FILE", err)
 		}
 	}
-	data, err := os.ReadFile(path)
+	var c clientConfig
+	f, err := config.Read(path, &c)
 	if errors.Is(err, fs.ErrNotExist) {
 		return clientContext{}, fmt.Errorf("there is no client configuration %s; give another with --config FILE, or write it:%s", path, configExample)
 	}
+	if err == nil {
+		err = f.Err()
+	}
 	if err != nil {
 		return clientContext{}, err
-	}
-	c, err := parseConfig(data)
-	if err != nil {
-		return clientContext{}, fmt.Errorf("%s: %w", path, err)
 	}
 	ctx, err := c.pick(a.context)
 	if err != nil {
@@ -96,29 +93,6 @@ func besideFile(file, path string) string {
 		return path
 	}
 	return filepath.Join(filepath.Dir(file), path)
-}
-
-var unknownKey = regexp.MustCompile(`field (\S+) not found in type \S+`)
-
-// parseConfig is strict: a misspelt key is a fault, not a silence.
-func parseConfig(data []byte) (clientConfig, error) {
-	var c clientConfig
-	dec := yaml.NewDecoder(bytes.NewReader(data))
-	dec.KnownFields(true)
-	err := dec.Decode(&c)
-	var typed *yaml.TypeError
-	switch {
-	case errors.Is(err, io.EOF):
-		return c, fmt.Errorf("it is empty; it looks like this:%s", configExample)
-	case errors.As(err, &typed):
-		return c, errors.New(unknownKey.ReplaceAllString(strings.Join(typed.Errors, "; "), "unknown key $1"))
-	case err != nil:
-		return c, err
-	}
-	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return c, errors.New("a second document begins in it: it is one document")
-	}
-	return c, nil
 }
 
 // pick gives the context of that name, the current one without a name.

@@ -8,9 +8,11 @@ import (
 	"strings"
 	"time"
 
-	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
-	"github.com/homeiac/homelab/internal/rpc"
 	"google.golang.org/grpc"
+
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	"github.com/homeiac/homelab/internal/pause"
+	"github.com/homeiac/homelab/internal/rpc"
 )
 
 // reads are the calls that change nothing and may be repeated.
@@ -67,7 +69,7 @@ func first(ctx context.Context, c clientContext, probe func(context.Context, str
 	answers := make(chan answer, len(c.Controllers))
 	for i, address := range c.Controllers {
 		go func() {
-			if !pause(probing, time.Duration(i)*probeHead) {
+			if !pause.For(probing, time.Duration(i)*probeHead) {
 				answers <- answer{i: i, err: probing.Err()}
 				return
 			}
@@ -146,17 +148,6 @@ func probe(ctx context.Context, creds *rpc.Credentials, address string) (*contro
 		return nil, err
 	}
 	return &controller{ControllerServiceClient: client, close: func() { _ = conn.Close() }, version: version}, nil
-}
-
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // ask makes one call with one answer, in bounded time.

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	"github.com/homeiac/homelab/internal/human"
 	"github.com/spf13/cobra"
 )
 
@@ -80,7 +81,7 @@ func guestArgv(args []string) ([]string, error) {
 func (a *app) readStdin(ctx context.Context) ([]byte, error) {
 	data, err := patiently(ctx, func() ([]byte, error) { return io.ReadAll(io.LimitReader(a.in, maxStdin+1)) })
 	if err == nil && len(data) > maxStdin {
-		err = fmt.Errorf("more than %s of input; put it into a file in the guest instead", size(maxStdin))
+		err = fmt.Errorf("more than %s of input; put it into a file in the guest instead", human.Size(maxStdin))
 	}
 	return data, err
 }

@@ -8,6 +8,8 @@ import (
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/homeiac/homelab/internal/human"
 )
 
 // print writes v as JSON or YAML, or calls table.
@@ -130,25 +132,12 @@ func ago(t, now time.Time) string {
 	if t.YearDay() != now.YearDay() || t.Year() != now.Year() {
 		clock = t.Format("2006-01-02 15:04")
 	}
-	return fmt.Sprintf("%s (%s)", clock, span(now.Sub(t)))
-}
-
-// span is a duration for people, one unit.
-func span(d time.Duration) string {
-	switch {
-	case d < time.Minute:
-		return fmt.Sprintf("%d s", max(0, int(d.Seconds())))
-	case d < time.Hour:
-		return fmt.Sprintf("%d min", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h", int(d.Hours()))
-	}
-	return fmt.Sprintf("%d days", int(d.Hours()/24))
+	return fmt.Sprintf("%s (%s)", clock, human.Span(now.Sub(t)))
 }
 
 // short is a span in a column of a table: 3d, 5h, 12m.
 func short(d time.Duration) string {
-	return strings.NewReplacer(" days", "d", " min", "m", " ", "").Replace(span(d))
+	return strings.NewReplacer(" days", "d", " min", "m", " ", "").Replace(human.Span(d))
 }
 
 // clockTime is minutes and seconds, 1:07, with hours when there are any.
@@ -160,27 +149,14 @@ func clockTime(d time.Duration) string {
 	return fmt.Sprintf("%d:%02d", s/60, s%60)
 }
 
-// size is bytes in binary units for people.
-func size(b int64) string {
-	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
-	f, i := float64(b), 0
-	for f >= 1024 && i < len(units)-1 {
-		f, i = f/1024, i+1
-	}
-	if f >= 10 || f == float64(int64(f)) {
-		return fmt.Sprintf("%.0f %s", f, units[i])
-	}
-	return fmt.Sprintf("%.1f %s", f, units[i])
-}
-
 // used is how much of something is in use: 9.1/31 GiB.
 func used(b, of int64) string {
-	number, unit, _ := strings.Cut(size(b), " ")
-	total, totalUnit, _ := strings.Cut(size(of), " ")
+	number, unit, _ := strings.Cut(human.Size(b), " ")
+	total, totalUnit, _ := strings.Cut(human.Size(of), " ")
 	if unit == totalUnit {
 		return number + "/" + total + " " + unit
 	}
-	return size(b) + "/" + size(of)
+	return human.Size(b) + "/" + human.Size(of)
 }
 
 // timeOrNull is RFC 3339 in UTC for JSON, null for no time.

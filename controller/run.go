@@ -18,6 +18,7 @@ import (
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/gossip"
+	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/spec"
 )
@@ -88,7 +89,7 @@ func (c *Controller) takeLock(ctx context.Context, by string) (*store.Lock, erro
 		if heldErr != nil {
 			return nil, heldErr
 		}
-		if held && c.lives(ctx, holder.Controller) || c.now().After(until) || !pause(ctx, c.pace.poll) {
+		if held && c.lives(ctx, holder.Controller) || c.now().After(until) || !pause.For(ctx, c.pace.poll) {
 			return nil, err
 		}
 	}
@@ -172,7 +173,7 @@ func (r *run) settle(ctx context.Context) (world, *homelabv1.Plan, error) {
 			}
 			r.journal.add(&homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_WAITING, Text: wait, Limit: durationpb.New(left)})
 		}
-		if !pause(ctx, r.c.pace.poll) {
+		if !pause.For(ctx, r.c.pace.poll) {
 			return world{}, nil, why(ctx)
 		}
 	}
@@ -185,17 +186,6 @@ func busyNote(p *homelabv1.Plan) string {
 		}
 	}
 	return ""
-}
-
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // begin gives the run its number and its journal; once.
@@ -327,9 +317,12 @@ func (r *run) end(ctx context.Context, w world) error {
 	return nil
 }
 
-// verdictOf is the state of a run that came to its end.
+// verdictOf is the state of a run that came to its end. A silent k3s API is never
+// done: who is a member is not known then (hlctl exits with 3 for the same reason).
 func verdictOf(sum *homelabv1.Summary) string {
 	switch {
+	case sum.GetApiSilent():
+		return store.StatePartial
 	case sum.GetFailed() == 0 && sum.GetSkipped() == 0 && sum.GetRefused() == 0:
 		return store.StateDone
 	case sum.GetDone() > 0 || sum.GetSomethingHealthy():

@@ -15,6 +15,7 @@ import (
 
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -62,33 +63,28 @@ func New(c Config) *Process {
 // Run launches the driver and relaunches it whenever it ends, until ctx ends; then
 // it ends the driver and returns nil. Programs that the driver started live on.
 func (p *Process) Run(ctx context.Context) error {
-	pause := firstPause
+	wait := firstPause
 	for ctx.Err() == nil {
-		pause = p.round(ctx, pause)
+		wait = p.round(ctx, wait)
 	}
 	p.set(nil, 0, "the agent is ending")
 	return nil
 }
 
-// round runs the driver once and pauses after its end; it gives the next pause.
-func (p *Process) round(ctx context.Context, pause time.Duration) (next time.Duration) {
+// round runs the driver once and waits after its end; it gives the next wait.
+func (p *Process) round(ctx context.Context, wait time.Duration) (next time.Duration) {
 	began := time.Now()
 	err := p.once(ctx)
 	if ctx.Err() != nil {
-		return pause
+		return wait
 	}
 	if time.Since(began) >= goodWhile {
-		pause = firstPause
+		wait = firstPause
 	}
 	p.set(nil, 0, err.Error())
-	p.config.Log.Error("driver is down", "error", err, "relaunch_in", pause)
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
-	return min(2*pause, lastPause)
+	p.config.Log.Error("driver is down", "error", err, "relaunch_in", wait)
+	pause.For(ctx, wait)
+	return min(2*wait, lastPause)
 }
 
 // once launches the driver and waits for its end; it always gives an error.

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/homeiac/homelab/internal/durable"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -119,17 +120,5 @@ func (k *Keys) make(path, comment string) ([]byte, error) {
 		return nil, err
 	}
 	data = pem.EncodeToMemory(block)
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".key.*") // 0600
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(tmp.Name())
-	_, werr := tmp.Write(data)
-	if err := errors.Join(werr, tmp.Sync(), tmp.Close()); err != nil {
-		return nil, err
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return nil, err
-	}
-	return data, nil
+	return data, durable.Write(path, data)
 }

@@ -4,52 +4,30 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/homeiac/homelab/agent"
 	"github.com/homeiac/homelab/agent/driver"
 	"github.com/homeiac/homelab/agent/driver/proxmox"
-	"github.com/homeiac/homelab/internal/version"
+	"github.com/homeiac/homelab/internal/daemon"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := command().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "hl-agent:", err)
-		os.Exit(1)
-	}
+	cmd := daemon.Command("hl-agent", "The homelab agent on a Proxmox host", "/etc/homelab/agent.yaml", run)
+	cmd.AddCommand(driverCommand())
+	daemon.Main(cmd)
 }
 
-func command() *cobra.Command {
-	var file string
-	root := &cobra.Command{
-		Use:           "hl-agent --config FILE",
-		Short:         "The homelab agent on a Proxmox host",
-		Args:          cobra.NoArgs,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := agent.LoadConfig(file)
-			if err != nil {
-				return err
-			}
-			log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-			return agent.New(cfg, log).Run(cmd.Context())
-		},
+func run(ctx context.Context, file string, log *slog.Logger) error {
+	cfg, err := agent.LoadConfig(file)
+	if err != nil {
+		return err
 	}
-	root.Flags().StringVar(&file, "config", "/etc/homelab/agent.yaml", "configuration file")
-	root.AddCommand(driverCommand(), &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
-		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), version.String()) },
-	})
-	return root
+	return agent.New(cfg, log).Run(ctx)
 }
 
 func driverCommand() *cobra.Command {

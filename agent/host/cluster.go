@@ -1,27 +1,11 @@
 package host
 
 import (
-	"cmp"
-	"encoding/json"
 	"os"
-	"slices"
 
+	"github.com/homeiac/homelab/agent/driver/proxmox/parse"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 )
-
-// members is /etc/pve/.members. Without a PVE cluster only the node's name is
-// in it.
-type members struct {
-	NodeName string `json:"nodename"`
-	Cluster  *struct {
-		Name    string `json:"name"`
-		Quorate int    `json:"quorate"`
-	} `json:"cluster"`
-	NodeList map[string]struct {
-		Online int    `json:"online"`
-		IP     string `json:"ip"`
-	} `json:"nodelist"`
-}
 
 // cluster fills in whether pve-cluster runs, the node's name and the PVE
 // cluster. An empty /etc/pve means that pmxcfs is not mounted, not that the
@@ -43,27 +27,27 @@ func (h *Host) cluster(o *homelabv1.Observation) {
 		o.PveCluster, o.Quorate = unknown("%s", h.cause(err)), unknown("%s", h.cause(err))
 		return
 	}
-	var m members
-	if err := json.Unmarshal(data, &m); err != nil {
-		o.PveCluster, o.Quorate = unknown("/etc/pve/.members: %v", err), unknown("/etc/pve/.members: %v", err)
+	m, err := parse.ReadMembers(data)
+	if err != nil {
+		o.PveCluster, o.Quorate = unknown("/etc/pve: %v", err), unknown("/etc/pve: %v", err)
 		return
 	}
-	o.PveCluster = yes("")
-	if m.NodeName != "" {
-		o.NodeName = m.NodeName
-	}
-	if m.Cluster == nil {
+	o.PveCluster, o.NodeName = yes(""), m.NodeName
+	if m.Cluster == "" {
 		o.Quorate = yes("no PVE cluster")
+		// .members of a node whose corosync is gone looks as if there never was one.
+		if _, err := os.Stat(h.Path("etc/pve/corosync.conf")); err == nil {
+			o.Quorate = no("corosync does not run (systemctl status corosync)")
+		}
 		return
 	}
-	o.PveClusterName = m.Cluster.Name
-	if m.Cluster.Quorate == 1 {
+	o.PveClusterName = m.Cluster
+	if m.Quorate {
 		o.Quorate = yes("")
 	} else {
-		o.Quorate = no("PVE cluster %s has no quorum as this node sees it (pvecm status)", m.Cluster.Name)
+		o.Quorate = no("PVE cluster %s has no quorum as this node sees it (pvecm status)", m.Cluster)
 	}
-	for name, n := range m.NodeList {
-		o.PveNodes = append(o.PveNodes, &homelabv1.PveNode{Name: name, Online: n.Online == 1, Address: n.IP})
+	for _, n := range m.Nodes {
+		o.PveNodes = append(o.PveNodes, &homelabv1.PveNode{Name: n.Name, Online: n.Online, Address: n.Address})
 	}
-	slices.SortFunc(o.PveNodes, func(a, b *homelabv1.PveNode) int { return cmp.Compare(a.GetName(), b.GetName()) })
 }

@@ -1,7 +1,8 @@
 // Package host reads what one Proxmox machine is: bridges, storages, memory,
 // CPUs, its Proxmox cluster and devices. It reads files below a root and starts
-// no process, so that looking costs nothing and works when Proxmox does not. It
-// knows no guests; those are the driver's. It decides nothing.
+// no process, so that looking costs nothing and works when Proxmox does not. What
+// Proxmox's files say is read by package parse. It knows no guests; those are the
+// driver's. It decides nothing.
 package host
 
 import (
@@ -13,8 +14,9 @@ import (
 	"strings"
 	"time"
 
-	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 )
 
 // Host reads one machine. It keeps nothing between two looks.

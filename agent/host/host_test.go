@@ -229,6 +229,12 @@ func TestWhatCannotBeSeenIsUnknown(t *testing.T) {
 			t.Errorf("quorate %v", o.GetQuorate())
 		}
 	})
+	t.Run("a cluster whose corosync is gone is not quorate", func(t *testing.T) {
+		text := strings.Replace(clustered, "-- etc/pve/.members --", "-- etc/pve/corosync.conf --\ntotem {}\n-- etc/pve/.members --\n{\"nodename\": \"pve1\",\"version\": 0}\n-- x --", 1)
+		if o := lay(t, text).Observe(now); o.GetQuorate().GetTruth() != no {
+			t.Errorf("quorate %v", o.GetQuorate())
+		}
+	})
 	t.Run("figures of a pvestatd that stopped", func(t *testing.T) {
 		o := lay(t, clustered).Observe(now.Add(10 * time.Minute))
 		local, zfs := o.GetStorages()[0], o.GetStorages()[1]

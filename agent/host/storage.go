@@ -6,72 +6,17 @@ import (
 	"strings"
 	"time"
 
+	"github.com/homeiac/homelab/agent/driver/proxmox/parse"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 )
 
-// section is one storage of storage.cfg.
-type section struct {
-	kind, name string
-	values     map[string]string
-}
-
-// parseStorages reads storage.cfg: "type: name" and indented "key value" lines.
-func parseStorages(text string) []section {
-	var out []section
-	for line := range strings.Lines(text) {
-		trimmed := strings.TrimSpace(line)
-		if trimmed == "" || strings.HasPrefix(trimmed, "#") {
-			continue
-		}
-		if line[0] == ' ' || line[0] == '\t' {
-			if len(out) > 0 {
-				key, value, _ := strings.Cut(trimmed, " ")
-				out[len(out)-1].values[key] = strings.TrimSpace(value)
-			}
-			continue
-		}
-		if kind, name, ok := strings.Cut(trimmed, ":"); ok {
-			out = append(out, section{kind: kind, name: strings.TrimSpace(name), values: map[string]string{}})
-		}
-	}
-	// Proxmox itself adds local when the file does not name it.
-	if !slices.ContainsFunc(out, func(s section) bool { return s.name == "local" }) {
-		out = append(out, section{kind: "dir", name: "local", values: map[string]string{
-			"path": "/var/lib/vz", "content": "backup,images,iso,rootdir,snippets,vztmpl",
-		}})
-	}
-	return out
-}
-
-// content is what the storage may hold; the default is Proxmox's for the types
-// that hold disks.
-func (s section) content() []string {
-	v, ok := s.values["content"]
-	if !ok {
-		return []string{"images", "rootdir"}
-	}
-	list := strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' })
-	slices.Sort(list)
-	return list
-}
-
-// sharedKinds are storages that are the same on all nodes by their nature.
-var sharedKinds = []string{"nfs", "cifs", "cephfs", "rbd", "glusterfs", "iscsi", "iscsidirect", "pbs"}
-
-func (s section) shared() bool {
-	return s.values["shared"] == "1" || slices.Contains(sharedKinds, s.kind)
-}
-
-// onNode says whether the section is for that node, and if not why.
-func (s section) onNode(node string) (bool, string) {
-	if v, ok := s.values["disable"]; ok && v != "0" {
+// onNode says whether the storage is for that node, and if not why.
+func onNode(s parse.StorageConfig, node string) (bool, string) {
+	switch {
+	case s.Disabled:
 		return false, "disabled in storage.cfg"
-	}
-	if v := s.values["nodes"]; v != "" {
-		list := strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' })
-		if !slices.Contains(list, node) {
-			return false, "storage.cfg restricts it to " + strings.Join(list, ", ")
-		}
+	case !s.For(node):
+		return false, "storage.cfg restricts it to " + strings.Join(s.Nodes, ", ")
 	}
 	return true, ""
 }
@@ -86,11 +31,11 @@ func (h *Host) storages(o *homelabv1.Observation, st stat, now time.Time) ([]*ho
 		return nil, unknown("%s", h.cause(err))
 	}
 	var out []*homelabv1.Storage
-	for _, s := range parseStorages(string(data)) {
+	for _, s := range parse.Storages(data) {
 		one := &homelabv1.Storage{
-			Name: s.name, Type: s.kind, Content: s.content(), Shared: s.shared(), Path: s.values["path"],
+			Name: s.Name, Type: s.Type, Content: slices.Sorted(slices.Values(s.Content)), Shared: s.Shared, Path: s.Path,
 		}
-		seen, ok := st.storages[o.GetNodeName()+"/"+s.name]
+		seen, ok := st.storages[o.GetNodeName()+"/"+s.Name]
 		age := now.Sub(seen.at).Round(time.Second)
 		switch {
 		case st.err != nil:
@@ -112,16 +57,16 @@ func (h *Host) storages(o *homelabv1.Observation, st stat, now time.Time) ([]*ho
 // active says whether the storage can be used on this node. pvestatd tells the
 // sizes of active storages only, so a fresh figure proves it; the absence of one
 // proves the contrary only while it tells others'.
-func (h *Host) active(s section, node string, st stat, now time.Time) *homelabv1.Fact {
-	if ok, why := s.onNode(node); !ok {
+func (h *Host) active(s parse.StorageConfig, node string, st stat, now time.Time) *homelabv1.Fact {
+	if ok, why := onNode(s, node); !ok {
 		return no("%s", why)
 	}
-	if path := s.values["path"]; path != "" {
-		if fi, err := os.Stat(h.Path(path)); err != nil || !fi.IsDir() {
-			return no("its folder %s is not there", path)
+	if s.Path != "" {
+		if fi, err := os.Stat(h.Path(s.Path)); err != nil || !fi.IsDir() {
+			return no("its folder %s is not there", s.Path)
 		}
 	}
-	seen, ok := st.storages[node+"/"+s.name]
+	seen, ok := st.storages[node+"/"+s.Name]
 	if ok && now.Sub(seen.at) <= statStale {
 		return yes("")
 	}
@@ -134,7 +79,7 @@ func (h *Host) active(s section, node string, st stat, now time.Time) *homelabv1
 	switch {
 	case alive:
 		return no("pvestatd tells other storages but not this one (pvesm status)")
-	case s.kind == "dir" && s.values["is_mountpoint"] == "" && s.values["path"] != "":
+	case s.Type == "dir" && s.MountPoint == "" && s.Path != "":
 		return yes("its folder is there")
 	case st.err != nil:
 		return unknown("%s", h.cause(st.err))

@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -18,7 +19,10 @@ import (
 	"regexp"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/durable"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -51,7 +55,19 @@ func New(files Roots) *Store {
 	transport.ResponseHeaderTimeout = 30 * time.Second
 	// A disk image is not text; asking for gzip would hide its length.
 	transport.DisableCompression = true
-	return &Store{files: files, client: &http.Client{Transport: transport}, stall: time.Minute}
+	return &Store{files: files, client: &http.Client{Transport: transport, CheckRedirect: noWayDown}, stall: time.Minute}
+}
+
+// noWayDown keeps an https: address from ending at an http: one, where anybody on
+// the way could change what is then run as root.
+func noWayDown(req *http.Request, via []*http.Request) error {
+	if len(via) >= 10 {
+		return errors.New("ten redirections")
+	}
+	if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
+		return rpc.Errorf(rpc.ErrRefused, "it redirects from https: to %s:", req.URL.Scheme)
+	}
+	return nil
 }
 
 // Image is one verified file.
@@ -106,7 +122,11 @@ func (s *Store) Fetch(ctx context.Context, src *homelabv1.ImageSource, to Folder
 			_ = os.Remove(tmp.Name())
 		}
 	}()
-	sums, err := copyHashed(ctx, tmp, body, total, progress)
+	room, err := roomFor(to, free)
+	if err != nil {
+		return Image{}, true, err
+	}
+	sums, err := copyHashed(ctx, tmp, body, total, room, progress)
 	if err != nil {
 		return Image{}, true, fmt.Errorf("fetch %s: %w", Masked(src.GetUrl()), err)
 	}
@@ -149,7 +169,7 @@ func keep(tmp *os.File, to Folder, rec *Record) error {
 	if err := rec.write(to.Local); err != nil {
 		return err
 	}
-	return syncFolder(to.Local)
+	return durable.Sync(to.Local)
 }
 
 // dropParts removes what a killed fetch of that image left.
@@ -172,9 +192,22 @@ type sums struct {
 	bytes          int64
 }
 
+// roomFor is how many bytes an image may have that does not say how many it has:
+// a server that never stops sending must not fill the host's disk.
+func roomFor(to Folder, free int64) (int64, error) {
+	if free >= 0 {
+		return free, nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(to.Local, &st); err != nil {
+		return 0, fmt.Errorf("room on storage %s: %w", to.Storage, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil //nolint:gosec // a file system has less than 2^63 bytes
+}
+
 // copyHashed copies with holes: blocks of zeroes are skipped, so a sparse image
-// stays sparse.
-func copyHashed(ctx context.Context, to *os.File, from io.Reader, total int64, progress Progress) (sums, error) {
+// stays sparse. More than room bytes are Refused.
+func copyHashed(ctx context.Context, to *os.File, from io.Reader, total, room int64, progress Progress) (sums, error) {
 	h256, h512 := sha256.New(), sha512.New()
 	buf := make([]byte, 1<<20)
 	var n int64
@@ -183,6 +216,9 @@ func copyHashed(ctx context.Context, to *os.File, from io.Reader, total int64, p
 			return sums{}, err
 		}
 		got, err := io.ReadFull(from, buf)
+		if n+int64(got) > room {
+			return sums{}, rpc.Errorf(rpc.ErrRefused, "it has more than the %d bytes that are free", room)
+		}
 		for _, h := range []hash.Hash{h256, h512} {
 			h.Write(buf[:got])
 		}
@@ -228,13 +264,4 @@ func zero(b []byte) bool {
 		}
 	}
 	return true
-}
-
-func syncFolder(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
 }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/homeiac/homelab/agent/image"
@@ -282,5 +283,57 @@ func TestACancelledFetchLeavesNothing(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(to.Local, ".*")); len(left) > 0 {
 		t.Errorf("left over: %v", left)
+	}
+}
+
+func TestAServerThatNeverStopsDoesNotFillTheDisk(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = w.Write(raw(1 << 20)) // without a length
+		for junk := bytes.Repeat([]byte("x"), 1<<20); r.Context().Err() == nil; {
+			_, _ = w.Write(junk)
+		}
+	}))
+	defer srv.Close()
+	s, _, to := store(t, nil)
+	_, _, err := s.Fetch(t.Context(), &homelabv1.ImageSource{Name: "noble", Url: srv.URL + "/noble.img"}, to, 3<<20, quiet)
+	if !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "3145728 bytes") {
+		t.Errorf("got %v", err)
+	}
+	if left, _ := os.ReadDir(to.Local); len(left) > 0 {
+		t.Errorf("left over: %v", left)
+	}
+}
+
+func TestHTTPSDoesNotEndAtHTTP(t *testing.T) {
+	plain := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("#!/bin/sh\n")) }))
+	defer plain.Close()
+	safe := httptest.NewTLSServer(http.RedirectHandler(plain.URL+"/install.sh?sig=secret", http.StatusFound))
+	defer safe.Close()
+	s := image.New(nil)
+	s.Trust(safe.Certificate())
+	body, _, err := s.Open(t.Context(), safe.URL)
+	if err == nil {
+		_ = body.Close()
+	}
+	if !errors.Is(err, rpc.ErrRefused) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAnAddressThatDoesNotParseTellsNoSecret(t *testing.T) {
+	_, _, err := image.New(nil).Open(t.Context(), "https://me:secret@host:port/x")
+	if !errors.Is(err, rpc.ErrInvalid) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAPipeInTheFileRootsIsNotWaitedFor(t *testing.T) {
+	s, url, _ := store(t, nil)
+	pipe := strings.TrimPrefix(url, "file:") + ".pipe"
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Open(t.Context(), pipe); !errors.Is(err, rpc.ErrRefused) {
+		t.Errorf("got %v", err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/durable"
 )
 
 // Record is what is remembered of an image, in a file beside it.
@@ -35,24 +36,7 @@ func (r Record) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, r.File+recordSuffix)
-	tmp, err := os.CreateTemp(dir, ".record.*.part")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name()) // gone already when all went well
-	if _, err := tmp.Write(data); err != nil {
-		_ = tmp.Close()
-		return err
-	}
-	if err := tmp.Sync(); err != nil {
-		_ = tmp.Close()
-		return err
-	}
-	if err := tmp.Close(); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
+	return durable.Write(filepath.Join(dir, r.File+recordSuffix), data)
 }
 
 // records gives the records of whole files in a folder, by name.

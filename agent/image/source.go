@@ -12,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -38,7 +39,8 @@ func (r Roots) Open(name string) (*os.File, error) {
 		if err != nil {
 			return nil, rpc.Errorf(rpc.ErrNotFound, "file %s: %w", name, err)
 		}
-		f, err := root.Open(rel)
+		// A pipe would be waited for, for ever: see what it is first.
+		f, err := root.OpenFile(rel, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 		_ = root.Close() // the file stays open without it
 		if os.IsNotExist(err) {
 			return nil, rpc.Errorf(rpc.ErrNotFound, "file %s is not there", name)
@@ -108,17 +110,16 @@ func (s *Store) get(ctx context.Context, address string) (io.ReadCloser, int64, 
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		cancel(nil)
-		return nil, 0, rpc.Errorf(rpc.ErrInvalid, "address %s: %w", Masked(address), err)
+		return nil, 0, rpc.Errorf(rpc.ErrInvalid, "address %s: %w", Masked(address), cause(err))
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
 		cancel(nil)
-		// The client's error quotes the address with its query.
-		var ue *url.Error
-		if errors.As(err, &ue) {
-			err = ue.Err
+		kind := rpc.ErrUnavailable
+		if errors.Is(err, rpc.ErrRefused) {
+			kind = rpc.ErrRefused
 		}
-		return nil, 0, rpc.Errorf(rpc.ErrUnavailable, "get %s: %w", Masked(address), err)
+		return nil, 0, rpc.Errorf(kind, "get %s: %w", Masked(address), cause(err))
 	}
 	if resp.StatusCode != http.StatusOK {
 		_ = resp.Body.Close()
@@ -133,6 +134,16 @@ func (s *Store) get(ctx context.Context, address string) (io.ReadCloser, int64, 
 	b := &watched{body: resp.Body, ctx: ctx, cancel: cancel, limit: s.stall}
 	b.timer = time.AfterFunc(s.stall, func() { cancel(stalled) })
 	return b, max(resp.ContentLength, 0), nil
+}
+
+// cause is an error of net/http or net/url without the address that it quotes,
+// which may hold a password or a signature.
+func cause(err error) error {
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		return ue.Err
+	}
+	return err
 }
 
 // watched ends a download that stands still.

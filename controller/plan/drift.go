@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/human"
 )
 
 const systemSlot = "scsi0"
@@ -40,11 +41,11 @@ func drift(g *guestView) []string {
 		memory = g.mem.MemoryBytes // resolved once: it never drifts
 	}
 	if vm.GetMemoryBytes() != 0 && memory != 0 && memory != vm.GetMemoryBytes() {
-		differs("memory", size(vm.GetMemoryBytes()), size(memory))
+		differs("memory", human.Size(vm.GetMemoryBytes()), human.Size(memory))
 	}
 	for _, disk := range vm.GetDisks() {
 		if wanted := wantedDisk(g, disk.GetSlot()); wanted != 0 && disk.GetSizeBytes() != 0 && gib(wanted) != gib(disk.GetSizeBytes()) {
-			differs("disk "+disk.GetSlot(), size(disk.GetSizeBytes()), size(wanted))
+			differs("disk "+disk.GetSlot(), human.Size(disk.GetSizeBytes()), human.Size(wanted))
 		}
 	}
 	var bridges []string

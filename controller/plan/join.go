@@ -161,11 +161,33 @@ func (m *model) mayInit() (after []string, v verdict) {
 			after = append(after, step)
 		}
 	}
+	for _, name := range sorted(m.ours) {
+		if why := m.droppedMayHold(name); why != "" {
+			f.unknown("%s", why)
+		}
+	}
 	if v := f.verdict(); v.against() {
 		v.text, _, _ = strings.Cut(v.text, "\n")
 		return nil, v
 	}
 	return after, verdict{}
+}
+
+// droppedMayHold is why a guest that the Spec no longer names, or not by this
+// name, may hold the cluster: nobody looks into it. Only what is remembered of it
+// from its creation on proves that it never was in one.
+func (m *model) droppedMayHold(name string) string {
+	if m.spec.Guests[name] != nil {
+		return ""
+	}
+	r := m.want.Guests[name]
+	for _, p := range m.ours[name] {
+		if r.Made && !r.Joined && r.UUID == p.vm.GetUuid() && r.Generation == p.owner.Generation {
+			continue
+		}
+		return fmt.Sprintf("VM %d on %s is guest %s of ours, which the Spec no longer names, and it may be a server: put it back into the Spec, or remove it", p.vm.GetVmid(), p.host, name)
+	}
+	return ""
 }
 
 // holdsNone is why a server guest may hold a cluster's data, or the step after
@@ -177,6 +199,9 @@ func (m *model) holdsNone(g *guestView) (step, why string) {
 		return "", "the host of server " + g.name + ", " + g.host.name + ", was not seen: " + g.host.silence(m.now)
 	case g.vm == nil && len(m.named[g.name]) > 0:
 		return "", fmt.Sprintf("VM %d on %s has the name of server %s and cannot be looked into", m.named[g.name][0].vm.GetVmid(), m.named[g.name][0].host, g.name)
+	case g.vm == nil && len(m.copies[g.name]) > 0: // a VM that was restored, or the fleet's key is another one
+		p := m.copies[g.name][0]
+		return "", fmt.Sprintf("VM %d%s on %s carries the mark of server %s and cannot be looked into: %s", p.vm.GetVmid(), quoted(p.vm.GetName()), p.host, g.name, p.not())
 	case g.vm == nil && (len(m.ours[g.name]) > 0 || g.situation == Unseen):
 		return "", "server " + g.name + " cannot be looked into: " + g.why.text
 	case g.vm == nil && len(m.unseen) > 0 && g.situation == Absent:

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/human"
 )
 
 // claim is what guests of this plan will take of one host, above what the host
@@ -107,7 +108,7 @@ func (m *model) size(g *guestView, c *claim, f *findings) {
 		}
 		g.memory = free(g.host, c) * int64(w.Percent) / 100 / mib * mib
 		if g.memory < leastMemory {
-			f.refuse("memory: %d %% of what %s has free is %s, less than %s", w.Percent, g.host.name, size(max(g.memory, 0)), size(leastMemory))
+			f.refuse("memory: %d %% of what %s has free is %s, less than %s", w.Percent, g.host.name, human.Size(max(g.memory, 0)), human.Size(leastMemory))
 			return
 		}
 	default:
@@ -129,7 +130,7 @@ func (m *model) fits(g *guestView, c *claim, memory int64, f *findings) {
 		return
 	}
 	if there := free(h, c); memory > there {
-		f.refuse("memory: %s needed, %s has %s free (of %s%s)\n  %s", size(memory), h.name, size(max(there, 0)), size(h.obs.GetMemoryBytes()),
+		f.refuse("memory: %s needed, %s has %s free (of %s%s)\n  %s", human.Size(memory), h.name, human.Size(max(there, 0)), human.Size(h.obs.GetMemoryBytes()),
 			less("reserve", h.want.Reserve.Memory, "other guests", h.obs.GetGuestsMemoryBytes(), "guests of this plan", c.memory), m.correct("guests."+g.name+".memory"))
 	}
 }
@@ -189,7 +190,7 @@ func (m *model) storages(g *guestView, c *claim, f *findings) {
 		if !yes(s.GetSpaceKnown()) {
 			f.unknown("the free space of storage %s of %s is not known%s", name, h.name, because(s.GetSpaceKnown()))
 		} else if there := s.GetFreeBytes() - c.storage[name]; need[name] > there {
-			f.refuse("storage %s of %s: %s needed, %s free%s\n  %s", name, h.name, size(need[name]), size(max(there, 0)),
+			f.refuse("storage %s of %s: %s needed, %s free%s\n  %s", name, h.name, human.Size(need[name]), human.Size(max(there, 0)),
 				less("guests of this plan", c.storage[name]), m.correct("guests."+g.name+".disk"))
 		}
 	}

@@ -126,8 +126,9 @@ func (m *model) inFlight(g *guestView) string {
 }
 
 // unfinished finds creations that were begun and not seen to end. Only what
-// stands at such a VMID and is half-built, or ours by its mark as well, is
-// undone: Proxmox may have given the VMID to somebody else since.
+// stands at such a VMID and is half-built (its lock may be gone already, when a
+// roll-back was cut off), or ours by its mark as well, is undone: Proxmox may have
+// given the VMID to somebody else since.
 func (m *model) unfinished(g *guestView) (Situation, verdict) {
 	open := m.intents[g.name]
 	if len(open) == 0 {
@@ -152,7 +153,7 @@ func (m *model) unfinished(g *guestView) (Situation, verdict) {
 		return "", verdict{} // whoever holds that lock is waited for first, and what is unknown is looked at again
 	case mine && !locked && !there.GetHalfBuilt():
 		return Unfinished, verdict{}
-	case there != nil && !mine && !(there.GetHalfBuilt() && locked):
+	case there != nil && !mine && !there.GetHalfBuilt():
 		return Foreign, refused(fmt.Sprintf("its creation as %s was begun and left, and another VM is there now%s", where, quoted(there.GetName())))
 	}
 	g.undo = &first

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/homeiac/homelab/internal/human"
 )
 
 // since is " since 13:58 (4 min)", in the location of the time itself; empty
@@ -19,31 +21,7 @@ func since(t, now time.Time) string {
 	if age >= 20*time.Hour {
 		layout = "2006-01-02 15:04"
 	}
-	return fmt.Sprintf(" since %s (%s)", t.Format(layout), ago(age))
-}
-
-func ago(d time.Duration) string {
-	switch {
-	case d < time.Minute:
-		return fmt.Sprintf("%.0f s", max(d, 0).Seconds())
-	case d < 2*time.Hour:
-		return fmt.Sprintf("%d min", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h", int(d.Hours()))
-	}
-	return fmt.Sprintf("%d days", int(d.Hours()/24))
-}
-
-// size is 4 GiB, 512 MiB or 1.5 GiB.
-func size(bytes int64) string {
-	value, unit := float64(bytes), "B"
-	for _, u := range []string{"KiB", "MiB", "GiB", "TiB"} {
-		if value < 1024 && value > -1024 {
-			break
-		}
-		value, unit = value/1024, u
-	}
-	return strings.TrimSuffix(strconv.FormatFloat(value, 'f', 1, 64), ".0") + " " + unit
+	return fmt.Sprintf(" since %s (%s)", t.Format(layout), human.Span(age))
 }
 
 // less is ", 2 GiB for reserve, 4 GiB for other guests", of pairs of names and
@@ -52,7 +30,7 @@ func less(pairs ...any) string {
 	var b strings.Builder
 	for i := 0; i+1 < len(pairs); i += 2 {
 		if bytes, ok := pairs[i+1].(int64); ok && bytes > 0 {
-			fmt.Fprintf(&b, ", %s for %s", size(bytes), pairs[i])
+			fmt.Fprintf(&b, ", %s for %s", human.Size(bytes), pairs[i])
 		}
 	}
 	return b.String()

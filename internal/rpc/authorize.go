@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"path"
 	"slices"
 	"strings"
 
@@ -26,11 +27,15 @@ func (a Allow) check(method string, id Identity) error {
 		return nil
 	}
 	if len(may) == 0 {
-		return Errorf(ErrDenied, "%s may not call %s: nobody may", id, method)
+		return Errorf(ErrDenied, "%s may not call %s: nobody may", id, shortName(method))
 	}
 	return Errorf(ErrDenied, "%s may not call %s: only %s may; use a certificate of that role",
-		id, method, strings.Join(may, ", "))
+		id, shortName(method), strings.Join(may, ", "))
 }
+
+// shortName is a method as people know it: Apply of
+// /homelab.controller.v1.ControllerService/Apply.
+func shortName(method string) string { return path.Base(method) }
 
 // unknown lists the table's methods that no service has: a misspelt name would
 // otherwise deny quietly.

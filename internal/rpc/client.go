@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+
+	"github.com/homeiac/homelab/internal/pause"
 )
 
 // readWaits are the pauses before a read is repeated; their number bounds the
@@ -46,7 +48,7 @@ func (c *client) unary(
 	err := c.judge(next(ctx, method, req, reply, cc, opts...))
 	if slices.Contains(c.target.Reads, method) {
 		for _, wait := range readWaits {
-			if !errors.Is(err, ErrUnavailable) || !pause(ctx, wait) {
+			if !errors.Is(err, ErrUnavailable) || !pause.For(ctx, wait) {
 				break
 			}
 			err = c.judge(next(ctx, method, req, reply, cc, opts...))
@@ -94,17 +96,6 @@ func (c *client) note(ctx context.Context, method string, start time.Time, err e
 	c.target.Log.LogAttrs(ctx, slog.LevelDebug, "called", slog.String("method", method),
 		slog.String("peer", c.target.Name), slog.String("role", c.target.Role),
 		slog.Duration("duration", time.Since(start)), slog.String("kind", kindName(err)))
-}
-
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // clientStream maps the errors of a stream and notices its end.

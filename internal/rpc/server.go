@@ -112,7 +112,8 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-timer.C:
 		s.grpc.Stop()
 	}
-	if err := <-done; err != nil {
+	// Stopped before it served anybody: a daemon that ends as soon as it began.
+	if err := <-done; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve on %s: %w", s.Addr(), err)
 	}
 	return nil
@@ -157,7 +158,7 @@ func panicked(ctx context.Context, log *slog.Logger, method string, value any) e
 		cause = re.Error()
 	}
 	log.ErrorContext(ctx, "panic in a call", "method", method, "cause", cause, "stack", string(debug.Stack()))
-	return status.Errorf(codes.Internal, "%s: internal error, its place is in the log of the process called", method)
+	return status.Errorf(codes.Internal, "%s: internal error, its place is in the log of the process called", shortName(method))
 }
 
 func served(ctx context.Context, log *slog.Logger, method string, start time.Time, err error) {

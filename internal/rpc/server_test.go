@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"path"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -60,9 +61,25 @@ func TestOnlyTheTableAllows(t *testing.T) {
 				t.Errorf("%q, %v", got, err)
 			}
 			if !c.may {
-				denied(t, err, c.role+"@x may not call "+c.method)
+				denied(t, err, c.role+"@x may not call "+path.Base(c.method)+":")
 			}
 		})
+	}
+}
+
+func TestAServerStoppedBeforeItServesEndsWell(t *testing.T) {
+	f := newFleet(t, "home")
+	creds := f.creds(rpc.RoleAgent, "pve1")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 50 { // which of its goroutines comes first is chance
+		s, err := rpc.Listen(t.Context(), rpc.ServerConfig{Address: "127.0.0.1:0", Credentials: creds})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -300,7 +300,7 @@ func createTooLarge(c *caller) {
 	req := Request(c.w, vmid)
 	req.Hardware.DataDisks[0].SizeBytes = 1 << 50
 	_, err := c.w.Driver.Create(c.context(), req, c.report)
-	wantKind(c.t, err, rpc.ErrRefused, c.w.Storage, "needed", "available", "TiB")
+	wantKind(c.t, err, rpc.ErrRefused, c.w.Storage, "needed", "available", "PiB")
 	c.unchanged(c.w.Digest(vmid))
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/homeiac/homelab/agent/driver/proxmox/args"
 	"github.com/homeiac/homelab/agent/driver/proxmox/parse"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -181,8 +182,8 @@ func (s *session) idle(ctx context.Context) error {
 			told, toldWhy = time.Now(), why
 			s.report(progress("waiting", fmt.Sprintf("waiting for VM %d: %s", vmid, why), remaining(ctx)))
 		}
-		if err := sleep(ctx, lookAgain); err != nil {
-			return s.busy(err, "VM %d: %s", vmid, why)
+		if !pause.For(ctx, lookAgain) {
+			return s.busy(ctx.Err(), "VM %d: %s", vmid, why)
 		}
 	}
 }
@@ -221,8 +222,8 @@ func (s *session) attempt(ctx context.Context, next func() (call args.Call, done
 		}
 		why := parse.Reason(out.stdout, out.stderr)
 		s.report(progress("waiting", fmt.Sprintf("waiting for VM %d: %s", s.id.GetVmid(), why), remaining(ctx)))
-		if err := sleep(ctx, lookAgain); err != nil {
-			return out, s.busy(err, "%s: %s", words(call), why)
+		if !pause.For(ctx, lookAgain) {
+			return out, s.busy(ctx.Err(), "%s: %s", words(call), why)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/homeiac/homelab/agent/driver/proxmox/parse"
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/human"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -141,7 +142,7 @@ func (s *session) grow(ctx context.Context, want *homelabv1.Disk) error {
 		}
 		had = drive.SizeBytes
 		s.report(progress("resizing", fmt.Sprintf("disk %s of VM %d: %s to %s", want.GetSlot(), s.id.GetVmid(),
-			Bytes(had), Bytes(want.GetSizeBytes())), remaining(ctx)))
+			human.Size(had), human.Size(want.GetSizeBytes())), remaining(ctx)))
 		return args.Resize(s.id.GetVmid(), want.GetSlot(), want.GetSizeBytes()), false, nil
 	})
 	if err != nil {
@@ -158,7 +159,7 @@ func (s *session) grow(ctx context.Context, want *homelabv1.Disk) error {
 			kind = rpc.ErrRefused
 		}
 		return rpc.Errorf(kind, "disk %s of VM %d has %s after the resize to %s: %s", want.GetSlot(), s.id.GetVmid(),
-			Bytes(drive.SizeBytes), Bytes(want.GetSizeBytes()), why)
+			human.Size(drive.SizeBytes), human.Size(want.GetSizeBytes()), why)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/homeiac/homelab/agent/driver/proxmox/parse"
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/human"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -83,7 +84,7 @@ func storageFaults(needed map[string]int64, storages []parse.StorageConfig, stat
 			}
 			faults = append(faults, fault)
 		case status[st].AvailableBytes < needed[name]:
-			faults = append(faults, fmt.Sprintf("storage %s: %s needed, %s available", name, Bytes(needed[name]), Bytes(status[st].AvailableBytes)))
+			faults = append(faults, fmt.Sprintf("storage %s: %s needed, %s available", name, human.Size(needed[name]), human.Size(status[st].AvailableBytes)))
 		}
 	}
 	return faults
@@ -113,7 +114,7 @@ func (d *Driver) imageFault(req *driverv1.CreateRequest) string {
 		return fmt.Sprintf("the image %s is empty", req.GetImagePath())
 	case size > req.GetHardware().GetSystemDisk().GetSizeBytes():
 		return fmt.Sprintf("the system disk is to have %s, but the image %s has %s",
-			Bytes(req.GetHardware().GetSystemDisk().GetSizeBytes()), req.GetImagePath(), Bytes(size))
+			human.Size(req.GetHardware().GetSystemDisk().GetSizeBytes()), req.GetImagePath(), human.Size(size))
 	}
 	return ""
 }
@@ -160,21 +161,6 @@ func (d *Driver) cloudInitFault(req *driverv1.CreateRequest, storages []parse.St
 		}
 	}
 	return ""
-}
-
-// Bytes writes a number of bytes in binary units.
-func Bytes(n int64) string {
-	unit, value := "B", float64(n)
-	for _, u := range []string{"KiB", "MiB", "GiB", "TiB"} {
-		if value < 1024 {
-			break
-		}
-		unit, value = u, value/1024
-	}
-	if unit == "B" {
-		return fmt.Sprintf("%d B", n)
-	}
-	return fmt.Sprintf("%.1f %s", value, unit)
 }
 
 func sortedKeys[V any](m map[string]V) []string {

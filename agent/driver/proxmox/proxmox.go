@@ -12,7 +12,6 @@
 package proxmox
 
 import (
-	"context"
 	"log/slog"
 	"path/filepath"
 	"strconv"
@@ -106,16 +105,4 @@ func (d *Driver) pve(elem ...string) string {
 // run is a VM's file in /run/qemu-server.
 func (d *Driver) run(vmid int32, what string) string {
 	return d.host("run/qemu-server", strconv.Itoa(int(vmid))+"."+what)
-}
-
-// sleep waits, unless ctx ends first.
-func sleep(ctx context.Context, pause time.Duration) error {
-	t := time.NewTimer(pause)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }

@@ -69,7 +69,7 @@ func TestAResizeThatFailsWithExitCodeZeroIsAFailure(t *testing.T) {
 	h := newHost(t)
 	h.wrap("qm", `if [ "$1 $2" = "disk resize" ]; then echo "qemu-img: Could not resize image: No space left on device" >&2; exit 0; fi`)
 	_, err := h.driver().Create(t.Context(), request(h), quiet)
-	wantRefused(t, err, "scsi0", "64.0 MiB", "1.0 GiB", "No space left on device")
+	wantRefused(t, err, "scsi0", "64 MiB", "1 GiB", "No space left on device")
 }
 
 func TestACreateThatIsFoundUnfinishedIsFinished(t *testing.T) {
@@ -253,14 +253,14 @@ func TestCreateIsRefusedWithAllReasonsBeforeAnyChange(t *testing.T) {
 	req.ImagePath = "/var/lib/vz/none.raw"
 	req.UserData = "local:snippets/none.yaml"
 	_, err := h.driver().Create(t.Context(), req, quiet)
-	wantRefused(t, err, "storage isos may not hold disk images", "storage full: 2.0 GiB needed, 1.0 GiB available", "none.raw", "none.yaml", "pve1")
+	wantRefused(t, err, "storage isos may not hold disk images", "storage full: 2 GiB needed, 1 GiB available", "none.raw", "none.yaml", "pve1")
 	if calls := h.calls(); !slices.Equal(calls, []string{"pvesm status"}) {
 		t.Errorf("calls %v", calls)
 	}
 	req = request(h)
 	req.Hardware.SystemDisk.SizeBytes = 32 << 20
 	_, err = h.driver().Create(t.Context(), req, quiet)
-	wantRefused(t, err, "32.0 MiB", "64.0 MiB")
+	wantRefused(t, err, "32 MiB", "64 MiB")
 	h.write("var/lib/vz/images/201/vm-201-cloudinit.qcow2", "")
 	_, err = h.driver().Create(t.Context(), request(h), quiet)
 	wantRefused(t, err, "pvesm free local:201/vm-201-cloudinit.qcow2")

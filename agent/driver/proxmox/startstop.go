@@ -11,6 +11,7 @@ import (
 	"github.com/homeiac/homelab/agent/driver/proxmox/parse"
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -90,8 +91,8 @@ func (s *session) settled(ctx context.Context, want homelabv1.Power) (life, erro
 		if want == homelabv1.Power_POWER_RUNNING && now.power == homelabv1.Power_POWER_STOPPED {
 			return now, nil
 		}
-		if err := sleep(ctx, lookAgain); err != nil {
-			return now, rpc.Errorf(rpc.ErrUnavailable, "VM %d: %s: %w", s.id.GetVmid(), now.reason, err)
+		if !pause.For(ctx, lookAgain) {
+			return now, rpc.Errorf(rpc.ErrUnavailable, "VM %d: %s: %w", s.id.GetVmid(), now.reason, ctx.Err())
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/homeiac/homelab/agent/driver/proxmox/parse"
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/human"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -44,7 +45,7 @@ func (d *Driver) Update(ctx context.Context, req *driverv1.UpdateRequest, report
 				return nil, err
 			}
 			if cores, memory := more(c, hw); cores != 0 || memory != 0 {
-				return nil, rpc.Errorf(rpc.ErrUnavailable, "VM %d has %d cores and %s after the change", s.id.GetVmid(), c.CPUs(), Bytes(c.MemoryBytes()))
+				return nil, rpc.Errorf(rpc.ErrUnavailable, "VM %d has %d cores and %s after the change", s.id.GetVmid(), c.CPUs(), human.Size(c.MemoryBytes()))
 			}
 			return d.look(ctx, s.id.GetVmid())
 		})
@@ -74,7 +75,7 @@ func unchangeable(c *parse.Config, hw *homelabv1.Hardware) string {
 	}
 	next := c.AtNextStart()
 	add(hw.GetCpus() < next.CPUs(), "%d cores are not taken away down to %d", next.CPUs(), hw.GetCpus())
-	add(hw.GetMemoryBytes() < next.MemoryBytes(), "memory is not made smaller, from %s to %s", Bytes(next.MemoryBytes()), Bytes(hw.GetMemoryBytes()))
+	add(hw.GetMemoryBytes() < next.MemoryBytes(), "memory is not made smaller, from %s to %s", human.Size(next.MemoryBytes()), human.Size(hw.GetMemoryBytes()))
 	for _, disk := range append([]*homelabv1.Disk{hw.GetSystemDisk()}, hw.GetDataDisks()...) {
 		drive, ok := c.Drive(disk.GetSlot())
 		switch {
@@ -83,7 +84,7 @@ func unchangeable(c *parse.Config, hw *homelabv1.Hardware) string {
 		case parse.Storage(drive.Volid) != disk.GetStorage():
 			add(true, "disk %s is not moved from %s to %s", disk.GetSlot(), parse.Storage(drive.Volid), disk.GetStorage())
 		default:
-			add(disk.GetSizeBytes() < drive.SizeBytes, "disk %s is not made smaller, from %s to %s", disk.GetSlot(), Bytes(drive.SizeBytes), Bytes(disk.GetSizeBytes()))
+			add(disk.GetSizeBytes() < drive.SizeBytes, "disk %s is not made smaller, from %s to %s", disk.GetSlot(), human.Size(drive.SizeBytes), human.Size(disk.GetSizeBytes()))
 		}
 	}
 	nics := c.NICs()

@@ -10,6 +10,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"github.com/homeiac/homelab/internal/pause"
 )
 
 // controllerTick is how often the leader looks at what is to be deleted.
@@ -20,14 +22,14 @@ const controllerTick = 300 * time.Millisecond
 // address), its password, then itself.
 func (p *process) control(ctx context.Context, e *embed.Etcd, c *clientv3.Client) {
 	s := &store{c: c}
-	for sleep(ctx, controllerTick) {
+	for pause.For(ctx, controllerTick) {
 		if !leads(e) {
 			continue
 		}
 		rctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		if err := p.reconcile(rctx, s); err != nil && ctx.Err() == nil {
 			p.logf("error", "error syncing nodes: %v", err)
-			sleep(ctx, time.Second)
+			pause.For(ctx, time.Second)
 		}
 		cancel()
 	}

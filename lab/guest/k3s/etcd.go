@@ -20,6 +20,7 @@ import (
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
 
+	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/lab/guest/tree"
 )
 
@@ -236,7 +237,7 @@ func (p *process) join(ctx context.Context, endpoints []string, name string) (st
 		default:
 			return "", err
 		}
-		if !sleep(ctx, time.Second) {
+		if !pause.For(ctx, time.Second) {
 			return "", ctx.Err()
 		}
 	}
@@ -296,7 +297,7 @@ type progress struct {
 func (p *process) manageLearners(ctx context.Context, e *embed.Etcd, c *clientv3.Client) {
 	seen := map[uint64]progress{}
 	tick, stall := ms(p.o.Settings().LearnerTickMs), ms(p.o.Settings().LearnerStallMs)
-	for sleep(ctx, tick) {
+	for pause.For(ctx, tick) {
 		if !leads(e) {
 			clear(seen)
 			continue

@@ -16,6 +16,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/lab/guest/shell"
 	"github.com/homeiac/homelab/lab/guest/system"
 )
@@ -367,7 +368,7 @@ func (k *kube) delete(ctx context.Context, w []string) error {
 			if time.Now().After(deadline) {
 				return fmt.Errorf("timed out waiting for the condition on %s/%s", res, n)
 			}
-			if !sleep(ctx, 100*time.Millisecond) {
+			if !pause.For(ctx, 100*time.Millisecond) {
 				return ctx.Err()
 			}
 		}

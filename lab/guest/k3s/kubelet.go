@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/lab/guest/system"
 )
 
@@ -164,7 +165,7 @@ func (k *kubelet) run(ctx context.Context, ready func()) error {
 			return ctx.Err()
 		}
 		k.info("Waiting to retrieve agent configuration; server is not ready: %v", err)
-		if !sleep(ctx, retry) {
+		if !pause.For(ctx, retry) {
 			return ctx.Err()
 		}
 	}
@@ -180,13 +181,13 @@ func (k *kubelet) run(ctx context.Context, ready func()) error {
 			return ctx.Err()
 		}
 		k.logf("error", "Unable to register node with API server: %v", err)
-		if !sleep(ctx, retry) {
+		if !pause.For(ctx, retry) {
 			return ctx.Err()
 		}
 	}
 	k.info("Successfully registered node %s", k.name)
 	ready()
-	for sleep(ctx, ms(max(k.o.Settings().HeartbeatMs, 50))) {
+	for pause.For(ctx, ms(max(k.o.Settings().HeartbeatMs, 50))) {
 		if err := k.beat(ctx); err != nil && ctx.Err() == nil {
 			k.logf("error", "Error updating node status, will retry: %v", err)
 		}

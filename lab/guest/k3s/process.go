@@ -6,7 +6,6 @@
 package k3s
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -98,18 +97,6 @@ func (p *process) nodePassword() (string, error) {
 		return "", err
 	}
 	return s, p.v.Put(passwordFile, []byte(s+"\n"), 0o600)
-}
-
-// sleep waits, and tells whether ctx is still alive.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 func ms(n int) time.Duration { return time.Duration(n) * time.Millisecond }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/http"
 	"path"
@@ -18,8 +19,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 
+	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/lab/guest/system"
-	"io/fs"
 )
 
 const (
@@ -150,7 +151,7 @@ func (s *server) voter(ctx context.Context) error {
 			s.removed()
 			return errors.New("etcdserver: server stopped")
 		}
-		if !sleep(ctx, 50*time.Millisecond) {
+		if !pause.For(ctx, 50*time.Millisecond) {
 			return ctx.Err()
 		}
 		learner, member = s.learner()

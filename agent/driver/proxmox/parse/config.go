@@ -28,6 +28,8 @@ type Config struct {
 	Snapshots []Section
 	// Digest is the file's SHA-1 in hex, as qm's --digest takes it.
 	Digest string
+	// odd: there is more in the file than was read of it.
+	odd bool
 }
 
 // Section is one part of the file.
@@ -84,9 +86,12 @@ func VM(text []byte) *Config {
 		}
 		if m := settingLine.FindStringSubmatch(line); m != nil {
 			section.Keys[m[1]] = m[2]
+		} else if strings.TrimSpace(line) != "" {
+			c.odd = true
 		}
 	}
 	close()
+	c.odd = c.odd || len(cloudinit.Keys) > 0
 	return c
 }
 
@@ -116,9 +121,10 @@ func Options(value, def string) map[string]string {
 }
 
 // HalfBuilt tells whether there is nothing but the lock of an unfinished create,
-// or nothing at all, which is what unlocking one leaves.
+// or nothing at all, which is what unlocking one leaves. A file that is damaged is
+// not nothing.
 func (c *Config) HalfBuilt() bool {
-	if len(c.Snapshots) > 0 || len(c.Pending.Keys) > 0 || c.Main.Description != "" {
+	if c.odd || len(c.Snapshots) > 0 || len(c.Pending.Keys) > 0 || c.Main.Description != "" {
 		return false
 	}
 	return len(c.Main.Keys) == 0 || len(c.Main.Keys) == 1 && c.Main.Keys["lock"] == "create"

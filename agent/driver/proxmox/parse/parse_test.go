@@ -88,6 +88,7 @@ func TestOnlyTheLockOfACreateOrNothingIsHalfBuilt(t *testing.T) {
 		"#hl1%3Aa%3Ab%3A1%3Ac\n":            false,
 		"lock: create\n\n[snap]\nname: x\n": false,
 		"lock: create\n\n[PENDING]\nmemory: 300\n": false,
+		"\x00\x01damaged\n":                        false,
 	} {
 		if got := parse.VM([]byte(text)).HalfBuilt(); got != want {
 			t.Errorf("%q: half-built %v", text, got)
@@ -185,6 +186,9 @@ dir: usb
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+	if local := parse.Storages(nil); len(local) != 1 || local[0].Path != "/var/lib/vz" || !local[0].Holds("snippets") {
+		t.Errorf("Proxmox has a storage local also when the file names none: %+v", local)
 	}
 	if got[2].For("pve3") || !got[2].For("pve1") || got[3].For("pve1") {
 		t.Error("a storage is for the nodes it names, and for none when it is disabled")

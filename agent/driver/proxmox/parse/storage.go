@@ -93,8 +93,10 @@ func Storages(text []byte) []StorageConfig {
 		}
 	}
 	if !slices.ContainsFunc(all, func(s StorageConfig) bool { return s.Name == "local" }) {
-		// Proxmox adds it when the file does not name it.
-		all = append(all, StorageConfig{Name: "local", Type: "dir", Path: "/var/lib/vz", Content: []string{"images", "rootdir"}})
+		// Proxmox adds it when the file does not name it (PVE/Storage/Plugin.pm).
+		all = append(all, StorageConfig{
+			Name: "local", Type: "dir", Path: "/var/lib/vz", Content: []string{"backup", "images", "iso", "rootdir", "snippets", "vztmpl"},
+		})
 	}
 	return all
 }

@@ -1,0 +1,42 @@
+package durable_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/homeiac/homelab/internal/durable"
+)
+
+func TestAFileIsReplacedWholeAndNothingIsLeftBeside(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "intent.json")
+	for _, text := range []string{"a longer first text", "second"} {
+		if err := durable.Write(path, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != text {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", fi.Mode(), err)
+	}
+	// A folder in its place cannot be replaced by a file.
+	taken := filepath.Join(dir, "taken")
+	if err := os.MkdirAll(filepath.Join(taken, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := durable.Write(taken, []byte("x")); err == nil {
+		t.Error("a folder was replaced by a file")
+	}
+	for range 2 { // removed already is removed
+		if err := durable.Remove(path); err != nil {
+			t.Error(err)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 || entries[0].Name() != "taken" {
+		t.Errorf("left behind: %v, %v", entries, err)
+	}
+}
