@@ -140,7 +140,7 @@ func (g *guestView) sketch() string {
 		cpus = fmt.Sprintf("%d CPUs", g.want.CPUs)
 	}
 	storage, _ := g.host.want.Storage(kindDisks)
-	return fmt.Sprintf("VM %d, %s, %s memory, %s on %s", g.vmid, cpus, spec.FormatSize(g.memory), spec.FormatSize(g.want.Disk), storage)
+	return fmt.Sprintf("VM %d, %s, %s memory, %s on %s", g.vmid, cpus, human.Size(g.memory), human.Size(g.want.Disk), storage)
 }
 
 // mayCreate is every reason against a creation: rules 2, 3 and 10, and what the

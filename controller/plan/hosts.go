@@ -133,7 +133,7 @@ func (h *hostView) look(guest string, vm *homelabv1.VirtualMachine) *homelabv1.G
 }
 
 // noteHosts says which hosts are silent and hold no guest that says so already,
-// and which volumes lie about (NEEDS: they are reported before creation).
+// and which volumes lie about: people are told before a create finds them in its way.
 func (m *model) noteHosts() {
 	withGuests := map[string]bool{}
 	for _, g := range m.guests {

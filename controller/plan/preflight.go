@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
-	"github.com/homeiac/homelab/internal/spec"
 )
 
 // findings are all reasons against one thing, so that a person can mend them in
@@ -72,15 +71,18 @@ func (m *model) bridges(g *guestView, f *findings) {
 				name, nic.Network, h.name, name, bridgeList(h.obs.GetBridges()), m.correct(key))
 			continue
 		}
-		m.bridge(h, b, m.spec.Networks[nic.Network], f)
+		m.bridge(h, b, nic.Network, f)
 	}
 }
 
-func (m *model) bridge(h *hostView, b *homelabv1.Bridge, n *spec.Network, f *findings) {
+func (m *model) bridge(h *hostView, b *homelabv1.Bridge, network string, f *findings) {
+	n := m.spec.Networks[network]
+	mapped := fmt.Sprintf("network %q of host %s is mapped to %s; the host has %s\n  %s", network, h.name, b.GetName(),
+		bridgeList(h.obs.GetBridges()), m.correct("hosts."+h.name+".bridges."+network))
 	fact := func(fact *homelabv1.Fact, what, not string) {
 		switch {
 		case no(fact):
-			f.refuse("bridge %s of %s %s%s", b.GetName(), h.name, not, because(fact))
+			f.refuse("bridge %s of %s %s\n  %s", b.GetName(), h.name, not, mapped)
 		case !yes(fact):
 			f.unknown("whether bridge %s of %s %s is not known%s", b.GetName(), h.name, what, because(fact))
 		}
