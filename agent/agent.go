@@ -53,7 +53,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	id := creds.Identity()
 	if id.Role != rpc.RoleAgent || id.Name != a.cfg.Name {
-		return rpc.Errorf(rpc.ErrInvalid, "the certificate %s is of %s, this is agent@%s", a.cfg.Cert, id, a.cfg.Name)
+		return rpc.Errorf(rpc.ErrInvalid, "the certificate %s is of %s, this is agent@%s; correct cert or name in the configuration", a.cfg.Cert, id, a.cfg.Name)
 	}
 	self, err := os.Executable()
 	if err != nil {

@@ -37,7 +37,8 @@ func remaining(ctx context.Context) *durationpb.Duration {
 // fetch brings an image to this host.
 func (s *Service) fetch(ctx context.Context, req *agentv1.RunRequest, e emit) (*agentv1.StepResult, error) {
 	src := req.GetImage()
-	folder, free, err := s.imageFolder(s.host.Observe(s.now()), req.GetImagesStorage())
+	o := s.host.Observe(s.now())
+	folder, free, err := s.imageFolder(o, req.GetImagesStorage())
 	if err != nil {
 		return nil, err
 	}
@@ -45,6 +46,9 @@ func (s *Service) fetch(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 		r := done(false, "image %s is there", src.GetName())
 		r.Learned.ImageSha256 = img.Record.SHA256
 		return r, nil
+	}
+	if err := s.settled(o); err != nil {
+		return nil, err
 	}
 	var img image.Image
 	err = e.call(callImage, []string{"fetch", image.Masked(src.GetUrl()), folder.Host}, func() (int, error) {

@@ -60,6 +60,9 @@ func (s *Service) join(ctx context.Context, req *agentv1.RunRequest, e emit) (*a
 		return nil, err
 	}
 	if !in {
+		if err := s.settled(s.host.Observe(s.now())); err != nil {
+			return nil, err
+		}
 		if err := j.install(ctx, p); err != nil {
 			return nil, err
 		}
@@ -217,7 +220,8 @@ func orNone(s string) string {
 	return s
 }
 
-// unitThere: systemctl says inactive or unknown of a unit that does not exist.
+// unitThere says whether there is a unit, by what systemctl calls it: one that does
+// not exist is inactive or unknown.
 func unitThere(state string) bool { return state != "inactive" && state != "unknown" }
 
 func active(p k3s.Probe, r k3s.Role) bool {

@@ -24,7 +24,7 @@ import (
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
-// Service answers controllers. Its steps run while Run does.
+// Service answers controllers. Its steps are carried out while Work runs.
 type Service struct {
 	agentv1.UnimplementedAgentServiceServer
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
 )
@@ -155,5 +156,17 @@ func running(w *world) *homelabv1.VirtualMachine {
 	id := w.want().GetIdentity()
 	return &homelabv1.VirtualMachine{
 		Vmid: 201, Name: "k3s-1", Uuid: id.GetUuid(), Mark: id.GetMark(), Power: homelabv1.Power_POWER_RUNNING, Readable: factYes(""), GuestAgent: factNo("no answer"),
+	}
+}
+
+func TestAHostWithoutQuorumIsNotChangedInTheMiddleOfARun(t *testing.T) {
+	w := newWorld(t)
+	newBareGuest(t, w)
+	w.put("etc/pve/.members", `{"nodename": "pve1","version": 4,"cluster": {"name": "home","version": 3,"nodes": 2,"quorate": 0},"nodelist": {}}`)
+	for _, req := range []*agentv1.RunRequest{w.request(fetchStep), w.joinRequest(joinStep)} {
+		s, err := w.do(req)
+		if !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "no quorum") || len(s.calls()) != 0 {
+			t.Errorf("%s: got %v, calls %v", req.GetStep().GetId(), err, s.calls())
+		}
 	}
 }

@@ -66,7 +66,7 @@ func New(cfg Config, version string, log *slog.Logger) (*Controller, error) {
 	creds.Log = log
 	id := creds.Identity()
 	if id.Role != rpc.RoleController || id.Name != cfg.Name {
-		return nil, rpc.Errorf(rpc.ErrInvalid, "%s is the certificate of %s, this is controller %s", cfg.Cert, id, cfg.Name)
+		return nil, rpc.Errorf(rpc.ErrInvalid, "%s is the certificate of %s, this is controller@%s; correct cert or name in the configuration", cfg.Cert, id, cfg.Name)
 	}
 	text, err := os.ReadFile(cfg.FleetKey)
 	if err != nil {

@@ -106,3 +106,30 @@ func TestTheLockOfADeadControllerIsWaitedForAndThatOfALiveOneIsNot(t *testing.T)
 	}
 	taken.Unlock()
 }
+
+func TestNothingIsSentOnceTheRunLockIsLost(t *testing.T) {
+	f := newFleet(t, "pve1")
+	c := f.up()
+	lock, err := c.takeLock(t.Context(), "admin@laptop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sp := must(parseSpec("", specOf(1)))
+	r := &run{c: c.Controller, req: request{sp: sp}, lock: lock, began: c.now(), send: func(*controllerv1.ApplyResponse) error { return nil }}
+	w, p, err := r.settle(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(r.begin(t.Context()), r.prepare(t.Context(), w)); err != nil {
+		t.Fatal(err)
+	}
+	lock.Unlock()
+	if _, v := r.attempts(p.GetSteps()[0]); !errors.Is(v.err, errLockLost) {
+		t.Errorf("got %v", v.err)
+	}
+	if f.mu.Lock(); len(f.steps) > 0 {
+		t.Errorf("carried out: %v", f.steps)
+	}
+	f.mu.Unlock()
+	r.journal.close()
+}

@@ -25,7 +25,7 @@ import (
 
 var (
 	errCancelled = errors.New("cancelled: nothing new was begun; run it again: hlctl apply")
-	errLockLost  = errors.New("the run lock was lost; another run may be going on: hlctl runs")
+	errLockLost  = store.ErrLockLost
 )
 
 // request is what was asked of a run.

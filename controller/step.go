@@ -35,8 +35,8 @@ type pace struct {
 
 var usualPace = pace{poll: time.Second, gone: 20 * time.Second, busy: time.Minute, lock: 15 * time.Second, flight: 45 * time.Minute}
 
-// limits are longer than the agents' own deadlines, which end a step with a
-// better text. They only keep a run from hanging on an agent that is broken.
+// limit is longer than the agents' own deadlines, which end a step with a
+// better text. It only keeps a run from hanging on an agent that is broken.
 func limit(a homelabv1.Action, want *homelabv1.GuestWant) time.Duration {
 	const slack = 5 * time.Minute
 	switch a {
@@ -70,7 +70,9 @@ func (r *run) step(s *homelabv1.Step) verdict {
 		r.tell(s, &homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_STEP_DONE, Phase: phase, Text: text, Took: took})
 		return v
 	}
-	if err := r.dispatch.takeBackFailed(r.c.life, s); err != nil {
+	if errors.Is(v.err, errLockLost) {
+		r.c.log.Warn("step left to whoever has the run lock now", "step", s.GetId())
+	} else if err := r.dispatch.takeBackFailed(r.c.life, s); err != nil {
 		r.tell(s, &homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_STEP_PROGRESS, Phase: phase, Text: "what the join left in etcd is not taken back yet: " + err.Error()})
 	}
 	r.count(func(sum *homelabv1.Summary) { sum.Failed++ })
@@ -103,11 +105,18 @@ func failureText(s *homelabv1.Step, err error, run int64) string {
 }
 
 // attempts sends a step until it has a result. What happened to one whose call
-// broke off is found by looking again, never guessed.
+// broke off is found by looking again, never guessed. Once the run lock is lost
+// nothing is sent: another run may have begun, and its agents need not have heard of
+// it yet to refuse this one.
 func (r *run) attempts(s *homelabv1.Step) (*agentv1.StepResult, verdict) {
 	ctx := r.c.life
 	var last error
 	for range stepAttempts {
+		select {
+		case <-r.lock.Lost():
+			return nil, verdict{err: errLockLost}
+		default:
+		}
 		req, err := r.dispatch.request(ctx, s)
 		if err != nil {
 			return nil, verdict{err: err} // nothing was sent, so there is nothing to look for

@@ -4,7 +4,7 @@ import (
 	"fmt"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
-	"github.com/homeiac/homelab/internal/spec"
+	"github.com/homeiac/homelab/internal/human"
 )
 
 func fetchID(host, image string) string { return "fetch/" + host + "/" + image }

@@ -109,7 +109,7 @@ func (s *Store) ChangeGuest(ctx context.Context, lock *Lock, name string, change
 			return g, nil
 		}
 		if lock.gone() {
-			return Guest{}, rpc.Errorf(rpc.ErrBusy, "the run lock was lost; another run may be going on: hlctl runs")
+			return Guest{}, ErrLockLost
 		}
 	}
 	return Guest{}, rpc.Errorf(rpc.ErrBusy, "store: %s keeps being changed by somebody else", record)
@@ -119,7 +119,7 @@ func (s *Store) ChangeGuest(ctx context.Context, lock *Lock, name string, change
 func (s *Store) ForgetGuest(ctx context.Context, lock *Lock, name string) error {
 	ok, err := s.commit(ctx, "forget guest "+name, lock.guard(), deleteOp(s.key("guests/"+name)))
 	if err == nil && !ok {
-		err = rpc.Errorf(rpc.ErrBusy, "the run lock was lost; another run may be going on: hlctl runs")
+		err = ErrLockLost
 	}
 	return err
 }

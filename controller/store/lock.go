@@ -32,6 +32,10 @@ type Holder struct {
 	Since time.Time `json:"since"`
 }
 
+// ErrLockLost is the error of whatever was to be written under a lock that is no
+// longer held: the run of somebody else may have begun.
+var ErrLockLost = rpc.Errorf(rpc.ErrBusy, "the run lock was lost; another run may be going on: hlctl runs")
+
 // Lock is the right to carry out a run. There is one per fleet.
 type Lock struct {
 	s       *Store

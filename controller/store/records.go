@@ -11,7 +11,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
-	"github.com/homeiac/homelab/internal/rpc"
 )
 
 // Spec is the last Spec that a run began with, its files inlined.
@@ -75,7 +74,7 @@ func (s *Store) putMessage(ctx context.Context, lock *Lock, name string, m proto
 func (s *Store) putHeld(ctx context.Context, lock *Lock, name string, data []byte) error {
 	ok, err := s.commit(ctx, "write "+name, lock.guard(), s.put(name, data))
 	if err == nil && !ok {
-		err = rpc.Errorf(rpc.ErrBusy, "the run lock was lost; another run may be going on: hlctl runs")
+		err = ErrLockLost
 	}
 	return err
 }

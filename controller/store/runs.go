@@ -79,7 +79,7 @@ func (s *Store) BeginRun(ctx context.Context, lock *Lock, by string, now time.Ti
 			break
 		}
 	}
-	return nil, rpc.Errorf(rpc.ErrBusy, "the run lock was lost; another run may be going on: hlctl runs")
+	return nil, ErrLockLost
 }
 
 func (s *Store) dropBefore(prefix string, run int64) []clientv3.Op {

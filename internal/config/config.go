@@ -32,7 +32,7 @@ type File struct {
 func Read(name string, v any) (*File, error) {
 	data, err := os.ReadFile(name)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("configuration: %w; name its file with --config FILE", err)
 	}
 	return Parse(name, data, v), nil
 }

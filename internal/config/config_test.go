@@ -1,6 +1,8 @@
 package config_test
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -94,7 +96,7 @@ func TestFaultsComeTogetherWithTheirLines(t *testing.T) {
 
 func TestReadingAFileThatIsNotThere(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := config.Read(filepath.Join(dir, "none.yaml"), &settings{}); !os.IsNotExist(err) {
+	if _, err := config.Read(filepath.Join(dir, "none.yaml"), &settings{}); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "--config FILE") {
 		t.Error(err)
 	}
 	file := filepath.Join(dir, "agent.yaml")

@@ -280,7 +280,7 @@ func decodeJSON(text string, into any) error {
 	return errors.New("no JSON in it")
 }
 
-// ownInterfaces are those that k3s and containers make; their addresses are
+// ownInterface is whether k3s or containers made it; the addresses of such are
 // not the guest's.
 func ownInterface(name string) bool {
 	for _, prefix := range []string{"lo", "cni", "flannel", "veth", "docker", "kube-", "cali"} {

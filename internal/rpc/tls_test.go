@@ -13,7 +13,7 @@ import (
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
-// holds fails unless err is Denied, one line, and has all the parts.
+// denied fails unless err is Denied, one line, and has all the parts.
 func denied(t *testing.T, err error, parts ...string) {
 	t.Helper()
 	if !errors.Is(err, rpc.ErrDenied) {

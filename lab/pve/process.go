@@ -61,7 +61,7 @@ func alive(pid int) bool {
 	return !ok || len(after) == 0 || after[0] != 'Z'
 }
 
-// Guests lists the VMIDs that have a configuration on this node.
+// guests lists the VMIDs that have a configuration on this node.
 func (h *Host) guests() ([]string, error) {
 	entries, err := os.ReadDir(h.nodeDir("qemu-server"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

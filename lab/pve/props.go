@@ -190,7 +190,7 @@ func (d drive) cloudInit() bool {
 	return strings.Contains(d.file, "-cloudinit") || strings.HasSuffix(d.file, ":cloudinit")
 }
 
-// storage and name of a volume ID, or "" for none, cdrom and paths.
+// splitVolume gives storage and name of a volume ID, "" for none, cdrom and paths.
 func splitVolume(volid string) (store, name string) {
 	if m := volumeForm.FindStringSubmatch(volid); m != nil && !strings.HasPrefix(volid, "/") {
 		return m[1], m[2]

@@ -233,7 +233,7 @@ func (v *volume) path() string {
 	return filepath.Join(s.base(), contentFolder[v.content], v.name)
 }
 
-// exists finds an existing volume on a storage that can be used.
+// existing finds a volume on a storage that can be used.
 func (h *Host) existing(volid string) (*volume, error) {
 	v, err := h.parseVolume(volid)
 	if err != nil {

@@ -57,6 +57,17 @@ func (c *cache[T]) read(path string) (T, error) {
 	return p.value, nil
 }
 
+// fresh reads and parses a file past the cache: before something is removed for
+// good, a file that was replaced within one tick of its clock must not be missed.
+func fresh[T any](parse func([]byte) T, path string) (T, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return parse(text), nil
+}
+
 // sweep forgets files that nobody asked for since the last sweep.
 func (c *cache[T]) sweep() {
 	c.mu.Lock()

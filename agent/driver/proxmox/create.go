@@ -140,6 +140,9 @@ func (s *session) grow(ctx context.Context, want *homelabv1.Disk) error {
 		if err != nil || drive.SizeBytes >= want.GetSizeBytes() {
 			return args.Call{}, true, err
 		}
+		if _, err := s.changeable(); err != nil {
+			return args.Call{}, true, err
+		}
 		had = drive.SizeBytes
 		s.report(progress("resizing", fmt.Sprintf("disk %s of VM %d: %s to %s", want.GetSlot(), s.id.GetVmid(),
 			human.Size(had), human.Size(want.GetSizeBytes())), remaining(ctx)))

@@ -215,7 +215,7 @@ func (d *Driver) linkedClones(vmid int32, c *parse.Config) ([]string, error) {
 		if g.Type != "qemu" || g.VMID == vmid {
 			continue
 		}
-		other, err := d.configs.read(d.pve("nodes", g.Node, "qemu-server", fmt.Sprintf("%d.conf", g.VMID)))
+		other, err := fresh(parse.VM, d.pve("nodes", g.Node, "qemu-server", fmt.Sprintf("%d.conf", g.VMID)))
 		if err != nil {
 			return nil, rpc.Errorf(rpc.ErrUnavailable, "look for linked clones of VM %d: %w", vmid, err)
 		}

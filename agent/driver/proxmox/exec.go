@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -129,15 +131,12 @@ func (d *Driver) launch(call args.Call, stdin []byte) (*work, error) {
 		return nil, err
 	}
 	if stdin != nil {
-		// A file too: a pipe would end with this process.
-		in := base + ".in"
-		if err := os.WriteFile(in, stdin, 0o600); err != nil {
+		in, err := nameless(stdin)
+		if err != nil {
 			return nil, err
 		}
-		defer os.Remove(in)
-		if cmd.Stdin, err = open(in, os.O_RDONLY); err != nil {
-			return nil, err
-		}
+		opened = append(opened, in)
+		cmd.Stdin = in
 	}
 	began := time.Now()
 	if err := cmd.Start(); err != nil {
@@ -169,6 +168,25 @@ func (d *Driver) launch(call args.Call, stdin []byte) (*work, error) {
 		close(w.done)
 	}()
 	return w, nil
+}
+
+// nameless is a file in memory alone: what is given to a guest may be a secret and
+// must not lie on a disk, and a pipe would end with this process.
+func nameless(data []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("stdin", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("standard input: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "stdin")
+	_, err = f.Write(data)
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("standard input: %w", err)
+	}
+	return f, nil
 }
 
 func errorText(err error, out output) slog.Value {

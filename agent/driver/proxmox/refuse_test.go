@@ -342,3 +342,33 @@ func TestOVMFGetsItsEFIDisk(t *testing.T) {
 		t.Errorf("volumes %v", vm.GetVolumes())
 	}
 }
+
+// TestWhatIsHeldSinceItWasSeenIsNotChanged: the planner refuses such a VM, and it
+// may have become one since.
+func TestWhatIsHeldSinceItWasSeenIsNotChanged(t *testing.T) {
+	for name, tc := range map[string]struct {
+		hold func(*host)
+		says string
+	}{
+		"under HA":   {func(h *host) { h.write("etc/pve/ha/resources.cfg", "vm: 201\n") }, "HA"},
+		"protected":  {func(h *host) { h.qm("set", "201", "--protection", "1") }, "protection"},
+		"a template": {func(h *host) { h.qm("template", "201") }, "template"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			d := h.driver()
+			create(t, h, d)
+			tc.hold(h)
+			before := len(h.calls())
+			_, err := d.Start(t.Context(), &driverv1.StartRequest{Identity: drivertest.Identity(201)}, quiet)
+			wantRefused(t, err, tc.says)
+			larger := request(h).GetHardware()
+			larger.SystemDisk.SizeBytes += 1 << 30
+			_, err = d.Update(t.Context(), &driverv1.UpdateRequest{Identity: drivertest.Identity(201), Hardware: larger}, quiet)
+			wantRefused(t, err, tc.says)
+			if calls := h.calls()[before:]; len(calls) != 0 {
+				t.Errorf("calls %v", calls)
+			}
+		})
+	}
+}

@@ -121,7 +121,7 @@ func (s *session) freeNew(ctx context.Context, req *driverv1.DestroyRequest) err
 	return rpc.Errorf(rpc.ErrUnavailable, "half-built VM %d is rolled back, but its volume %s is still there (pvesm free %s)", vmid, left[0], left[0])
 }
 
-// named are the volumes that any configuration of the PVE cluster names.
+// named are the volumes that any configuration of the PVE cluster names now.
 func (d *Driver) named() (map[string]bool, error) {
 	guests, err := d.vmlist()
 	if err != nil {
@@ -131,13 +131,13 @@ func (d *Driver) named() (map[string]bool, error) {
 	for _, g := range guests {
 		var volumes []string
 		if g.Type == "lxc" {
-			ct, err := d.containers.read(d.pve("nodes", g.Node, "lxc", fmt.Sprintf("%d.conf", g.VMID)))
+			ct, err := fresh(parse.LXC, d.pve("nodes", g.Node, "lxc", fmt.Sprintf("%d.conf", g.VMID)))
 			if err != nil {
 				return nil, rpc.Errorf(rpc.ErrUnavailable, "read the configuration of container %d: %w", g.VMID, err)
 			}
 			volumes = ct.Volumes
 		} else {
-			c, err := d.configs.read(d.pve("nodes", g.Node, "qemu-server", fmt.Sprintf("%d.conf", g.VMID)))
+			c, err := fresh(parse.VM, d.pve("nodes", g.Node, "qemu-server", fmt.Sprintf("%d.conf", g.VMID)))
 			if err != nil {
 				return nil, rpc.Errorf(rpc.ErrUnavailable, "read the configuration of VM %d: %w", g.VMID, err)
 			}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -19,6 +20,10 @@ import (
 // socketPath is the longest path that is connected to as it is; the kernel takes
 // 107 characters.
 const socketPath = 100
+
+// talkLimit bounds what is read in one conversation, in bytes. The guest agent is
+// the guest's: one that sends without end is not to take the host's memory.
+const talkLimit = 1 << 20
 
 // dial connects to a socket file. One whose path is too long is reached through
 // its opened folder.
@@ -47,7 +52,7 @@ func talk(ctx context.Context, path string, what func(*dialogue) error) error {
 	defer conn.Close()
 	end, _ := ctx.Deadline()
 	_ = conn.SetDeadline(end)
-	return unspoken(what(&dialogue{conn: conn, in: bufio.NewReaderSize(conn, 64<<10)}))
+	return unspoken(what(&dialogue{conn: conn, in: bufio.NewReaderSize(io.LimitReader(conn, talkLimit), 64<<10)}))
 }
 
 // unspoken says a failed conversation without addresses and paths.

@@ -34,12 +34,8 @@ func (s *session) start(ctx context.Context) error {
 	vmid := s.id.GetVmid()
 	ran := false
 	out, err := s.attempt(ctx, func() (args.Call, bool, error) {
-		c, err := s.mine()
-		if err != nil {
+		if _, err := s.mine(); err != nil {
 			return args.Call{}, true, err
-		}
-		if c.Template() {
-			return args.Call{}, true, rpc.Errorf(rpc.ErrRefused, "VM %d is a template", vmid)
 		}
 		switch now := s.d.living(ctx, vmid); {
 		case now.power == homelabv1.Power_POWER_RUNNING:
@@ -48,6 +44,9 @@ func (s *session) start(ctx context.Context) error {
 			return args.Call{}, true, rpc.Errorf(rpc.ErrRefused, "VM %d is paused: %s (qm resume %d)", vmid, now.reason, vmid)
 		case now.power != homelabv1.Power_POWER_STOPPED:
 			return args.Call{}, true, rpc.Errorf(rpc.ErrUnavailable, "VM %d: %s", vmid, now.reason)
+		}
+		if _, err := s.changeable(); err != nil {
+			return args.Call{}, true, err
 		}
 		ran = true
 		s.report(progress(s.phase, fmt.Sprintf("starting VM %d", vmid), remaining(ctx)))
@@ -124,6 +123,9 @@ func (s *session) stop(ctx context.Context, force bool) error {
 		}
 		if pid == 0 {
 			return args.Call{}, true, nil
+		}
+		if _, err := s.changeable(); err != nil {
+			return args.Call{}, true, err
 		}
 		ran = true
 		if force {

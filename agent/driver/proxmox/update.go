@@ -22,7 +22,7 @@ func (d *Driver) Update(ctx context.Context, req *driverv1.UpdateRequest, report
 		func(ctx context.Context, s *session) (*homelabv1.VirtualMachine, error) {
 			hw := req.GetHardware()
 			_, err := s.attempt(ctx, func() (args.Call, bool, error) {
-				c, err := s.mine()
+				c, err := s.changeable()
 				if err != nil {
 					return args.Call{}, true, err
 				}

@@ -115,6 +115,28 @@ func (s *session) mine() (*parse.Config, error) {
 	return c, ours(s.id, c)
 }
 
+// changeable is mine, and refuses a VM that is not to be changed at all: Proxmox HA
+// has it, a person protected it, or it was made a template since it was seen.
+func (s *session) changeable() (*parse.Config, error) {
+	c, err := s.mine()
+	if err != nil {
+		return nil, err
+	}
+	vmid := s.id.GetVmid()
+	ha, err := s.d.haManaged()
+	switch {
+	case err != nil:
+		return nil, err
+	case ha[vmid]:
+		return nil, rpc.Errorf(rpc.ErrRefused, "VM %d is left as it is: Proxmox HA manages it (ha-manager remove vm:%d)", vmid, vmid)
+	case c.Protection():
+		return nil, rpc.Errorf(rpc.ErrRefused, "VM %d is left as it is: its protection is on (qm set %d --protection 0)", vmid, vmid)
+	case c.Template():
+		return nil, rpc.Errorf(rpc.ErrRefused, "VM %d is a template", vmid)
+	}
+	return c, nil
+}
+
 func (s *session) halfBuilt() error {
 	return rpc.Errorf(rpc.ErrRefused, "VM %d is half-built: a create of it was broken off; it must be rolled back first", s.id.GetVmid())
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -71,7 +72,8 @@ func (d *Driver) records(vmid int32) []workRecord {
 }
 
 // sweepCalls removes what programs of an earlier process left: those that have
-// ended since, and output files that are a day old.
+// ended since, and outputs that nobody waits for any more. What a guest printed may
+// be among them, and be a secret.
 func (d *Driver) sweepCalls() {
 	entries, err := os.ReadDir(d.calls())
 	if err != nil {
@@ -87,8 +89,27 @@ func (d *Driver) sweepCalls() {
 			}
 			continue
 		}
-		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > 24*time.Hour {
+		info, err := e.Info()
+		if err == nil && (time.Since(info.ModTime()) > 24*time.Hour || !d.waitedFor(path)) {
 			_ = os.Remove(path)
 		}
 	}
+}
+
+// waitedFor tells whether an output file may still be read: its program has a
+// record, or the process that began it lives, whose id is in the file's name.
+func (d *Driver) waitedFor(path string) bool {
+	if there, err := exists(strings.TrimSuffix(path, filepath.Ext(path)) + ".run"); there || err != nil {
+		return true
+	}
+	parts := strings.Split(filepath.Base(path), "-")
+	if len(parts) != 3 {
+		return false
+	}
+	pid, err := strconv.ParseInt(parts[1], 10, 64)
+	if err != nil {
+		return false
+	}
+	_, alive := d.startTime(pid)
+	return alive
 }

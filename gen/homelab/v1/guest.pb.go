@@ -1284,7 +1284,7 @@ type GuestLook struct {
 	Addresses []string `protobuf:"bytes,7,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	// Whether cloud-init ended well; the reason holds its state and the tail of its log.
 	CloudInit *Fact `protobuf:"bytes,8,opt,name=cloud_init,json=cloudInit,proto3" json:"cloud_init,omitempty"`
-	// Whether it is booted as NEEDS 28 says: running, reachable, cloud-init done, hostname and address right.
+	// Whether it has booted: running, reachable, cloud-init done, hostname and address right.
 	Booted *Fact `protobuf:"bytes,9,opt,name=booted,proto3" json:"booted,omitempty"`
 	// k3s in the guest.
 	K3S           *K3SLook `protobuf:"bytes,10,opt,name=k3s,proto3" json:"k3s,omitempty"`

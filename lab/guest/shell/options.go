@@ -30,7 +30,7 @@ func (o options) get(def string, names ...string) string {
 	return def
 }
 
-// Options parses arguments in getopt's way: short switches may be joined, and
+// parseOptions parses arguments in getopt's way: short switches may be joined, and
 // operands and options mixed. spec lists the known ones separated by blanks,
 // with ":" after those that take a value: "n: q lines: quiet". An unknown
 // option is an error, so a tool never quietly ignores what it does not know.

@@ -232,13 +232,15 @@ type RunRequest struct {
 	Fence *v1.Fence `protobuf:"bytes,1,opt,name=fence,proto3" json:"fence,omitempty"`
 	// The step.
 	Step *v1.Step `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"`
-	// The guest as wanted, resolved now; unset for fetch.
+	// The guest as wanted, resolved now; unset for fetch. To take back a learner: the healthy server guest
+	// through which that is done.
 	Want *v1.GuestWant `protobuf:"bytes,3,opt,name=want,proto3" json:"want,omitempty"`
 	// The image; for fetch.
 	Image *v1.ImageSource `protobuf:"bytes,4,opt,name=image,proto3" json:"image,omitempty"`
 	// The storage for the image; for fetch.
 	ImagesStorage string `protobuf:"bytes,5,opt,name=images_storage,json=imagesStorage,proto3" json:"images_storage,omitempty"`
-	// How the guest joins; for init and join.
+	// How the guest joins; for init and join. With ACTION_ROLLBACK nothing is undone but what a join of the
+	// step's guest left in etcd: its learner, or a member that never started, by name and peer address.
 	K3S *v1.K3SWant `protobuf:"bytes,6,opt,name=k3s,proto3" json:"k3s,omitempty"`
 	// The join token; for join. Secret: never logged, never written but to a root-only file in the guest.
 	Token         []byte `protobuf:"bytes,7,opt,name=token,proto3" json:"token,omitempty"`
