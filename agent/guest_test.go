@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/homeiac/homelab/agent/guest/guesttest"
@@ -325,5 +327,63 @@ func TestVerifyCommandsMustSucceed(t *testing.T) {
 	req.Want.Verify = []string{"true", "test -e /dev/dri/renderD128"}
 	if _, err := w.do(req); !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "test -e /dev/dri/renderD128: exit 127: not found") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestALookAtACloneTellsNothingOfTheGuest: a clone answers at the guest's address
+// with its host key and holds no k3s; that must not read as the guest holding none.
+func TestALookAtACloneTellsNothingOfTheGuest(t *testing.T) {
+	w := newWorld(t)
+	w.hyp.vms[201] = running(w)
+	in := goodInside()
+	w.guestOS(func(c guesttest.Command) int { return in.answer(c) })
+	want := w.want()
+	want.MachineId = "fedcba9876543210"
+	o, err := w.svc.Observe(t.Context(), &agentv1.ObserveRequest{Looks: []*agentv1.LookRequest{{Want: want, Cluster: true}}})
+	if err != nil || len(o.GetObservation().GetLooks()) != 1 {
+		t.Fatal(o, err)
+	}
+	l := o.GetObservation().GetLooks()[0]
+	if !isNo(l.GetSsh()) || !isNo(l.GetBooted()) || !strings.Contains(l.GetBooted().GetReason(), "0123456789abcdef") {
+		t.Errorf("ssh %v, booted %v", l.GetSsh(), l.GetBooted())
+	}
+	k := l.GetK3S()
+	for name, f := range map[string]*homelabv1.Fact{
+		"looked": k.GetLooked(), "data": k.GetServerData(), "unit": k.GetServerActive(), "nodes": k.GetNodes().GetKnown(), "etcd": k.GetEtcd().GetKnown(),
+	} {
+		if !isUnknown(f) {
+			t.Errorf("%s: %v", name, f)
+		}
+	}
+}
+
+// TestWhatAGuestPrintsCannotBreakAnAnswer: protobuf refuses to send a text that is
+// not UTF-8, and with it the whole observation of the host.
+func TestWhatAGuestPrintsCannotBreakAnAnswer(t *testing.T) {
+	w := newWorld(t)
+	w.hyp.vms[201] = running(w)
+	in := goodInside()
+	in.cloudInit = `{"status":"error","errors":["caf\xe9"]}`
+	w.guestOS(func(c guesttest.Command) int {
+		if script, _ := c.Script(); strings.HasPrefix(script, "tail ") {
+			_, _ = io.WriteString(c.Stdout, "caf\xe9\n")
+			return 0
+		}
+		return in.answer(c)
+	})
+	if _, err := proto.Marshal(w.observe(true)); err != nil {
+		t.Errorf("observation: %v", err)
+	}
+	s, err := w.do(w.request(bootStep))
+	if err == nil || !strings.Contains(err.Error(), "caf") {
+		t.Fatalf("boot: %v", err)
+	}
+	if _, merr := proto.Marshal(status.Convert(rpc.ToStatus(err)).Proto()); merr != nil {
+		t.Errorf("error: %v", merr)
+	}
+	for _, e := range s.events {
+		if _, err := proto.Marshal(e); err != nil {
+			t.Errorf("event: %v", err)
+		}
 	}
 }

@@ -79,6 +79,14 @@ func (s *Service) look(ctx context.Context, req *agentv1.LookRequest, vm *homela
 		}
 		return blind(err.Error())
 	}
+	if id := want.GetMachineId(); id != "" && p.MachineID.Known && p.MachineID.Value != id {
+		// A clone has the guest's host key and perhaps its address: what it holds,
+		// or does not hold, is not the guest's.
+		why := "another machine answers: its machine-id is " + p.MachineID.Value + " and should be " + id
+		blind(why)
+		l.MachineId, l.Ssh, l.Booted = p.MachineID.Value, factNo(why), factNo(why)
+		return l
+	}
 	fillLook(l, want, p)
 	if p.CloudInit.Known && p.CloudInit.Value.Failed() {
 		if res, err := sh.Run(ctx, guest.CloudInitLog, nil); err == nil {
@@ -108,8 +116,6 @@ func fillLook(l *homelabv1.GuestLook, want *homelabv1.GuestWant, p k3s.Probe) {
 	}
 	v := guest.Judge(want, p)
 	switch {
-	case want.GetMachineId() != "" && p.MachineID.Known && p.MachineID.Value != want.GetMachineId():
-		l.Booted = factNo("another machine answers: its machine-id is " + p.MachineID.Value + " and should be " + want.GetMachineId())
 	case v.Booted:
 		l.Booted = factYes("")
 	case v.Wrong != "":

@@ -31,7 +31,8 @@ var folders = []string{
 	"lab", "lab/hl-lab", "lab/disk", "lab/pve",
 	"lab/guest", "lab/guest/cloudinit", "lab/guest/k3s", "lab/guest/qga", "lab/guest/qmp", "lab/guest/shell",
 	"lab/guest/sshd", "lab/guest/system", "lab/guest/tree",
-	"internal/gossip", "internal/k3s", "internal/mark", "internal/rpc", "internal/spec", "internal/version",
+	"internal/config", "internal/daemon", "internal/durable", "internal/gossip", "internal/human", "internal/k3s", "internal/mark",
+	"internal/pause", "internal/rpc", "internal/spec", "internal/version",
 	"test", "test/e2e",
 }
 
@@ -40,7 +41,8 @@ var mains = []string{"agent/hl-agent", "controller/hl-controller", "cli/hlctl", 
 
 // pure packages decide on values alone: no files, network, clocks, cancellation.
 var pure = []string{
-	"agent/driver/proxmox/args", "agent/driver/proxmox/parse", "controller/plan", "internal/k3s", "internal/mark", "internal/spec",
+	"agent/driver/proxmox/args", "agent/driver/proxmox/parse", "controller/plan",
+	"internal/human", "internal/k3s", "internal/mark", "internal/spec",
 }
 
 // impure are imports that a pure package must not have, with all below them.

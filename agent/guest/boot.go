@@ -165,5 +165,5 @@ func WhereToLook(want *homelabv1.GuestWant, told []string) []string {
 	return out
 }
 
-// CloudInitLog is a script that prints the end of cloud-init's log.
-const CloudInitLog = "tail -n 15 /var/log/cloud-init-output.log\n"
+// CloudInitLog is a script that prints the end of cloud-init's log, 4 kB at most.
+const CloudInitLog = "tail -n 15 /var/log/cloud-init-output.log | tail -c 4096\n"
