@@ -62,7 +62,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Join(a.cfg.State, "driver"), 0o700); err != nil {
 		return err
 	}
-	proc := driver.New(driver.Config{Command: a.cfg.driverCommand(self), Log: a.log.With("part", "driver")})
+	proc := driver.New(driver.Config{
+		Command: a.cfg.driverCommand(self), Sockets: filepath.Join(a.cfg.State, "plugin"), Log: a.log.With("part", "driver"),
+	})
 	service, err := NewService(a.cfg, id.Fleet, proc, a.log)
 	if err != nil {
 		return err

@@ -33,6 +33,9 @@ const (
 type Config struct {
 	// Command is the program and its arguments (hl-agent driver proxmox --root /).
 	Command []string
+	// Sockets is a folder of the agent's own for the plugin's socket, emptied at
+	// each launch; a temporary one when it is empty or its path too long.
+	Sockets string
 	// Log takes the driver's lines and the supervision's.
 	Log *slog.Logger
 }
@@ -99,7 +102,7 @@ func (p *Process) once(ctx context.Context) error {
 	defer ours.Close()
 	defer theirs.Close()
 	// A driver that is killed leaves its socket behind.
-	sockets, err := os.MkdirTemp(shortTemp(), "hl-driver")
+	sockets, err := p.socketFolder()
 	if err != nil {
 		return fmt.Errorf("folder for the driver's socket: %w", err)
 	}
@@ -261,13 +264,24 @@ func (p *Process) Exec(ctx context.Context, req *driverv1.ExecRequest) (*driverv
 	return c.Exec(ctx, req)
 }
 
-// shortTemp is where the folder for the plugin's socket is made. A socket's path
-// may have 107 characters; folder and socket take about 40 of them.
-func shortTemp() string {
-	if dir := os.TempDir(); len(dir) <= 60 {
-		return dir
+// longestFolder keeps a socket's path, of which go-plugin adds about 20, below the
+// 107 characters that it may have.
+const longestFolder = 70
+
+// socketFolder makes the folder for the plugin's socket. The agent's own is
+// emptied: what lies there is a dead plugin's.
+func (p *Process) socketFolder() (string, error) {
+	if dir := p.config.Sockets; dir != "" && len(dir) <= longestFolder {
+		if err := os.RemoveAll(dir); err != nil {
+			return "", err
+		}
+		return dir, os.MkdirAll(dir, 0o700)
 	}
-	return "/tmp"
+	temp := os.TempDir()
+	if len(temp) > longestFolder-len("/hl-driver0123456789") {
+		temp = "/tmp"
+	}
+	return os.MkdirTemp(temp, "hl-driver")
 }
 
 // firstLine keeps go-plugin's page of advice out of the log.

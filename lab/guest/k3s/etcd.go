@@ -158,6 +158,7 @@ func (p *process) startEtcd(ctx context.Context, name, initial string) (*embed.E
 	cfg.LogLevel, cfg.LogOutputs = "error", []string{log}
 	cfg.WarningApplyDuration = time.Minute
 	cfg.WarningUnaryRequestDuration = time.Minute
+	start := time.Now()
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
 		return nil, err
@@ -165,6 +166,8 @@ func (p *process) startEtcd(ctx context.Context, name, initial string) (*embed.E
 	p.info("Managed etcd cluster member %s starting", name)
 	select {
 	case <-e.Server.ReadyNotify():
+		// The lab's long election timeout, not the product's doing.
+		p.o.LogWait("etcd start and election", start)
 		return e, nil
 	case err := <-e.Err():
 		select {

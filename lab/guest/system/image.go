@@ -3,6 +3,7 @@ package system
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -41,7 +42,8 @@ func (o *OS) firstBoot() error {
 		}
 	}
 	for d, mode := range map[string]fs.FileMode{"/tmp": 0o777 | fs.ModeSticky, "/var/tmp": 0o777 | fs.ModeSticky, "/root": 0o700} {
-		if err := v.Mkdir(d, mode); err != nil {
+		// Power may have gone in the middle of an earlier first boot.
+		if err := v.Mkdir(d, mode); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	}
@@ -49,7 +51,7 @@ func (o *OS) firstBoot() error {
 		"/bin": "usr/bin", "/sbin": "usr/sbin", "/lib": "usr/lib", "/var/run": "/run", "/var/lock": "/run",
 		"/etc/mtab": "/proc/mounts",
 	} {
-		if err := v.Symlink(to, link); err != nil {
+		if err := v.Symlink(to, link); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	}
