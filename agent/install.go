@@ -33,7 +33,8 @@ func (j *joining) reserve() time.Duration { return min(10*time.Second, joinLimit
 // install writes what k3s needs and runs the install script. What an earlier
 // attempt left is started again as it is; only when that fails, and it was a
 // learner (taken back since) or says that the cluster has removed it, is it cleaned
-// away once, with k3s's own script, and joined afresh.
+// away once, with k3s's own script, and joined afresh. What was a whole member, or
+// starts the cluster, is not: its data may be the cluster's only copy.
 func (j *joining) install(ctx context.Context, p k3s.Probe) error {
 	for attempt := 1; ; attempt++ {
 		if err := j.writeFiles(ctx, p); err != nil {
@@ -43,7 +44,8 @@ func (j *joining) install(ctx context.Context, p k3s.Probe) error {
 		if err == nil {
 			return nil
 		}
-		if failure.Kind != k3s.FailureRemoved && (!j.learner || failure.Kind == "") {
+		spent := failure.Kind == k3s.FailureRemoved || j.learner && failure.Kind != ""
+		if !spent || j.joined || j.init {
 			return j.giveUp(ctx, err)
 		}
 		if cerr := j.clean(ctx); cerr != nil {
@@ -358,7 +360,7 @@ func (j *joining) giveUp(ctx context.Context, cause error) error {
 	case !stopped.Stopped:
 		return fmt.Errorf("%w; its unit did not stop: %s", cause, stopped.Reason)
 	}
-	if known {
+	if known && !j.joined {
 		// A learner for certain: its data is of no use once it is taken back.
 		if err := j.leaveWord(ctx, asLearner); err != nil {
 			return fmt.Errorf("%w; its unit was stopped; %w", cause, err)

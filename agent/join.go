@@ -30,7 +30,9 @@ type joining struct {
 	until time.Time // the Spec's timeouts.join
 	// began: an earlier attempt of this very join left its word in the guest.
 	// learner: it was stopped as a learner, which is taken back since.
-	began, learner bool
+	// joined: it was a whole member once. What it holds may be all that there is of
+	// the cluster, so it is never cleaned away.
+	began, learner, joined bool
 }
 
 // join installs k3s and has the guest start or join the cluster, until its Node
@@ -68,6 +70,11 @@ func (s *Service) join(ctx context.Context, req *agentv1.RunRequest, e emit) (*a
 		}
 		if err := j.awaitMember(ctx, max(time.Until(j.until), j.reserve())); err != nil {
 			return nil, j.giveUp(ctx, err)
+		}
+	}
+	if !j.joined {
+		if err := j.leaveWord(ctx, asMember); err != nil {
+			return nil, err
 		}
 	}
 	text := "is a member: Ready, " + j.k3s.GetVersion()
@@ -162,7 +169,8 @@ func (j *joining) stand(ctx context.Context, p k3s.Probe) (in bool, err error) {
 	}
 	word := strings.TrimSpace(string(res.Stdout))
 	j.learner = word == j.own()+asLearner
-	j.began = j.learner || word == j.own()
+	j.joined = word == j.own()+asMember
+	j.began = j.learner || j.joined || word == j.own()
 	other := p.AgentUnit.Value
 	if j.role == k3s.Agent {
 		other = p.ServerUnit.Value
@@ -207,8 +215,11 @@ func (j *joining) patience(ctx context.Context) (in bool, err error) {
 	return j.awaitMember(ctx, min(time.Minute, joinLimit(j.want)/3)) == nil, ctx.Err()
 }
 
-// asLearner is added to the word when the join was stopped as a learner.
-const asLearner = " learner"
+// What is added to the word: the join was stopped as a learner, or has ended well.
+const (
+	asLearner = " learner"
+	asMember  = " member"
+)
 
 // own is the word at ownPath. Another generation of the guest has another mark.
 func (j *joining) own() string { return j.want.GetIdentity().GetMark() + " " + string(j.role) }

@@ -187,7 +187,7 @@ func TestInitWritesEverythingBeforeTheScriptAndIsDoneOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
-		"write " + ownPath, "write " + k3s.BinaryPath, "write " + k3s.ConfigPath, "write " + k3s.TokenPath, "write " + k3s.ScriptPath, "install",
+		"write " + ownPath, "write " + k3s.BinaryPath, "write " + k3s.ConfigPath, "write " + k3s.TokenPath, "write " + k3s.ScriptPath, "install", "write " + ownPath,
 	}
 	if !slices.Equal(g.scripts, want) {
 		t.Errorf("scripts %v", g.scripts)
@@ -373,5 +373,33 @@ func TestAServerWithAVoteIsLeftRunning(t *testing.T) {
 	}
 	if g.unit != "active" || slices.Contains(g.scripts, "stop") {
 		t.Errorf("unit %s, scripts %v", g.unit, g.scripts)
+	}
+}
+
+// TestWhatWasAMemberIsNeverCleanedAway: a server that does not come up may hold the
+// only copy of the cluster, whatever its log says.
+func TestWhatWasAMemberIsNeverCleanedAway(t *testing.T) {
+	mark := newWorld(t).want().GetIdentity().GetMark()
+	for name, tc := range map[string]struct{ word, says string }{
+		"a member, removed by its log": {mark + " server member", "the member has been permanently removed from the cluster"},
+		"an etcd that ended":           {mark + " server", "etcdserver: server stopped"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			g := newBareGuest(t, w)
+			g.data, g.version, g.unit = true, release, "failed"
+			g.files[ownPath] = tc.word + "\n"
+			g.install = func(g *k3sGuest) (string, string) {
+				g.unit = "activating"
+				return tc.says, "1"
+			}
+			_, err := w.do(w.joinRequest(joinStep))
+			if err == nil || slices.Contains(g.scripts, "clean") || !g.data {
+				t.Errorf("got %v, scripts %v", err, g.scripts)
+			}
+			if got := strings.TrimSpace(g.files[ownPath]); got != tc.word {
+				t.Errorf("the word is %q", got)
+			}
+		})
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/homeiac/homelab/controller/store"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/rpc"
 )
 
 // keepProgress is how many events of a run are kept before mere progress is no
@@ -61,6 +62,7 @@ func (j *journal) add(e *homelabv1.Event) {
 		e.Time = timestamppb.New(j.now())
 	}
 	e.Run = j.run
+	rpc.MakePlain(e) // the store takes no other text, and would lose its neighbours too
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if e.GetKind() == homelabv1.EventKind_EVENT_KIND_CALL && e.GetCall().GetMutating() {

@@ -8,6 +8,9 @@ import (
 
 	plugin "github.com/hashicorp/go-plugin"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+
+	"github.com/homeiac/homelab/internal/rpc"
 )
 
 // lifeline is the file descriptor of a pipe whose other end only the agent holds:
@@ -35,8 +38,10 @@ func Serve(d Driver) {
 	plugin.Serve(&plugin.ServeConfig{
 		HandshakeConfig: handshake,
 		Plugins:         plugin.PluginSet{pluginName: &grpcPlugin{driver: d}},
-		GRPCServer:      plugin.DefaultGRPCServer,
-		Logger:          hushed(),
+		GRPCServer: func(opts []grpc.ServerOption) *grpc.Server {
+			return plugin.DefaultGRPCServer(append(opts, rpc.PlainAnswers()...))
+		},
+		Logger: hushed(),
 	})
 }
 

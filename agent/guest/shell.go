@@ -195,12 +195,15 @@ func (r Result) Check(what string) error {
 	return fmt.Errorf("%s: exit %d: %s", what, r.Exit, Tail(text, 3))
 }
 
+// longLine bounds what is told of one line, in bytes.
+const longLine = 1000
+
 // Tail gives the last lines that are not empty, on one line.
 func Tail(text []byte, n int) string {
 	var lines []string
 	for l := range strings.Lines(string(text)) {
 		if l = strings.TrimSpace(l); l != "" {
-			lines = append(lines, l)
+			lines = append(lines, l[:min(len(l), longLine)])
 		}
 	}
 	return strings.Join(lines[max(0, len(lines)-n):], " | ")

@@ -69,7 +69,7 @@ var rules = []rule{
 		"another server is joining: servers join one at a time", nextMember},
 	{[]string{"etcdserver: unhealthy cluster", "etcdserver: no leader", "etcdserver: rpc not supported for learner"}, FailureUnhealthy,
 		"the cluster's etcd is not healthy: a stale member or a lost quorum", nextMember},
-	{[]string{"this member has been permanently removed from the cluster", "this node has been removed from the cluster", "the member has been permanently removed", "etcdserver: server stopped"}, FailureRemoved,
+	{[]string{"this member has been permanently removed from the cluster", "this node has been removed from the cluster", "the member has been permanently removed"}, FailureRemoved,
 		"its etcd member was removed while it was running", nextMember},
 	{[]string{"certificate has expired or is not yet valid", "x509: certificate is not yet valid"}, FailureClock,
 		"a certificate is not valid at this time: the clocks differ", "hlctl exec {guest} -- date"},
@@ -89,6 +89,9 @@ var rules = []rule{
 		"the k3s binary was to be there already and is not", "hlctl exec {guest} -- ls -l /usr/local/bin"},
 	{[]string{"only https:// urls are supported for k3s_url", "defaulted k3s exec command to 'agent'", "invalid characters for system name"}, FailureSetup,
 		"the install script was called in a way it refuses", nextLogs},
+	// Every etcd that ends says so, not only one that was removed.
+	{[]string{"etcdserver: server stopped"}, FailureUnhealthy,
+		"its etcd ended", nextLogs},
 	{[]string{"server is not ready", "connection refused", "no route to host", "i/o timeout", "context deadline exceeded", "failed to get ca certs"}, FailureUnreachable,
 		"the server it joins through does not answer", nextStatus},
 }

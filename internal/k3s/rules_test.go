@@ -258,7 +258,7 @@ func TestFailuresAreNamed(t *testing.T) {
 		{"level=fatal msg=\"ETCD join failed: duplicate node name found, please use a unique name for this node\"", FailureDuplicateName, "hlctl k3s members"},
 		{"etcdserver: too many learner members in cluster", FailureLearners, "hlctl k3s members"},
 		{"etcdserver: unhealthy cluster", FailureUnhealthy, "hlctl k3s members"},
-		{"etcdserver: server stopped", FailureRemoved, "hlctl k3s members"},
+		{"etcdserver: server stopped", FailureUnhealthy, "journalctl"},
 		{"x509: certificate has expired or is not yet valid: current time 2020", FailureClock, "hlctl exec k3s-2 -- date"},
 		{"server is not ready: https://127.0.0.1:6444/v1-k3s/config: 401 Unauthorized", FailureToken, "hlctl k3s status"},
 		{"[ERROR]  Download sha256 does not match a, got b", FailureChecksum, "hlctl apply"},

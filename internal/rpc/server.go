@@ -58,7 +58,7 @@ func Listen(ctx context.Context, cfg ServerConfig, register ...func(grpc.Service
 		cfg.Grace = defaultGrace
 	}
 	unary, stream := Authorize(cfg.Allow)
-	opts := append(MapServerErrors(cfg.Log),
+	opts := append(append(MapServerErrors(cfg.Log), PlainAnswers()...),
 		grpc.Creds(newServerCreds(cfg.Credentials)),
 		grpc.ConnectionTimeout(connectTimeout),
 		// Notices callers that vanished, so that what they held is free again.

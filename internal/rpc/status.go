@@ -39,19 +39,20 @@ func ToStatus(err error) error {
 	if err == nil {
 		return nil
 	}
+	text := plain(err.Error())
 	if c, ok := kindCodes[KindOf(err)]; ok {
-		return status.Error(c, err.Error())
+		return status.Error(c, text)
 	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return status.Error(codes.DeadlineExceeded, err.Error())
+		return status.Error(codes.DeadlineExceeded, text)
 	case errors.Is(err, context.Canceled):
-		return status.Error(codes.Canceled, err.Error())
+		return status.Error(codes.Canceled, text)
 	}
 	if s, ok := status.FromError(err); ok {
 		return s.Err()
 	}
-	return status.Error(codes.Unknown, err.Error())
+	return status.Error(codes.Unknown, text)
 }
 
 // FromStatus turns what a gRPC call returned into an error of its kind with the

@@ -120,7 +120,7 @@ func (c *dialogue) ask(command string, answer any) error {
 	case err != nil:
 		return err
 	case m.Error != nil:
-		return fmt.Errorf("%s: %s", command, m.Error.Desc)
+		return fmt.Errorf("%s: %q", command, m.Error.Desc) // quoted: it is the guest that speaks
 	case answer == nil:
 		return nil
 	}

@@ -267,3 +267,15 @@ func TestEveryCallIsReportedAsTheHostSawIt(t *testing.T) {
 		t.Errorf("calls %v, want %v", verbs, want)
 	}
 }
+
+// TestAConfigurationThatIsNotUTF8DoesNotBlindTheHost: anybody may edit one by hand.
+func TestAConfigurationThatIsNotUTF8DoesNotBlindTheHost(t *testing.T) {
+	h := newHost(t)
+	h.qm("create", "300", "--name", "other", "--memory", "512")
+	h.write(h.conf(300), "#hl1%3Acaf%E9\nname: caf\xe9\nscsi0: local:300/vm-300-disk-0.raw,size=1G\n")
+	p := h.plugin()
+	seen, err := p.Observe(t.Context())
+	if err != nil || len(seen.GetVms()) != 1 || seen.GetVms()[0].GetName() != "caf\uFFFD" {
+		t.Errorf("observed %v, %v", seen, err)
+	}
+}
