@@ -453,7 +453,7 @@ type Intent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which VM was being made.
 	Identity *Identity `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
-	// The step that began it.
+	// The step that began it, or rollback once its rollback was begun.
 	Step string `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"`
 	// Volumes of that VMID that were there before; they are not ours to free.
 	VolumesBefore []string `protobuf:"bytes,3,rep,name=volumes_before,json=volumesBefore,proto3" json:"volumes_before,omitempty"`
