@@ -49,19 +49,11 @@ refused or failed, and something else was done or is healthy, or the k3s API is 
 
 func (a *app) apply(ctx context.Context, o applyOptions) error {
 	start := a.now()
-	f, err := specForController(o.file)
-	if err != nil {
-		return err
-	}
-	c, err := a.connect(ctx)
+	f, c, resp, err := a.askPlan(ctx, o.file)
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	resp, err := ask(ctx, c.Plan, &controllerv1.PlanRequest{Spec: f.text, SpecName: f.name})
-	if err != nil {
-		return err
-	}
 	plan := resp.GetPlan()
 	for again := false; ; again = true {
 		if err := a.confirm(ctx, plan, o); err != nil {

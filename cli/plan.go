@@ -28,20 +28,31 @@ the rest is well, 1 failed.`,
 	return cmd
 }
 
-func (a *app) plan(ctx context.Context, file string) error {
+// askPlan reads a Spec and asks a controller for its plan. The controller is to be
+// closed, unless there is an error.
+func (a *app) askPlan(ctx context.Context, file string) (*specFile, *controller, *controllerv1.PlanResponse, error) {
 	f, err := specForController(file)
 	if err != nil {
-		return err
+		return nil, nil, nil, err
 	}
 	c, err := a.connect(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	resp, err := ask(ctx, c.Plan, &controllerv1.PlanRequest{Spec: f.text, SpecName: f.name})
+	if err != nil {
+		c.close()
+		return nil, nil, nil, err
+	}
+	return f, c, resp, nil
+}
+
+func (a *app) plan(ctx context.Context, file string) error {
+	_, c, resp, err := a.askPlan(ctx, file)
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	resp, err := ask(ctx, c.Plan, &controllerv1.PlanRequest{Spec: f.text, SpecName: f.name})
-	if err != nil {
-		return err
-	}
 	p := resp.GetPlan()
 	if err := a.print(planJSON(p), func() { a.showPlan(p, file) }); err != nil {
 		return err
