@@ -12,6 +12,7 @@
 package plan
 
 import (
+	"strings"
 	"time"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -34,6 +35,15 @@ type Want struct {
 	// hosts that do not answer.
 	LastVMIDs map[string][]int32
 	Paused    string // why all changes are paused; empty when they are not
+	// History is since when each guest was seen to be unwell, as Track made it.
+	History map[string]History
+	// Destroy are the guests whose destruction was confirmed by name.
+	Destroy map[string]bool
+	// Operation is what a person asked for by name; nil: the Spec is made so.
+	Operation *Operation
+	// HealOnly leaves out all but what unwell guests need: the controller acts by
+	// itself.
+	HealOnly bool
 	// VerifyMark says whether a VM is the guest of ours that its mark names.
 	// Nil: nothing is ours.
 	VerifyMark func(vm *homelabv1.VirtualMachine, guest string) Ownership
@@ -59,7 +69,42 @@ type Remembered struct {
 	// of a guest that was recovered from its mark nothing is proved.
 	Made       bool
 	Unverified bool // its VERIFY step failed or was not begun
+
+	NodeName string    // as it was made with; of a guest that the Spec dropped all that tells
+	Role     spec.Role // likewise; empty for no member
+	// DataDisks are the disks that outlive it, as it was made with.
+	DataDisks []*homelabv1.Disk
+	// Holder is the VM that its data disks were to be moved to, remembered before
+	// they were; zero when they were seen back.
+	Holder Holder
+	// Began is when the creation of the present generation was begun, ReadyAt
+	// when that generation was first well. Zero when not known, or not yet.
+	Began, ReadyAt time.Time
+	// Failures counts the generations in a row before this one that never were
+	// well.
+	Failures int
+	// Attempts are what was tried since it was last seen well, oldest first.
+	Attempts []Attempt
 }
+
+// Attempt is one try to get a guest well without making it anew.
+type Attempt struct {
+	Action homelabv1.Action // START, RESUME or RESET
+	At     time.Time
+}
+
+// Holder is a VM without a guest that keeps data disks of one for a while. Its
+// mark is that of HolderName.
+type Holder struct {
+	VMID int32
+	UUID string // empty while it is still to be made
+}
+
+// HolderName stands in the mark of a holder VM where the guest's name would.
+func HolderName(guest string) string { return "holder@" + guest }
+
+// HeldGuest is the guest whose holder a mark names; ok is false when it names none.
+func HeldGuest(name string) (guest string, ok bool) { return strings.CutPrefix(name, "holder@") }
 
 // Seen is what the hosts were seen to hold.
 type Seen struct {

@@ -86,7 +86,7 @@ func Parse(text string) (Mark, error) {
 		return Mark{}, fmt.Errorf("mark with %d fields, want 5", len(fields))
 	}
 	generation, err := strconv.ParseInt(fields[3], 10, 32)
-	if err != nil || generation < 1 || strconv.FormatInt(generation, 10) != fields[3] {
+	if err != nil || generation < 0 || strconv.FormatInt(generation, 10) != fields[3] {
 		return Mark{}, fmt.Errorf("mark with generation %q", fields[3])
 	}
 	if fields[1] == "" || fields[2] == "" {

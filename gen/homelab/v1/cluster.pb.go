@@ -11,6 +11,7 @@ package homelabv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -386,6 +387,206 @@ func (x *EtcdView) GetClusterId() string {
 	return ""
 }
 
+// MemberRef names what the cluster holds of one guest, for its removal.
+type MemberRef struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The Kubernetes Node's name.
+	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// The Node's uid as seen; empty when there was no Node. Another Node of that name is not removed.
+	NodeUid string `protobuf:"bytes,2,opt,name=node_uid,json=nodeUid,proto3" json:"node_uid,omitempty"`
+	// The etcd member's id in hex; empty when there was none.
+	EtcdId string `protobuf:"bytes,3,opt,name=etcd_id,json=etcdId,proto3" json:"etcd_id,omitempty"`
+	// The etcd member's name; may be empty for one that never started.
+	EtcdName string `protobuf:"bytes,4,opt,name=etcd_name,json=etcdName,proto3" json:"etcd_name,omitempty"`
+	// Addresses by which the guest is known, without prefix length; the member's peer address must be one of them.
+	Addresses []string `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// Healthy voters that must be there, without the one that goes, for it to go.
+	Needed        int32 `protobuf:"varint,6,opt,name=needed,proto3" json:"needed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemberRef) Reset() {
+	*x = MemberRef{}
+	mi := &file_homelab_v1_cluster_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemberRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemberRef) ProtoMessage() {}
+
+func (x *MemberRef) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_v1_cluster_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemberRef.ProtoReflect.Descriptor instead.
+func (*MemberRef) Descriptor() ([]byte, []int) {
+	return file_homelab_v1_cluster_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *MemberRef) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *MemberRef) GetNodeUid() string {
+	if x != nil {
+		return x.NodeUid
+	}
+	return ""
+}
+
+func (x *MemberRef) GetEtcdId() string {
+	if x != nil {
+		return x.EtcdId
+	}
+	return ""
+}
+
+func (x *MemberRef) GetEtcdName() string {
+	if x != nil {
+		return x.EtcdName
+	}
+	return ""
+}
+
+func (x *MemberRef) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *MemberRef) GetNeeded() int32 {
+	if x != nil {
+		return x.Needed
+	}
+	return 0
+}
+
+// Snapshot is an etcd snapshot kept on a host, with the server token that a restore needs beside it.
+type Snapshot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its file name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The host that keeps it.
+	Host string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	// The server guest that it was taken through.
+	Guest string `protobuf:"bytes,3,opt,name=guest,proto3" json:"guest,omitempty"`
+	// When.
+	At *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	// Its size in bytes.
+	Bytes int64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// SHA-256 of the file in lower-case hex.
+	Sha256 string `protobuf:"bytes,6,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// Where it lies on that host.
+	Path string `protobuf:"bytes,7,opt,name=path,proto3" json:"path,omitempty"`
+	// The k3s version of the server that it was taken through.
+	K3SVersion    string `protobuf:"bytes,8,opt,name=k3s_version,json=k3sVersion,proto3" json:"k3s_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Snapshot) Reset() {
+	*x = Snapshot{}
+	mi := &file_homelab_v1_cluster_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Snapshot) ProtoMessage() {}
+
+func (x *Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_v1_cluster_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
+func (*Snapshot) Descriptor() ([]byte, []int) {
+	return file_homelab_v1_cluster_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Snapshot) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Snapshot) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Snapshot) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *Snapshot) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Snapshot) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Snapshot) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *Snapshot) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Snapshot) GetK3SVersion() string {
+	if x != nil {
+		return x.K3SVersion
+	}
+	return ""
+}
+
 // ClusterRecord is what is remembered of the k3s cluster.
 type ClusterRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -403,7 +604,7 @@ type ClusterRecord struct {
 
 func (x *ClusterRecord) Reset() {
 	*x = ClusterRecord{}
-	mi := &file_homelab_v1_cluster_proto_msgTypes[4]
+	mi := &file_homelab_v1_cluster_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +616,7 @@ func (x *ClusterRecord) String() string {
 func (*ClusterRecord) ProtoMessage() {}
 
 func (x *ClusterRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_v1_cluster_proto_msgTypes[4]
+	mi := &file_homelab_v1_cluster_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +629,7 @@ func (x *ClusterRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRecord.ProtoReflect.Descriptor instead.
 func (*ClusterRecord) Descriptor() ([]byte, []int) {
-	return file_homelab_v1_cluster_proto_rawDescGZIP(), []int{4}
+	return file_homelab_v1_cluster_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ClusterRecord) GetCaHash() string {
@@ -490,7 +691,7 @@ type K3SWant struct {
 
 func (x *K3SWant) Reset() {
 	*x = K3SWant{}
-	mi := &file_homelab_v1_cluster_proto_msgTypes[5]
+	mi := &file_homelab_v1_cluster_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +703,7 @@ func (x *K3SWant) String() string {
 func (*K3SWant) ProtoMessage() {}
 
 func (x *K3SWant) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_v1_cluster_proto_msgTypes[5]
+	mi := &file_homelab_v1_cluster_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +716,7 @@ func (x *K3SWant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use K3SWant.ProtoReflect.Descriptor instead.
 func (*K3SWant) Descriptor() ([]byte, []int) {
-	return file_homelab_v1_cluster_proto_rawDescGZIP(), []int{5}
+	return file_homelab_v1_cluster_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *K3SWant) GetRole() Role {
@@ -600,7 +801,7 @@ var File_homelab_v1_cluster_proto protoreflect.FileDescriptor
 const file_homelab_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"\x18homelab/v1/cluster.proto\x12\n" +
-	"homelab.v1\x1a\x15homelab/v1/fact.proto\"\xbd\x01\n" +
+	"homelab.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15homelab/v1/fact.proto\"\xbd\x01\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12&\n" +
@@ -624,7 +825,24 @@ const file_homelab_v1_cluster_proto_rawDesc = "" +
 	"\amembers\x18\x02 \x03(\v2\x16.homelab.v1.EtcdMemberR\amembers\x12\x17\n" +
 	"\aself_id\x18\x03 \x01(\tR\x06selfId\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x04 \x01(\tR\tclusterId\"}\n" +
+	"cluster_id\x18\x04 \x01(\tR\tclusterId\"\xa6\x01\n" +
+	"\tMemberRef\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x19\n" +
+	"\bnode_uid\x18\x02 \x01(\tR\anodeUid\x12\x17\n" +
+	"\aetcd_id\x18\x03 \x01(\tR\x06etcdId\x12\x1b\n" +
+	"\tetcd_name\x18\x04 \x01(\tR\betcdName\x12\x1c\n" +
+	"\taddresses\x18\x05 \x03(\tR\taddresses\x12\x16\n" +
+	"\x06needed\x18\x06 \x01(\x05R\x06needed\"\xd7\x01\n" +
+	"\bSnapshot\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x14\n" +
+	"\x05guest\x18\x03 \x01(\tR\x05guest\x12*\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06sha256\x18\x06 \x01(\tR\x06sha256\x12\x12\n" +
+	"\x04path\x18\a \x01(\tR\x04path\x12\x1f\n" +
+	"\vk3s_version\x18\b \x01(\tR\n" +
+	"k3sVersion\"}\n" +
 	"\rClusterRecord\x12\x17\n" +
 	"\aca_hash\x18\x01 \x01(\tR\x06caHash\x12\x1f\n" +
 	"\vfirst_guest\x18\x02 \x01(\tR\n" +
@@ -665,30 +883,34 @@ func file_homelab_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_homelab_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_homelab_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_homelab_v1_cluster_proto_goTypes = []any{
-	(Role)(0),             // 0: homelab.v1.Role
-	(*Node)(nil),          // 1: homelab.v1.Node
-	(*NodesView)(nil),     // 2: homelab.v1.NodesView
-	(*EtcdMember)(nil),    // 3: homelab.v1.EtcdMember
-	(*EtcdView)(nil),      // 4: homelab.v1.EtcdView
-	(*ClusterRecord)(nil), // 5: homelab.v1.ClusterRecord
-	(*K3SWant)(nil),       // 6: homelab.v1.K3sWant
-	(*Fact)(nil),          // 7: homelab.v1.Fact
+	(Role)(0),                     // 0: homelab.v1.Role
+	(*Node)(nil),                  // 1: homelab.v1.Node
+	(*NodesView)(nil),             // 2: homelab.v1.NodesView
+	(*EtcdMember)(nil),            // 3: homelab.v1.EtcdMember
+	(*EtcdView)(nil),              // 4: homelab.v1.EtcdView
+	(*MemberRef)(nil),             // 5: homelab.v1.MemberRef
+	(*Snapshot)(nil),              // 6: homelab.v1.Snapshot
+	(*ClusterRecord)(nil),         // 7: homelab.v1.ClusterRecord
+	(*K3SWant)(nil),               // 8: homelab.v1.K3sWant
+	(*Fact)(nil),                  // 9: homelab.v1.Fact
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
 }
 var file_homelab_v1_cluster_proto_depIdxs = []int32{
-	7, // 0: homelab.v1.Node.ready:type_name -> homelab.v1.Fact
-	7, // 1: homelab.v1.NodesView.known:type_name -> homelab.v1.Fact
-	1, // 2: homelab.v1.NodesView.nodes:type_name -> homelab.v1.Node
-	7, // 3: homelab.v1.EtcdMember.healthy:type_name -> homelab.v1.Fact
-	7, // 4: homelab.v1.EtcdView.known:type_name -> homelab.v1.Fact
-	3, // 5: homelab.v1.EtcdView.members:type_name -> homelab.v1.EtcdMember
-	0, // 6: homelab.v1.K3sWant.role:type_name -> homelab.v1.Role
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	9,  // 0: homelab.v1.Node.ready:type_name -> homelab.v1.Fact
+	9,  // 1: homelab.v1.NodesView.known:type_name -> homelab.v1.Fact
+	1,  // 2: homelab.v1.NodesView.nodes:type_name -> homelab.v1.Node
+	9,  // 3: homelab.v1.EtcdMember.healthy:type_name -> homelab.v1.Fact
+	9,  // 4: homelab.v1.EtcdView.known:type_name -> homelab.v1.Fact
+	3,  // 5: homelab.v1.EtcdView.members:type_name -> homelab.v1.EtcdMember
+	10, // 6: homelab.v1.Snapshot.at:type_name -> google.protobuf.Timestamp
+	0,  // 7: homelab.v1.K3sWant.role:type_name -> homelab.v1.Role
+	8,  // [8:8] is the sub-list for method output_type
+	8,  // [8:8] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_homelab_v1_cluster_proto_init() }
@@ -703,7 +925,7 @@ func file_homelab_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_v1_cluster_proto_rawDesc), len(file_homelab_v1_cluster_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -147,7 +147,7 @@ type Identity struct {
 	Fleet string `protobuf:"bytes,1,opt,name=fleet,proto3" json:"fleet,omitempty"`
 	// The guest's name in the Spec.
 	Guest string `protobuf:"bytes,2,opt,name=guest,proto3" json:"guest,omitempty"`
-	// How often the guest was recreated, from 1.
+	// Counts the guest's makings, from 1; 0 is a VM that was made elsewhere and adopted.
 	Generation int32 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
 	// The VMID on its host.
 	Vmid int32 `protobuf:"varint,4,opt,name=vmid,proto3" json:"vmid,omitempty"`
@@ -921,6 +921,88 @@ func (x *GuestWant) GetK3S() bool {
 	return false
 }
 
+// Task is one task of Proxmox that has ended.
+type Task struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its type (qmstop, qmshutdown...).
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// Who asked for it (root@pam).
+	User string `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	// How it ended (OK, or the error's text).
+	Status string `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	// When it ended.
+	Ended *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=ended,proto3" json:"ended,omitempty"`
+	// Its UPID.
+	Upid          string `protobuf:"bytes,5,opt,name=upid,proto3" json:"upid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Task) Reset() {
+	*x = Task{}
+	mi := &file_homelab_v1_guest_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Task) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Task) ProtoMessage() {}
+
+func (x *Task) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_v1_guest_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Task.ProtoReflect.Descriptor instead.
+func (*Task) Descriptor() ([]byte, []int) {
+	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Task) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *Task) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *Task) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *Task) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *Task) GetUpid() string {
+	if x != nil {
+		return x.Upid
+	}
+	return ""
+}
+
 // Volume is one volume on a storage.
 type Volume struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -936,7 +1018,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_homelab_v1_guest_proto_msgTypes[7]
+	mi := &file_homelab_v1_guest_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1030,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_v1_guest_proto_msgTypes[7]
+	mi := &file_homelab_v1_guest_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1043,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{7}
+	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Volume) GetVolid() string {
@@ -1041,14 +1123,25 @@ type VirtualMachine struct {
 	// Configured disk sizes by slot as Proxmox writes them, in bytes.
 	Disks []*Disk `protobuf:"bytes,26,rep,name=disks,proto3" json:"disks,omitempty"`
 	// Whether the configuration names linked-clone base volumes or is one (for later rules).
-	LinkedClone   bool `protobuf:"varint,27,opt,name=linked_clone,json=linkedClone,proto3" json:"linked_clone,omitempty"`
+	LinkedClone bool `protobuf:"varint,27,opt,name=linked_clone,json=linkedClone,proto3" json:"linked_clone,omitempty"`
+	// What QEMU says of it (running, paused, io-error, internal-error, guest-panicked...); empty when it did not
+	// answer or there is no process.
+	QemuStatus string `protobuf:"bytes,28,opt,name=qemu_status,json=qemuStatus,proto3" json:"qemu_status,omitempty"`
+	// Whether its kvm process is there, by pid file and the process's own arguments.
+	Process *Fact `protobuf:"bytes,29,opt,name=process,proto3" json:"process,omitempty"`
+	// When that process was started; unset without one, or when it is not known.
+	ProcessStarted *timestamppb.Timestamp `protobuf:"bytes,30,opt,name=process_started,json=processStarted,proto3" json:"process_started,omitempty"`
+	// The latest task that stopped it (qmstop, qmshutdown, qmdestroy of a try...); unset when none is remembered.
+	LastStop *Task `protobuf:"bytes,31,opt,name=last_stop,json=lastStop,proto3" json:"last_stop,omitempty"`
+	// VMs whose disks stand on its base volumes (linked clones), by VMID, with their names.
+	LinkedClones  []string `protobuf:"bytes,32,rep,name=linked_clones,json=linkedClones,proto3" json:"linked_clones,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VirtualMachine) Reset() {
 	*x = VirtualMachine{}
-	mi := &file_homelab_v1_guest_proto_msgTypes[8]
+	mi := &file_homelab_v1_guest_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1153,7 @@ func (x *VirtualMachine) String() string {
 func (*VirtualMachine) ProtoMessage() {}
 
 func (x *VirtualMachine) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_v1_guest_proto_msgTypes[8]
+	mi := &file_homelab_v1_guest_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1166,7 @@ func (x *VirtualMachine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VirtualMachine.ProtoReflect.Descriptor instead.
 func (*VirtualMachine) Descriptor() ([]byte, []int) {
-	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{8}
+	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *VirtualMachine) GetVmid() int32 {
@@ -1265,6 +1358,41 @@ func (x *VirtualMachine) GetLinkedClone() bool {
 	return false
 }
 
+func (x *VirtualMachine) GetQemuStatus() string {
+	if x != nil {
+		return x.QemuStatus
+	}
+	return ""
+}
+
+func (x *VirtualMachine) GetProcess() *Fact {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *VirtualMachine) GetProcessStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ProcessStarted
+	}
+	return nil
+}
+
+func (x *VirtualMachine) GetLastStop() *Task {
+	if x != nil {
+		return x.LastStop
+	}
+	return nil
+}
+
+func (x *VirtualMachine) GetLinkedClones() []string {
+	if x != nil {
+		return x.LinkedClones
+	}
+	return nil
+}
+
 // GuestLook is what was seen inside a guest.
 type GuestLook struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1287,14 +1415,17 @@ type GuestLook struct {
 	// Whether it has booted: running, reachable, cloud-init done, hostname and address right.
 	Booted *Fact `protobuf:"bytes,9,opt,name=booted,proto3" json:"booted,omitempty"`
 	// k3s in the guest.
-	K3S           *K3SLook `protobuf:"bytes,10,opt,name=k3s,proto3" json:"k3s,omitempty"`
+	K3S *K3SLook `protobuf:"bytes,10,opt,name=k3s,proto3" json:"k3s,omitempty"`
+	// How SSH failed: refused, filtered, unreachable, timeout, auth, host key, no address, no host key known, broken
+	// or machine (another machine-id); empty when it answered or was not tried.
+	SshWhy        string `protobuf:"bytes,11,opt,name=ssh_why,json=sshWhy,proto3" json:"ssh_why,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GuestLook) Reset() {
 	*x = GuestLook{}
-	mi := &file_homelab_v1_guest_proto_msgTypes[9]
+	mi := &file_homelab_v1_guest_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1437,7 @@ func (x *GuestLook) String() string {
 func (*GuestLook) ProtoMessage() {}
 
 func (x *GuestLook) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_v1_guest_proto_msgTypes[9]
+	mi := &file_homelab_v1_guest_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1450,7 @@ func (x *GuestLook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestLook.ProtoReflect.Descriptor instead.
 func (*GuestLook) Descriptor() ([]byte, []int) {
-	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{9}
+	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GuestLook) GetIdentity() *Identity {
@@ -1392,6 +1523,13 @@ func (x *GuestLook) GetK3S() *K3SLook {
 	return nil
 }
 
+func (x *GuestLook) GetSshWhy() string {
+	if x != nil {
+		return x.SshWhy
+	}
+	return ""
+}
+
 // K3sLook is what was seen of k3s in one guest.
 type K3SLook struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1410,14 +1548,18 @@ type K3SLook struct {
 	// Nodes as the API on this server told them; unset when it was not asked.
 	Nodes *NodesView `protobuf:"bytes,7,opt,name=nodes,proto3" json:"nodes,omitempty"`
 	// Members as etcd on this server told them; unset when it was not asked.
-	Etcd          *EtcdView `protobuf:"bytes,8,opt,name=etcd,proto3" json:"etcd,omitempty"`
+	Etcd *EtcdView `protobuf:"bytes,8,opt,name=etcd,proto3" json:"etcd,omitempty"`
+	// The names in the certificate that its API serves with, sorted; empty when it was not seen.
+	ServingNames []string `protobuf:"bytes,9,rep,name=serving_names,json=servingNames,proto3" json:"serving_names,omitempty"`
+	// Its config.yaml without anything secret; empty when it was not read.
+	ConfigYaml    string `protobuf:"bytes,10,opt,name=config_yaml,json=configYaml,proto3" json:"config_yaml,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *K3SLook) Reset() {
 	*x = K3SLook{}
-	mi := &file_homelab_v1_guest_proto_msgTypes[10]
+	mi := &file_homelab_v1_guest_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1571,7 @@ func (x *K3SLook) String() string {
 func (*K3SLook) ProtoMessage() {}
 
 func (x *K3SLook) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_v1_guest_proto_msgTypes[10]
+	mi := &file_homelab_v1_guest_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1584,7 @@ func (x *K3SLook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use K3SLook.ProtoReflect.Descriptor instead.
 func (*K3SLook) Descriptor() ([]byte, []int) {
-	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{10}
+	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *K3SLook) GetLooked() *Fact {
@@ -1499,6 +1641,20 @@ func (x *K3SLook) GetEtcd() *EtcdView {
 		return x.Etcd
 	}
 	return nil
+}
+
+func (x *K3SLook) GetServingNames() []string {
+	if x != nil {
+		return x.ServingNames
+	}
+	return nil
+}
+
+func (x *K3SLook) GetConfigYaml() string {
+	if x != nil {
+		return x.ConfigYaml
+	}
+	return ""
 }
 
 var File_homelab_v1_guest_proto protoreflect.FileDescriptor
@@ -1582,12 +1738,18 @@ const file_homelab_v1_guest_proto_rawDesc = "" +
 	"machine_id\x18\x0e \x01(\tR\tmachineId\x120\n" +
 	"\x14reserve_memory_bytes\x18\x0f \x01(\x03R\x12reserveMemoryBytes\x12'\n" +
 	"\x0fknown_addresses\x18\x10 \x03(\tR\x0eknownAddresses\x12\x10\n" +
-	"\x03k3s\x18\x11 \x01(\bR\x03k3s\"Q\n" +
+	"\x03k3s\x18\x11 \x01(\bR\x03k3s\"\x8c\x01\n" +
+	"\x04Task\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
+	"\x04user\x18\x02 \x01(\tR\x04user\x12\x16\n" +
+	"\x06status\x18\x03 \x01(\tR\x06status\x120\n" +
+	"\x05ended\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x12\n" +
+	"\x04upid\x18\x05 \x01(\tR\x04upid\"Q\n" +
 	"\x06Volume\x12\x14\n" +
 	"\x05volid\x18\x01 \x01(\tR\x05volid\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\tR\x04slot\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x03 \x01(\x03R\tsizeBytes\"\xb8\x06\n" +
+	"size_bytes\x18\x03 \x01(\x03R\tsizeBytes\"\x9e\b\n" +
 	"\x0eVirtualMachine\x12\x12\n" +
 	"\x04vmid\x18\x01 \x01(\x05R\x04vmid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -1621,7 +1783,13 @@ const file_homelab_v1_guest_proto_rawDesc = "" +
 	"\x04tags\x18\x18 \x03(\tR\x04tags\x12,\n" +
 	"\breadable\x18\x19 \x01(\v2\x10.homelab.v1.FactR\breadable\x12&\n" +
 	"\x05disks\x18\x1a \x03(\v2\x10.homelab.v1.DiskR\x05disks\x12!\n" +
-	"\flinked_clone\x18\x1b \x01(\bR\vlinkedClone\"\x9b\x03\n" +
+	"\flinked_clone\x18\x1b \x01(\bR\vlinkedClone\x12\x1f\n" +
+	"\vqemu_status\x18\x1c \x01(\tR\n" +
+	"qemuStatus\x12*\n" +
+	"\aprocess\x18\x1d \x01(\v2\x10.homelab.v1.FactR\aprocess\x12C\n" +
+	"\x0fprocess_started\x18\x1e \x01(\v2\x1a.google.protobuf.TimestampR\x0eprocessStarted\x12-\n" +
+	"\tlast_stop\x18\x1f \x01(\v2\x10.homelab.v1.TaskR\blastStop\x12#\n" +
+	"\rlinked_clones\x18  \x03(\tR\flinkedClones\"\xb4\x03\n" +
 	"\tGuestLook\x120\n" +
 	"\bidentity\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\bidentity\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\"\n" +
@@ -1636,7 +1804,8 @@ const file_homelab_v1_guest_proto_rawDesc = "" +
 	"cloud_init\x18\b \x01(\v2\x10.homelab.v1.FactR\tcloudInit\x12(\n" +
 	"\x06booted\x18\t \x01(\v2\x10.homelab.v1.FactR\x06booted\x12%\n" +
 	"\x03k3s\x18\n" +
-	" \x01(\v2\x13.homelab.v1.K3sLookR\x03k3s\"\xf4\x02\n" +
+	" \x01(\v2\x13.homelab.v1.K3sLookR\x03k3s\x12\x17\n" +
+	"\assh_why\x18\v \x01(\tR\x06sshWhy\"\xba\x03\n" +
 	"\aK3sLook\x12(\n" +
 	"\x06looked\x18\x01 \x01(\v2\x10.homelab.v1.FactR\x06looked\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x125\n" +
@@ -1647,7 +1816,11 @@ const file_homelab_v1_guest_proto_rawDesc = "" +
 	"\n" +
 	"agent_data\x18\x06 \x01(\v2\x10.homelab.v1.FactR\tagentData\x12+\n" +
 	"\x05nodes\x18\a \x01(\v2\x15.homelab.v1.NodesViewR\x05nodes\x12(\n" +
-	"\x04etcd\x18\b \x01(\v2\x14.homelab.v1.EtcdViewR\x04etcd*M\n" +
+	"\x04etcd\x18\b \x01(\v2\x14.homelab.v1.EtcdViewR\x04etcd\x12#\n" +
+	"\rserving_names\x18\t \x03(\tR\fservingNames\x12\x1f\n" +
+	"\vconfig_yaml\x18\n" +
+	" \x01(\tR\n" +
+	"configYaml*M\n" +
 	"\bFirmware\x12\x18\n" +
 	"\x14FIRMWARE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10FIRMWARE_SEABIOS\x10\x01\x12\x11\n" +
@@ -1672,7 +1845,7 @@ func file_homelab_v1_guest_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_v1_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_homelab_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_homelab_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_homelab_v1_guest_proto_goTypes = []any{
 	(Firmware)(0),                 // 0: homelab.v1.Firmware
 	(Power)(0),                    // 1: homelab.v1.Power
@@ -1683,15 +1856,16 @@ var file_homelab_v1_guest_proto_goTypes = []any{
 	(*Hardware)(nil),              // 6: homelab.v1.Hardware
 	(*ImageSource)(nil),           // 7: homelab.v1.ImageSource
 	(*GuestWant)(nil),             // 8: homelab.v1.GuestWant
-	(*Volume)(nil),                // 9: homelab.v1.Volume
-	(*VirtualMachine)(nil),        // 10: homelab.v1.VirtualMachine
-	(*GuestLook)(nil),             // 11: homelab.v1.GuestLook
-	(*K3SLook)(nil),               // 12: homelab.v1.K3sLook
-	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
-	(*Fact)(nil),                  // 14: homelab.v1.Fact
+	(*Task)(nil),                  // 9: homelab.v1.Task
+	(*Volume)(nil),                // 10: homelab.v1.Volume
+	(*VirtualMachine)(nil),        // 11: homelab.v1.VirtualMachine
+	(*GuestLook)(nil),             // 12: homelab.v1.GuestLook
+	(*K3SLook)(nil),               // 13: homelab.v1.K3sLook
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
 	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(*NodesView)(nil),             // 16: homelab.v1.NodesView
-	(*EtcdView)(nil),              // 17: homelab.v1.EtcdView
+	(*Fact)(nil),                  // 16: homelab.v1.Fact
+	(*NodesView)(nil),             // 17: homelab.v1.NodesView
+	(*EtcdView)(nil),              // 18: homelab.v1.EtcdView
 }
 var file_homelab_v1_guest_proto_depIdxs = []int32{
 	0,  // 0: homelab.v1.Hardware.firmware:type_name -> homelab.v1.Firmware
@@ -1702,33 +1876,37 @@ var file_homelab_v1_guest_proto_depIdxs = []int32{
 	2,  // 5: homelab.v1.GuestWant.identity:type_name -> homelab.v1.Identity
 	6,  // 6: homelab.v1.GuestWant.hardware:type_name -> homelab.v1.Hardware
 	7,  // 7: homelab.v1.GuestWant.image:type_name -> homelab.v1.ImageSource
-	13, // 8: homelab.v1.GuestWant.boot_timeout:type_name -> google.protobuf.Duration
-	13, // 9: homelab.v1.GuestWant.cloud_init_timeout:type_name -> google.protobuf.Duration
-	13, // 10: homelab.v1.GuestWant.join_timeout:type_name -> google.protobuf.Duration
-	1,  // 11: homelab.v1.VirtualMachine.power:type_name -> homelab.v1.Power
-	9,  // 12: homelab.v1.VirtualMachine.volumes:type_name -> homelab.v1.Volume
-	14, // 13: homelab.v1.VirtualMachine.guest_agent:type_name -> homelab.v1.Fact
-	14, // 14: homelab.v1.VirtualMachine.readable:type_name -> homelab.v1.Fact
-	3,  // 15: homelab.v1.VirtualMachine.disks:type_name -> homelab.v1.Disk
-	2,  // 16: homelab.v1.GuestLook.identity:type_name -> homelab.v1.Identity
-	15, // 17: homelab.v1.GuestLook.at:type_name -> google.protobuf.Timestamp
-	14, // 18: homelab.v1.GuestLook.ssh:type_name -> homelab.v1.Fact
-	14, // 19: homelab.v1.GuestLook.guest_agent:type_name -> homelab.v1.Fact
-	14, // 20: homelab.v1.GuestLook.cloud_init:type_name -> homelab.v1.Fact
-	14, // 21: homelab.v1.GuestLook.booted:type_name -> homelab.v1.Fact
-	12, // 22: homelab.v1.GuestLook.k3s:type_name -> homelab.v1.K3sLook
-	14, // 23: homelab.v1.K3sLook.looked:type_name -> homelab.v1.Fact
-	14, // 24: homelab.v1.K3sLook.server_active:type_name -> homelab.v1.Fact
-	14, // 25: homelab.v1.K3sLook.agent_active:type_name -> homelab.v1.Fact
-	14, // 26: homelab.v1.K3sLook.server_data:type_name -> homelab.v1.Fact
-	14, // 27: homelab.v1.K3sLook.agent_data:type_name -> homelab.v1.Fact
-	16, // 28: homelab.v1.K3sLook.nodes:type_name -> homelab.v1.NodesView
-	17, // 29: homelab.v1.K3sLook.etcd:type_name -> homelab.v1.EtcdView
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	14, // 8: homelab.v1.GuestWant.boot_timeout:type_name -> google.protobuf.Duration
+	14, // 9: homelab.v1.GuestWant.cloud_init_timeout:type_name -> google.protobuf.Duration
+	14, // 10: homelab.v1.GuestWant.join_timeout:type_name -> google.protobuf.Duration
+	15, // 11: homelab.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	1,  // 12: homelab.v1.VirtualMachine.power:type_name -> homelab.v1.Power
+	10, // 13: homelab.v1.VirtualMachine.volumes:type_name -> homelab.v1.Volume
+	16, // 14: homelab.v1.VirtualMachine.guest_agent:type_name -> homelab.v1.Fact
+	16, // 15: homelab.v1.VirtualMachine.readable:type_name -> homelab.v1.Fact
+	3,  // 16: homelab.v1.VirtualMachine.disks:type_name -> homelab.v1.Disk
+	16, // 17: homelab.v1.VirtualMachine.process:type_name -> homelab.v1.Fact
+	15, // 18: homelab.v1.VirtualMachine.process_started:type_name -> google.protobuf.Timestamp
+	9,  // 19: homelab.v1.VirtualMachine.last_stop:type_name -> homelab.v1.Task
+	2,  // 20: homelab.v1.GuestLook.identity:type_name -> homelab.v1.Identity
+	15, // 21: homelab.v1.GuestLook.at:type_name -> google.protobuf.Timestamp
+	16, // 22: homelab.v1.GuestLook.ssh:type_name -> homelab.v1.Fact
+	16, // 23: homelab.v1.GuestLook.guest_agent:type_name -> homelab.v1.Fact
+	16, // 24: homelab.v1.GuestLook.cloud_init:type_name -> homelab.v1.Fact
+	16, // 25: homelab.v1.GuestLook.booted:type_name -> homelab.v1.Fact
+	13, // 26: homelab.v1.GuestLook.k3s:type_name -> homelab.v1.K3sLook
+	16, // 27: homelab.v1.K3sLook.looked:type_name -> homelab.v1.Fact
+	16, // 28: homelab.v1.K3sLook.server_active:type_name -> homelab.v1.Fact
+	16, // 29: homelab.v1.K3sLook.agent_active:type_name -> homelab.v1.Fact
+	16, // 30: homelab.v1.K3sLook.server_data:type_name -> homelab.v1.Fact
+	16, // 31: homelab.v1.K3sLook.agent_data:type_name -> homelab.v1.Fact
+	17, // 32: homelab.v1.K3sLook.nodes:type_name -> homelab.v1.NodesView
+	18, // 33: homelab.v1.K3sLook.etcd:type_name -> homelab.v1.EtcdView
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_homelab_v1_guest_proto_init() }
@@ -1744,7 +1922,7 @@ func file_homelab_v1_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_v1_guest_proto_rawDesc), len(file_homelab_v1_guest_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -460,7 +460,10 @@ type Intent struct {
 	// Whether a worker of it still lives.
 	Worker *Fact `protobuf:"bytes,4,opt,name=worker,proto3" json:"worker,omitempty"`
 	// When it began.
-	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	At *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	// Whether it is the destruction of a whole VM that was begun: what is left of its own volumes is freed when the
+	// VM is gone; as long as the VM is whole nothing follows from this.
+	Destroying    bool `protobuf:"varint,6,opt,name=destroying,proto3" json:"destroying,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -528,6 +531,13 @@ func (x *Intent) GetAt() *timestamppb.Timestamp {
 		return x.At
 	}
 	return nil
+}
+
+func (x *Intent) GetDestroying() bool {
+	if x != nil {
+		return x.Destroying
+	}
+	return false
 }
 
 // StepInFlight is a step that an agent is carrying out.
@@ -1246,6 +1256,107 @@ func (x *HostStatus) GetOnlineSince() *timestamppb.Timestamp {
 	return nil
 }
 
+// Orphan is a volume that no configuration names.
+type Orphan struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host that shows it.
+	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// Proxmox's volume id.
+	Volid string `protobuf:"bytes,2,opt,name=volid,proto3" json:"volid,omitempty"`
+	// The VMID in its name; 0 when it has none.
+	Vmid int32 `protobuf:"varint,3,opt,name=vmid,proto3" json:"vmid,omitempty"`
+	// Its storage.
+	Storage string `protobuf:"bytes,4,opt,name=storage,proto3" json:"storage,omitempty"`
+	// Its size in bytes; 0 when not known.
+	SizeBytes int64 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Whether it is provably ours: an open intent of this fleet names its VM, no VM or container has that VMID, and it
+	// was not there before the intent. The reason says what proves it, or why nothing does.
+	Ours *Fact `protobuf:"bytes,6,opt,name=ours,proto3" json:"ours,omitempty"`
+	// The guest whose it is, when it is ours.
+	Guest         string `protobuf:"bytes,7,opt,name=guest,proto3" json:"guest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Orphan) Reset() {
+	*x = Orphan{}
+	mi := &file_homelab_v1_host_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Orphan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Orphan) ProtoMessage() {}
+
+func (x *Orphan) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_v1_host_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Orphan.ProtoReflect.Descriptor instead.
+func (*Orphan) Descriptor() ([]byte, []int) {
+	return file_homelab_v1_host_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Orphan) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Orphan) GetVolid() string {
+	if x != nil {
+		return x.Volid
+	}
+	return ""
+}
+
+func (x *Orphan) GetVmid() int32 {
+	if x != nil {
+		return x.Vmid
+	}
+	return 0
+}
+
+func (x *Orphan) GetStorage() string {
+	if x != nil {
+		return x.Storage
+	}
+	return ""
+}
+
+func (x *Orphan) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Orphan) GetOurs() *Fact {
+	if x != nil {
+		return x.Ours
+	}
+	return nil
+}
+
+func (x *Orphan) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
 var File_homelab_v1_host_proto protoreflect.FileDescriptor
 
 const file_homelab_v1_host_proto_rawDesc = "" +
@@ -1282,13 +1393,16 @@ const file_homelab_v1_host_proto_rawDesc = "" +
 	"\aPveNode\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06online\x18\x02 \x01(\bR\x06online\x12\x18\n" +
-	"\aaddress\x18\x03 \x01(\tR\aaddress\"\xcb\x01\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\"\xeb\x01\n" +
 	"\x06Intent\x120\n" +
 	"\bidentity\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\bidentity\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12%\n" +
 	"\x0evolumes_before\x18\x03 \x03(\tR\rvolumesBefore\x12(\n" +
 	"\x06worker\x18\x04 \x01(\v2\x10.homelab.v1.FactR\x06worker\x12*\n" +
-	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x92\x01\n" +
+	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1e\n" +
+	"\n" +
+	"destroying\x18\x06 \x01(\bR\n" +
+	"destroying\"\x92\x01\n" +
 	"\fStepInFlight\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
 	"\x05guest\x18\x02 \x01(\tR\x05guest\x12\x10\n" +
@@ -1358,7 +1472,16 @@ const file_homelab_v1_host_proto_rawDesc = "" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x129\n" +
 	"\vobservation\x18\a \x01(\v2\x17.homelab.v1.ObservationR\vobservation\x12&\n" +
 	"\x0fclock_offset_ms\x18\b \x01(\x03R\rclockOffsetMs\x12=\n" +
-	"\fonline_since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\vonlineSince*\xba\x01\n" +
+	"\fonline_since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\vonlineSince\"\xbb\x01\n" +
+	"\x06Orphan\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x14\n" +
+	"\x05volid\x18\x02 \x01(\tR\x05volid\x12\x12\n" +
+	"\x04vmid\x18\x03 \x01(\x05R\x04vmid\x12\x18\n" +
+	"\astorage\x18\x04 \x01(\tR\astorage\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12$\n" +
+	"\x04ours\x18\x06 \x01(\v2\x10.homelab.v1.FactR\x04ours\x12\x14\n" +
+	"\x05guest\x18\a \x01(\tR\x05guest*\xba\x01\n" +
 	"\tHostState\x12\x1a\n" +
 	"\x16HOST_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11HOST_STATE_ONLINE\x10\x01\x12\x15\n" +
@@ -1381,7 +1504,7 @@ func file_homelab_v1_host_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_v1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_homelab_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_homelab_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_homelab_v1_host_proto_goTypes = []any{
 	(HostState)(0),                // 0: homelab.v1.HostState
 	(*Bridge)(nil),                // 1: homelab.v1.Bridge
@@ -1394,50 +1517,52 @@ var file_homelab_v1_host_proto_goTypes = []any{
 	(*Observation)(nil),           // 8: homelab.v1.Observation
 	(*Fence)(nil),                 // 9: homelab.v1.Fence
 	(*HostStatus)(nil),            // 10: homelab.v1.HostStatus
-	(*Fact)(nil),                  // 11: homelab.v1.Fact
-	(*Identity)(nil),              // 12: homelab.v1.Identity
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*VirtualMachine)(nil),        // 14: homelab.v1.VirtualMachine
-	(*GuestLook)(nil),             // 15: homelab.v1.GuestLook
+	(*Orphan)(nil),                // 11: homelab.v1.Orphan
+	(*Fact)(nil),                  // 12: homelab.v1.Fact
+	(*Identity)(nil),              // 13: homelab.v1.Identity
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*VirtualMachine)(nil),        // 15: homelab.v1.VirtualMachine
+	(*GuestLook)(nil),             // 16: homelab.v1.GuestLook
 }
 var file_homelab_v1_host_proto_depIdxs = []int32{
-	11, // 0: homelab.v1.Bridge.up:type_name -> homelab.v1.Fact
-	11, // 1: homelab.v1.Bridge.carrier:type_name -> homelab.v1.Fact
-	11, // 2: homelab.v1.Bridge.vlan_aware:type_name -> homelab.v1.Fact
-	11, // 3: homelab.v1.Storage.active:type_name -> homelab.v1.Fact
-	11, // 4: homelab.v1.Storage.space_known:type_name -> homelab.v1.Fact
-	12, // 5: homelab.v1.Intent.identity:type_name -> homelab.v1.Identity
-	11, // 6: homelab.v1.Intent.worker:type_name -> homelab.v1.Fact
-	13, // 7: homelab.v1.Intent.at:type_name -> google.protobuf.Timestamp
-	13, // 8: homelab.v1.StepInFlight.since:type_name -> google.protobuf.Timestamp
-	13, // 9: homelab.v1.Observation.at:type_name -> google.protobuf.Timestamp
-	11, // 10: homelab.v1.Observation.pve_cluster:type_name -> homelab.v1.Fact
-	11, // 11: homelab.v1.Observation.quorate:type_name -> homelab.v1.Fact
+	12, // 0: homelab.v1.Bridge.up:type_name -> homelab.v1.Fact
+	12, // 1: homelab.v1.Bridge.carrier:type_name -> homelab.v1.Fact
+	12, // 2: homelab.v1.Bridge.vlan_aware:type_name -> homelab.v1.Fact
+	12, // 3: homelab.v1.Storage.active:type_name -> homelab.v1.Fact
+	12, // 4: homelab.v1.Storage.space_known:type_name -> homelab.v1.Fact
+	13, // 5: homelab.v1.Intent.identity:type_name -> homelab.v1.Identity
+	12, // 6: homelab.v1.Intent.worker:type_name -> homelab.v1.Fact
+	14, // 7: homelab.v1.Intent.at:type_name -> google.protobuf.Timestamp
+	14, // 8: homelab.v1.StepInFlight.since:type_name -> google.protobuf.Timestamp
+	14, // 9: homelab.v1.Observation.at:type_name -> google.protobuf.Timestamp
+	12, // 10: homelab.v1.Observation.pve_cluster:type_name -> homelab.v1.Fact
+	12, // 11: homelab.v1.Observation.quorate:type_name -> homelab.v1.Fact
 	4,  // 12: homelab.v1.Observation.pve_nodes:type_name -> homelab.v1.PveNode
-	11, // 13: homelab.v1.Observation.shutting_down:type_name -> homelab.v1.Fact
+	12, // 13: homelab.v1.Observation.shutting_down:type_name -> homelab.v1.Fact
 	1,  // 14: homelab.v1.Observation.bridges:type_name -> homelab.v1.Bridge
-	11, // 15: homelab.v1.Observation.bridges_known:type_name -> homelab.v1.Fact
+	12, // 15: homelab.v1.Observation.bridges_known:type_name -> homelab.v1.Fact
 	2,  // 16: homelab.v1.Observation.storages:type_name -> homelab.v1.Storage
-	11, // 17: homelab.v1.Observation.storages_known:type_name -> homelab.v1.Fact
-	14, // 18: homelab.v1.Observation.vms:type_name -> homelab.v1.VirtualMachine
-	11, // 19: homelab.v1.Observation.vms_known:type_name -> homelab.v1.Fact
+	12, // 17: homelab.v1.Observation.storages_known:type_name -> homelab.v1.Fact
+	15, // 18: homelab.v1.Observation.vms:type_name -> homelab.v1.VirtualMachine
+	12, // 19: homelab.v1.Observation.vms_known:type_name -> homelab.v1.Fact
 	3,  // 20: homelab.v1.Observation.cluster_vmids:type_name -> homelab.v1.ClusterVmid
-	11, // 21: homelab.v1.Observation.cluster_vmids_known:type_name -> homelab.v1.Fact
+	12, // 21: homelab.v1.Observation.cluster_vmids_known:type_name -> homelab.v1.Fact
 	5,  // 22: homelab.v1.Observation.intents:type_name -> homelab.v1.Intent
 	6,  // 23: homelab.v1.Observation.steps:type_name -> homelab.v1.StepInFlight
 	7,  // 24: homelab.v1.Observation.images:type_name -> homelab.v1.ImageCopy
-	15, // 25: homelab.v1.Observation.looks:type_name -> homelab.v1.GuestLook
-	11, // 26: homelab.v1.Observation.driver:type_name -> homelab.v1.Fact
+	16, // 25: homelab.v1.Observation.looks:type_name -> homelab.v1.GuestLook
+	12, // 26: homelab.v1.Observation.driver:type_name -> homelab.v1.Fact
 	9,  // 27: homelab.v1.Observation.fence:type_name -> homelab.v1.Fence
 	0,  // 28: homelab.v1.HostStatus.state:type_name -> homelab.v1.HostState
-	13, // 29: homelab.v1.HostStatus.since:type_name -> google.protobuf.Timestamp
+	14, // 29: homelab.v1.HostStatus.since:type_name -> google.protobuf.Timestamp
 	8,  // 30: homelab.v1.HostStatus.observation:type_name -> homelab.v1.Observation
-	13, // 31: homelab.v1.HostStatus.online_since:type_name -> google.protobuf.Timestamp
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	14, // 31: homelab.v1.HostStatus.online_since:type_name -> google.protobuf.Timestamp
+	12, // 32: homelab.v1.Orphan.ours:type_name -> homelab.v1.Fact
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_homelab_v1_host_proto_init() }
@@ -1453,7 +1578,7 @@ func file_homelab_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_v1_host_proto_rawDesc), len(file_homelab_v1_host_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -11,6 +11,7 @@ package homelabv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -45,20 +46,62 @@ const (
 	Action_ACTION_JOIN Action = 7
 	// Run the Spec's verify commands in the guest.
 	Action_ACTION_VERIFY Action = 8
+	// Save the VM's configuration outside the VM, before it is destroyed.
+	Action_ACTION_SAVE Action = 9
+	// Take an etcd snapshot through a healthy server, and keep it with the server token on that server's host.
+	Action_ACTION_SNAPSHOT Action = 10
+	// Cordon and drain the guest's Node through a healthy server, as far as that goes.
+	Action_ACTION_DRAIN Action = 11
+	// Stop and disable k3s in the guest, and see it stopped.
+	Action_ACTION_HALT Action = 12
+	// Stop the VM, and see it stopped.
+	Action_ACTION_STOP Action = 13
+	// Through a healthy server, remove the guest's etcd member, Node and node password, and see all three gone.
+	Action_ACTION_LEAVE Action = 14
+	// Remove k3s and its data from the guest, with its own uninstall script.
+	Action_ACTION_CLEAN Action = 15
+	// Move the data disks to the guest's holder VM, and see them there.
+	Action_ACTION_DETACH Action = 16
+	// Destroy the VM, and see its volumes gone.
+	Action_ACTION_DESTROY Action = 17
+	// Move the data disks back from the holder VM, see them, and remove the empty holder.
+	Action_ACTION_ATTACH Action = 18
+	// Reset the VM, as its reset button would.
+	Action_ACTION_RESET Action = 19
+	// Let a paused VM go on.
+	Action_ACTION_RESUME Action = 20
+	// See the guest stay well for a while: running, and as a member Ready and a voter.
+	Action_ACTION_SOAK Action = 21
+	// Take over a VM that was made elsewhere: write the mark into its description.
+	Action_ACTION_ADOPT Action = 22
 )
 
 // Enum value maps for Action.
 var (
 	Action_name = map[int32]string{
-		0: "ACTION_UNSPECIFIED",
-		1: "ACTION_FETCH",
-		2: "ACTION_ROLLBACK",
-		3: "ACTION_CREATE",
-		4: "ACTION_START",
-		5: "ACTION_BOOT",
-		6: "ACTION_INIT",
-		7: "ACTION_JOIN",
-		8: "ACTION_VERIFY",
+		0:  "ACTION_UNSPECIFIED",
+		1:  "ACTION_FETCH",
+		2:  "ACTION_ROLLBACK",
+		3:  "ACTION_CREATE",
+		4:  "ACTION_START",
+		5:  "ACTION_BOOT",
+		6:  "ACTION_INIT",
+		7:  "ACTION_JOIN",
+		8:  "ACTION_VERIFY",
+		9:  "ACTION_SAVE",
+		10: "ACTION_SNAPSHOT",
+		11: "ACTION_DRAIN",
+		12: "ACTION_HALT",
+		13: "ACTION_STOP",
+		14: "ACTION_LEAVE",
+		15: "ACTION_CLEAN",
+		16: "ACTION_DETACH",
+		17: "ACTION_DESTROY",
+		18: "ACTION_ATTACH",
+		19: "ACTION_RESET",
+		20: "ACTION_RESUME",
+		21: "ACTION_SOAK",
+		22: "ACTION_ADOPT",
 	}
 	Action_value = map[string]int32{
 		"ACTION_UNSPECIFIED": 0,
@@ -70,6 +113,20 @@ var (
 		"ACTION_INIT":        6,
 		"ACTION_JOIN":        7,
 		"ACTION_VERIFY":      8,
+		"ACTION_SAVE":        9,
+		"ACTION_SNAPSHOT":    10,
+		"ACTION_DRAIN":       11,
+		"ACTION_HALT":        12,
+		"ACTION_STOP":        13,
+		"ACTION_LEAVE":       14,
+		"ACTION_CLEAN":       15,
+		"ACTION_DETACH":      16,
+		"ACTION_DESTROY":     17,
+		"ACTION_ATTACH":      18,
+		"ACTION_RESET":       19,
+		"ACTION_RESUME":      20,
+		"ACTION_SOAK":        21,
+		"ACTION_ADOPT":       22,
 	}
 )
 
@@ -118,6 +175,8 @@ const (
 	NoteKind_NOTE_KIND_INFO NoteKind = 5
 	// A warning; no reason for a partial result.
 	NoteKind_NOTE_KIND_WARNING NoteKind = 6
+	// What was seen must last before anything may follow from it; apply waits until then.
+	NoteKind_NOTE_KIND_WAITING NoteKind = 7
 )
 
 // Enum value maps for NoteKind.
@@ -130,6 +189,7 @@ var (
 		4: "NOTE_KIND_BUSY",
 		5: "NOTE_KIND_INFO",
 		6: "NOTE_KIND_WARNING",
+		7: "NOTE_KIND_WAITING",
 	}
 	NoteKind_value = map[string]int32{
 		"NOTE_KIND_UNSPECIFIED": 0,
@@ -139,6 +199,7 @@ var (
 		"NOTE_KIND_BUSY":        4,
 		"NOTE_KIND_INFO":        5,
 		"NOTE_KIND_WARNING":     6,
+		"NOTE_KIND_WAITING":     7,
 	}
 )
 
@@ -191,7 +252,19 @@ type Step struct {
 	// The image's name; for fetch and create.
 	Image string `protobuf:"bytes,9,opt,name=image,proto3" json:"image,omitempty"`
 	// The generation of the guest that results.
-	Generation    int32 `protobuf:"varint,10,opt,name=generation,proto3" json:"generation,omitempty"`
+	Generation int32 `protobuf:"varint,10,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The healthy server guest through which it is done; for snapshot, drain and leave. Its host carries the step out.
+	Through string `protobuf:"bytes,11,opt,name=through,proto3" json:"through,omitempty"`
+	// Whether it destroys what cannot be had again: shown, counted and confirmed.
+	Destroys bool `protobuf:"varint,12,opt,name=destroys,proto3" json:"destroys,omitempty"`
+	// The holder VM of the guest's data disks; for detach and attach. 0 when there is none.
+	HolderVmid int32 `protobuf:"varint,13,opt,name=holder_vmid,json=holderVmid,proto3" json:"holder_vmid,omitempty"`
+	// The holder VM's uuid; empty while the holder is still to be made.
+	HolderUuid string `protobuf:"bytes,14,opt,name=holder_uuid,json=holderUuid,proto3" json:"holder_uuid,omitempty"`
+	// The etcd member that goes, by its id in hex; for leave, empty when there is none.
+	MemberId string `protobuf:"bytes,15,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	// Slots of the data disks that travel (scsi1); for detach and attach. For destroy those that must have left before.
+	Slots         []string `protobuf:"bytes,16,rep,name=slots,proto3" json:"slots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -296,6 +369,48 @@ func (x *Step) GetGeneration() int32 {
 	return 0
 }
 
+func (x *Step) GetThrough() string {
+	if x != nil {
+		return x.Through
+	}
+	return ""
+}
+
+func (x *Step) GetDestroys() bool {
+	if x != nil {
+		return x.Destroys
+	}
+	return false
+}
+
+func (x *Step) GetHolderVmid() int32 {
+	if x != nil {
+		return x.HolderVmid
+	}
+	return 0
+}
+
+func (x *Step) GetHolderUuid() string {
+	if x != nil {
+		return x.HolderUuid
+	}
+	return ""
+}
+
+func (x *Step) GetMemberId() string {
+	if x != nil {
+		return x.MemberId
+	}
+	return ""
+}
+
+func (x *Step) GetSlots() []string {
+	if x != nil {
+		return x.Slots
+	}
+	return nil
+}
+
 // Note says what was left alone and why.
 type Note struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -306,7 +421,9 @@ type Note struct {
 	// The host; empty when the note is about the cluster.
 	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
 	// The reason, in plain words, ending in what to do where that is known.
-	Text          string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	Text string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	// Until when it waits; for NOTE_KIND_WAITING.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -369,6 +486,13 @@ func (x *Note) GetText() string {
 	return ""
 }
 
+func (x *Note) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 // Plan is what would make seen equal wanted.
 type Plan struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -377,7 +501,9 @@ type Plan struct {
 	// What was left alone and why.
 	Notes []*Note `protobuf:"bytes,2,rep,name=notes,proto3" json:"notes,omitempty"`
 	// Covers step ids, actions, targets, after and the Spec; no reasons, times or measures.
-	Digest        string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Guests whose destruction --yes does not confirm: each must be confirmed by its name.
+	ByName        []string `protobuf:"bytes,4,rep,name=by_name,json=byName,proto3" json:"by_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -433,12 +559,19 @@ func (x *Plan) GetDigest() string {
 	return ""
 }
 
+func (x *Plan) GetByName() []string {
+	if x != nil {
+		return x.ByName
+	}
+	return nil
+}
+
 var File_homelab_v1_plan_proto protoreflect.FileDescriptor
 
 const file_homelab_v1_plan_proto_rawDesc = "" +
 	"\n" +
 	"\x15homelab/v1/plan.proto\x12\n" +
-	"homelab.v1\"\xf8\x01\n" +
+	"homelab.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x03\n" +
 	"\x04Step\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x12.homelab.v1.ActionR\x06action\x12\x14\n" +
@@ -452,16 +585,26 @@ const file_homelab_v1_plan_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\n" +
 	" \x01(\x05R\n" +
-	"generation\"n\n" +
+	"generation\x12\x18\n" +
+	"\athrough\x18\v \x01(\tR\athrough\x12\x1a\n" +
+	"\bdestroys\x18\f \x01(\bR\bdestroys\x12\x1f\n" +
+	"\vholder_vmid\x18\r \x01(\x05R\n" +
+	"holderVmid\x12\x1f\n" +
+	"\vholder_uuid\x18\x0e \x01(\tR\n" +
+	"holderUuid\x12\x1b\n" +
+	"\tmember_id\x18\x0f \x01(\tR\bmemberId\x12\x14\n" +
+	"\x05slots\x18\x10 \x03(\tR\x05slots\"\xa0\x01\n" +
 	"\x04Note\x12(\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x14.homelab.v1.NoteKindR\x04kind\x12\x14\n" +
 	"\x05guest\x18\x02 \x01(\tR\x05guest\x12\x12\n" +
 	"\x04host\x18\x03 \x01(\tR\x04host\x12\x12\n" +
-	"\x04text\x18\x04 \x01(\tR\x04text\"n\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\x120\n" +
+	"\x05until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x87\x01\n" +
 	"\x04Plan\x12&\n" +
 	"\x05steps\x18\x01 \x03(\v2\x10.homelab.v1.StepR\x05steps\x12&\n" +
 	"\x05notes\x18\x02 \x03(\v2\x10.homelab.v1.NoteR\x05notes\x12\x16\n" +
-	"\x06digest\x18\x03 \x01(\tR\x06digest*\xb2\x01\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x17\n" +
+	"\aby_name\x18\x04 \x03(\tR\x06byName*\xb2\x03\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fACTION_FETCH\x10\x01\x12\x13\n" +
@@ -471,7 +614,22 @@ const file_homelab_v1_plan_proto_rawDesc = "" +
 	"\vACTION_BOOT\x10\x05\x12\x0f\n" +
 	"\vACTION_INIT\x10\x06\x12\x0f\n" +
 	"\vACTION_JOIN\x10\a\x12\x11\n" +
-	"\rACTION_VERIFY\x10\b*\xab\x01\n" +
+	"\rACTION_VERIFY\x10\b\x12\x0f\n" +
+	"\vACTION_SAVE\x10\t\x12\x13\n" +
+	"\x0fACTION_SNAPSHOT\x10\n" +
+	"\x12\x10\n" +
+	"\fACTION_DRAIN\x10\v\x12\x0f\n" +
+	"\vACTION_HALT\x10\f\x12\x0f\n" +
+	"\vACTION_STOP\x10\r\x12\x10\n" +
+	"\fACTION_LEAVE\x10\x0e\x12\x10\n" +
+	"\fACTION_CLEAN\x10\x0f\x12\x11\n" +
+	"\rACTION_DETACH\x10\x10\x12\x12\n" +
+	"\x0eACTION_DESTROY\x10\x11\x12\x11\n" +
+	"\rACTION_ATTACH\x10\x12\x12\x10\n" +
+	"\fACTION_RESET\x10\x13\x12\x11\n" +
+	"\rACTION_RESUME\x10\x14\x12\x0f\n" +
+	"\vACTION_SOAK\x10\x15\x12\x10\n" +
+	"\fACTION_ADOPT\x10\x16*\xc2\x01\n" +
 	"\bNoteKind\x12\x19\n" +
 	"\x15NOTE_KIND_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13NOTE_KIND_UNCHANGED\x10\x01\x12\x15\n" +
@@ -479,7 +637,8 @@ const file_homelab_v1_plan_proto_rawDesc = "" +
 	"\x11NOTE_KIND_REFUSED\x10\x03\x12\x12\n" +
 	"\x0eNOTE_KIND_BUSY\x10\x04\x12\x12\n" +
 	"\x0eNOTE_KIND_INFO\x10\x05\x12\x15\n" +
-	"\x11NOTE_KIND_WARNING\x10\x06B5Z3github.com/homeiac/homelab/gen/homelab/v1;homelabv1b\x06proto3"
+	"\x11NOTE_KIND_WARNING\x10\x06\x12\x15\n" +
+	"\x11NOTE_KIND_WAITING\x10\aB5Z3github.com/homeiac/homelab/gen/homelab/v1;homelabv1b\x06proto3"
 
 var (
 	file_homelab_v1_plan_proto_rawDescOnce sync.Once
@@ -496,22 +655,24 @@ func file_homelab_v1_plan_proto_rawDescGZIP() []byte {
 var file_homelab_v1_plan_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_homelab_v1_plan_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_homelab_v1_plan_proto_goTypes = []any{
-	(Action)(0),   // 0: homelab.v1.Action
-	(NoteKind)(0), // 1: homelab.v1.NoteKind
-	(*Step)(nil),  // 2: homelab.v1.Step
-	(*Note)(nil),  // 3: homelab.v1.Note
-	(*Plan)(nil),  // 4: homelab.v1.Plan
+	(Action)(0),                   // 0: homelab.v1.Action
+	(NoteKind)(0),                 // 1: homelab.v1.NoteKind
+	(*Step)(nil),                  // 2: homelab.v1.Step
+	(*Note)(nil),                  // 3: homelab.v1.Note
+	(*Plan)(nil),                  // 4: homelab.v1.Plan
+	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
 }
 var file_homelab_v1_plan_proto_depIdxs = []int32{
 	0, // 0: homelab.v1.Step.action:type_name -> homelab.v1.Action
 	1, // 1: homelab.v1.Note.kind:type_name -> homelab.v1.NoteKind
-	2, // 2: homelab.v1.Plan.steps:type_name -> homelab.v1.Step
-	3, // 3: homelab.v1.Plan.notes:type_name -> homelab.v1.Note
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	5, // 2: homelab.v1.Note.until:type_name -> google.protobuf.Timestamp
+	2, // 3: homelab.v1.Plan.steps:type_name -> homelab.v1.Step
+	3, // 4: homelab.v1.Plan.notes:type_name -> homelab.v1.Note
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_homelab_v1_plan_proto_init() }

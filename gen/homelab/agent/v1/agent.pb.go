@@ -12,6 +12,7 @@ import (
 	v1 "github.com/homeiac/homelab/gen/homelab/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -243,7 +244,24 @@ type RunRequest struct {
 	// step's guest left in etcd: its learner, or a member that never started, by name and peer address.
 	K3S *v1.K3SWant `protobuf:"bytes,6,opt,name=k3s,proto3" json:"k3s,omitempty"`
 	// The join token; for join. Secret: never logged, never written but to a root-only file in the guest.
-	Token         []byte `protobuf:"bytes,7,opt,name=token,proto3" json:"token,omitempty"`
+	Token []byte `protobuf:"bytes,7,opt,name=token,proto3" json:"token,omitempty"`
+	// The healthy server guest, on this host, through which the step is done; for snapshot, drain and leave.
+	Through *v1.GuestWant `protobuf:"bytes,8,opt,name=through,proto3" json:"through,omitempty"`
+	// What the cluster holds of the guest; for drain and leave.
+	Member *v1.MemberRef `protobuf:"bytes,9,opt,name=member,proto3" json:"member,omitempty"`
+	// The holder VM of the guest's data disks; for detach and attach.
+	Holder *v1.Identity `protobuf:"bytes,10,opt,name=holder,proto3" json:"holder,omitempty"`
+	// Data disks that travel; for detach and attach. For destroy those that must not stand in the configuration.
+	DataDisks []*v1.Disk `protobuf:"bytes,11,rep,name=data_disks,json=dataDisks,proto3" json:"data_disks,omitempty"`
+	// Whether the guest was named for its destruction: snapshots, pending changes and volumes that we do not know go
+	// along; for destroy.
+	Named bool `protobuf:"varint,12,opt,name=named,proto3" json:"named,omitempty"`
+	// Whether the guest goes for good, so that backup jobs and the like forget it too; for destroy.
+	Purge bool `protobuf:"varint,13,opt,name=purge,proto3" json:"purge,omitempty"`
+	// How long the guest must stay well; for soak.
+	Soak *durationpb.Duration `protobuf:"bytes,14,opt,name=soak,proto3" json:"soak,omitempty"`
+	// Whether a VM that can be asked to shut down is not asked; for stop.
+	Force         bool `protobuf:"varint,15,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -327,6 +345,62 @@ func (x *RunRequest) GetToken() []byte {
 	return nil
 }
 
+func (x *RunRequest) GetThrough() *v1.GuestWant {
+	if x != nil {
+		return x.Through
+	}
+	return nil
+}
+
+func (x *RunRequest) GetMember() *v1.MemberRef {
+	if x != nil {
+		return x.Member
+	}
+	return nil
+}
+
+func (x *RunRequest) GetHolder() *v1.Identity {
+	if x != nil {
+		return x.Holder
+	}
+	return nil
+}
+
+func (x *RunRequest) GetDataDisks() []*v1.Disk {
+	if x != nil {
+		return x.DataDisks
+	}
+	return nil
+}
+
+func (x *RunRequest) GetNamed() bool {
+	if x != nil {
+		return x.Named
+	}
+	return false
+}
+
+func (x *RunRequest) GetPurge() bool {
+	if x != nil {
+		return x.Purge
+	}
+	return false
+}
+
+func (x *RunRequest) GetSoak() *durationpb.Duration {
+	if x != nil {
+		return x.Soak
+	}
+	return nil
+}
+
+func (x *RunRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 // Learned is what a step found out and the controller remembers.
 type Learned struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -343,7 +417,15 @@ type Learned struct {
 	// SHA-256 of the cluster's CA in hex.
 	CaHash string `protobuf:"bytes,6,opt,name=ca_hash,json=caHash,proto3" json:"ca_hash,omitempty"`
 	// SHA-256 of the fetched image.
-	ImageSha256   string `protobuf:"bytes,7,opt,name=image_sha256,json=imageSha256,proto3" json:"image_sha256,omitempty"`
+	ImageSha256 string `protobuf:"bytes,7,opt,name=image_sha256,json=imageSha256,proto3" json:"image_sha256,omitempty"`
+	// The VM's configuration as its file held it; of save.
+	Config []byte `protobuf:"bytes,8,opt,name=config,proto3" json:"config,omitempty"`
+	// The snapshot that was taken.
+	Snapshot *v1.Snapshot `protobuf:"bytes,9,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Data disks that the holder VM was seen to hold at the end; of detach.
+	Held []*v1.Disk `protobuf:"bytes,10,rep,name=held,proto3" json:"held,omitempty"`
+	// The login user, of a VM that was adopted and told it; may be empty.
+	User          string `protobuf:"bytes,11,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -423,6 +505,34 @@ func (x *Learned) GetCaHash() string {
 func (x *Learned) GetImageSha256() string {
 	if x != nil {
 		return x.ImageSha256
+	}
+	return ""
+}
+
+func (x *Learned) GetConfig() []byte {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *Learned) GetSnapshot() *v1.Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *Learned) GetHeld() []*v1.Disk {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+func (x *Learned) GetUser() string {
+	if x != nil {
+		return x.User
 	}
 	return ""
 }
@@ -883,18 +993,193 @@ func (x *CredentialsResponse) GetNodes() *v1.NodesView {
 	return nil
 }
 
+// OrphansRequest asks for volumes without a VM.
+type OrphansRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrphansRequest) Reset() {
+	*x = OrphansRequest{}
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrphansRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrphansRequest) ProtoMessage() {}
+
+func (x *OrphansRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrphansRequest.ProtoReflect.Descriptor instead.
+func (*OrphansRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+}
+
+// OrphansResponse holds them.
+type OrphansResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volumes; only complete when known is yes.
+	Orphans []*v1.Orphan `protobuf:"bytes,1,rep,name=orphans,proto3" json:"orphans,omitempty"`
+	// Whether all storages could be listed and all configurations read.
+	Known         *v1.Fact `protobuf:"bytes,2,opt,name=known,proto3" json:"known,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrphansResponse) Reset() {
+	*x = OrphansResponse{}
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrphansResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrphansResponse) ProtoMessage() {}
+
+func (x *OrphansResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrphansResponse.ProtoReflect.Descriptor instead.
+func (*OrphansResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *OrphansResponse) GetOrphans() []*v1.Orphan {
+	if x != nil {
+		return x.Orphans
+	}
+	return nil
+}
+
+func (x *OrphansResponse) GetKnown() *v1.Fact {
+	if x != nil {
+		return x.Known
+	}
+	return nil
+}
+
+// ListSnapshotsRequest asks for the snapshots kept here.
+type ListSnapshotsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsRequest) Reset() {
+	*x = ListSnapshotsRequest{}
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsRequest) ProtoMessage() {}
+
+func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+// ListSnapshotsResponse holds them.
+type ListSnapshotsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The snapshots, newest first.
+	Snapshots     []*v1.Snapshot `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsResponse) Reset() {
+	*x = ListSnapshotsResponse{}
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsResponse) ProtoMessage() {}
+
+func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListSnapshotsResponse) GetSnapshots() []*v1.Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
 var File_homelab_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_homelab_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x1chomelab/agent/v1/agent.proto\x12\x10homelab.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18homelab/v1/cluster.proto\x1a\x16homelab/v1/event.proto\x1a\x16homelab/v1/guest.proto\x1a\x15homelab/v1/host.proto\x1a\x15homelab/v1/plan.proto\"R\n" +
+	"\x1chomelab/agent/v1/agent.proto\x12\x10homelab.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18homelab/v1/cluster.proto\x1a\x16homelab/v1/event.proto\x1a\x15homelab/v1/fact.proto\x1a\x16homelab/v1/guest.proto\x1a\x15homelab/v1/host.proto\x1a\x15homelab/v1/plan.proto\"R\n" +
 	"\vLookRequest\x12)\n" +
 	"\x04want\x18\x01 \x01(\v2\x15.homelab.v1.GuestWantR\x04want\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\bR\acluster\"E\n" +
 	"\x0eObserveRequest\x123\n" +
 	"\x05looks\x18\x01 \x03(\v2\x1d.homelab.agent.v1.LookRequestR\x05looks\"L\n" +
 	"\x0fObserveResponse\x129\n" +
-	"\vobservation\x18\x01 \x01(\v2\x17.homelab.v1.ObservationR\vobservation\"\x9e\x02\n" +
+	"\vobservation\x18\x01 \x01(\v2\x17.homelab.v1.ObservationR\vobservation\"\xce\x04\n" +
 	"\n" +
 	"RunRequest\x12'\n" +
 	"\x05fence\x18\x01 \x01(\v2\x11.homelab.v1.FenceR\x05fence\x12$\n" +
@@ -903,7 +1188,17 @@ const file_homelab_agent_v1_agent_proto_rawDesc = "" +
 	"\x05image\x18\x04 \x01(\v2\x17.homelab.v1.ImageSourceR\x05image\x12%\n" +
 	"\x0eimages_storage\x18\x05 \x01(\tR\rimagesStorage\x12%\n" +
 	"\x03k3s\x18\x06 \x01(\v2\x13.homelab.v1.K3sWantR\x03k3s\x12\x19\n" +
-	"\x05token\x18\a \x01(\fB\x03\x80\x01\x01R\x05token\"\xe1\x01\n" +
+	"\x05token\x18\a \x01(\fB\x03\x80\x01\x01R\x05token\x12/\n" +
+	"\athrough\x18\b \x01(\v2\x15.homelab.v1.GuestWantR\athrough\x12-\n" +
+	"\x06member\x18\t \x01(\v2\x15.homelab.v1.MemberRefR\x06member\x12,\n" +
+	"\x06holder\x18\n" +
+	" \x01(\v2\x14.homelab.v1.IdentityR\x06holder\x12/\n" +
+	"\n" +
+	"data_disks\x18\v \x03(\v2\x10.homelab.v1.DiskR\tdataDisks\x12\x14\n" +
+	"\x05named\x18\f \x01(\bR\x05named\x12\x14\n" +
+	"\x05purge\x18\r \x01(\bR\x05purge\x12-\n" +
+	"\x04soak\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\x04soak\x12\x14\n" +
+	"\x05force\x18\x0f \x01(\bR\x05force\"\xe5\x02\n" +
 	"\aLearned\x12\x12\n" +
 	"\x04macs\x18\x01 \x03(\tR\x04macs\x12\x1b\n" +
 	"\thost_keys\x18\x02 \x03(\tR\bhostKeys\x12\x1d\n" +
@@ -912,7 +1207,12 @@ const file_homelab_agent_v1_agent_proto_rawDesc = "" +
 	"\taddresses\x18\x04 \x03(\tR\taddresses\x12,\n" +
 	"\avolumes\x18\x05 \x03(\v2\x12.homelab.v1.VolumeR\avolumes\x12\x17\n" +
 	"\aca_hash\x18\x06 \x01(\tR\x06caHash\x12!\n" +
-	"\fimage_sha256\x18\a \x01(\tR\vimageSha256\"o\n" +
+	"\fimage_sha256\x18\a \x01(\tR\vimageSha256\x12\x16\n" +
+	"\x06config\x18\b \x01(\fR\x06config\x120\n" +
+	"\bsnapshot\x18\t \x01(\v2\x14.homelab.v1.SnapshotR\bsnapshot\x12$\n" +
+	"\x04held\x18\n" +
+	" \x03(\v2\x10.homelab.v1.DiskR\x04held\x12\x12\n" +
+	"\x04user\x18\v \x01(\tR\x04user\"o\n" +
 	"\n" +
 	"StepResult\x12\x18\n" +
 	"\achanged\x18\x01 \x01(\bR\achanged\x12\x12\n" +
@@ -939,16 +1239,25 @@ const file_homelab_agent_v1_agent_proto_rawDesc = "" +
 	"\x13CredentialsResponse\x12\x1b\n" +
 	"\x06secret\x18\x01 \x01(\fB\x03\x80\x01\x01R\x06secret\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12+\n" +
-	"\x05nodes\x18\x03 \x01(\v2\x15.homelab.v1.NodesViewR\x05nodes*p\n" +
+	"\x05nodes\x18\x03 \x01(\v2\x15.homelab.v1.NodesViewR\x05nodes\"\x10\n" +
+	"\x0eOrphansRequest\"g\n" +
+	"\x0fOrphansResponse\x12,\n" +
+	"\aorphans\x18\x01 \x03(\v2\x12.homelab.v1.OrphanR\aorphans\x12&\n" +
+	"\x05known\x18\x02 \x01(\v2\x10.homelab.v1.FactR\x05known\"\x16\n" +
+	"\x14ListSnapshotsRequest\"K\n" +
+	"\x15ListSnapshotsResponse\x122\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x14.homelab.v1.SnapshotR\tsnapshots*p\n" +
 	"\x0fCredentialsKind\x12 \n" +
 	"\x1cCREDENTIALS_KIND_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CREDENTIALS_KIND_TOKEN\x10\x01\x12\x1f\n" +
-	"\x1bCREDENTIALS_KIND_KUBECONFIG\x10\x022\xc9\x02\n" +
+	"\x1bCREDENTIALS_KIND_KUBECONFIG\x10\x022\xfb\x03\n" +
 	"\fAgentService\x12N\n" +
 	"\aObserve\x12 .homelab.agent.v1.ObserveRequest\x1a!.homelab.agent.v1.ObserveResponse\x12D\n" +
 	"\x03Run\x12\x1c.homelab.agent.v1.RunRequest\x1a\x1d.homelab.agent.v1.RunResponse0\x01\x12G\n" +
 	"\x04Exec\x12\x1d.homelab.agent.v1.ExecRequest\x1a\x1e.homelab.agent.v1.ExecResponse0\x01\x12Z\n" +
-	"\vCredentials\x12$.homelab.agent.v1.CredentialsRequest\x1a%.homelab.agent.v1.CredentialsResponseB9Z7github.com/homeiac/homelab/gen/homelab/agent/v1;agentv1b\x06proto3"
+	"\vCredentials\x12$.homelab.agent.v1.CredentialsRequest\x1a%.homelab.agent.v1.CredentialsResponse\x12N\n" +
+	"\aOrphans\x12 .homelab.agent.v1.OrphansRequest\x1a!.homelab.agent.v1.OrphansResponse\x12`\n" +
+	"\rListSnapshots\x12&.homelab.agent.v1.ListSnapshotsRequest\x1a'.homelab.agent.v1.ListSnapshotsResponseB9Z7github.com/homeiac/homelab/gen/homelab/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_homelab_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -963,7 +1272,7 @@ func file_homelab_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_homelab_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_homelab_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_homelab_agent_v1_agent_proto_goTypes = []any{
 	(CredentialsKind)(0),          // 0: homelab.agent.v1.CredentialsKind
 	(*LookRequest)(nil),           // 1: homelab.agent.v1.LookRequest
@@ -977,48 +1286,73 @@ var file_homelab_agent_v1_agent_proto_goTypes = []any{
 	(*ExecResponse)(nil),          // 9: homelab.agent.v1.ExecResponse
 	(*CredentialsRequest)(nil),    // 10: homelab.agent.v1.CredentialsRequest
 	(*CredentialsResponse)(nil),   // 11: homelab.agent.v1.CredentialsResponse
-	(*v1.GuestWant)(nil),          // 12: homelab.v1.GuestWant
-	(*v1.Observation)(nil),        // 13: homelab.v1.Observation
-	(*v1.Fence)(nil),              // 14: homelab.v1.Fence
-	(*v1.Step)(nil),               // 15: homelab.v1.Step
-	(*v1.ImageSource)(nil),        // 16: homelab.v1.ImageSource
-	(*v1.K3SWant)(nil),            // 17: homelab.v1.K3sWant
-	(*v1.Volume)(nil),             // 18: homelab.v1.Volume
-	(*v1.Event)(nil),              // 19: homelab.v1.Event
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
-	(*v1.NodesView)(nil),          // 21: homelab.v1.NodesView
+	(*OrphansRequest)(nil),        // 12: homelab.agent.v1.OrphansRequest
+	(*OrphansResponse)(nil),       // 13: homelab.agent.v1.OrphansResponse
+	(*ListSnapshotsRequest)(nil),  // 14: homelab.agent.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil), // 15: homelab.agent.v1.ListSnapshotsResponse
+	(*v1.GuestWant)(nil),          // 16: homelab.v1.GuestWant
+	(*v1.Observation)(nil),        // 17: homelab.v1.Observation
+	(*v1.Fence)(nil),              // 18: homelab.v1.Fence
+	(*v1.Step)(nil),               // 19: homelab.v1.Step
+	(*v1.ImageSource)(nil),        // 20: homelab.v1.ImageSource
+	(*v1.K3SWant)(nil),            // 21: homelab.v1.K3sWant
+	(*v1.MemberRef)(nil),          // 22: homelab.v1.MemberRef
+	(*v1.Identity)(nil),           // 23: homelab.v1.Identity
+	(*v1.Disk)(nil),               // 24: homelab.v1.Disk
+	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
+	(*v1.Volume)(nil),             // 26: homelab.v1.Volume
+	(*v1.Snapshot)(nil),           // 27: homelab.v1.Snapshot
+	(*v1.Event)(nil),              // 28: homelab.v1.Event
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*v1.NodesView)(nil),          // 30: homelab.v1.NodesView
+	(*v1.Orphan)(nil),             // 31: homelab.v1.Orphan
+	(*v1.Fact)(nil),               // 32: homelab.v1.Fact
 }
 var file_homelab_agent_v1_agent_proto_depIdxs = []int32{
-	12, // 0: homelab.agent.v1.LookRequest.want:type_name -> homelab.v1.GuestWant
+	16, // 0: homelab.agent.v1.LookRequest.want:type_name -> homelab.v1.GuestWant
 	1,  // 1: homelab.agent.v1.ObserveRequest.looks:type_name -> homelab.agent.v1.LookRequest
-	13, // 2: homelab.agent.v1.ObserveResponse.observation:type_name -> homelab.v1.Observation
-	14, // 3: homelab.agent.v1.RunRequest.fence:type_name -> homelab.v1.Fence
-	15, // 4: homelab.agent.v1.RunRequest.step:type_name -> homelab.v1.Step
-	12, // 5: homelab.agent.v1.RunRequest.want:type_name -> homelab.v1.GuestWant
-	16, // 6: homelab.agent.v1.RunRequest.image:type_name -> homelab.v1.ImageSource
-	17, // 7: homelab.agent.v1.RunRequest.k3s:type_name -> homelab.v1.K3sWant
-	18, // 8: homelab.agent.v1.Learned.volumes:type_name -> homelab.v1.Volume
-	5,  // 9: homelab.agent.v1.StepResult.learned:type_name -> homelab.agent.v1.Learned
-	19, // 10: homelab.agent.v1.RunResponse.event:type_name -> homelab.v1.Event
-	6,  // 11: homelab.agent.v1.RunResponse.result:type_name -> homelab.agent.v1.StepResult
-	12, // 12: homelab.agent.v1.ExecRequest.want:type_name -> homelab.v1.GuestWant
-	12, // 13: homelab.agent.v1.CredentialsRequest.want:type_name -> homelab.v1.GuestWant
-	0,  // 14: homelab.agent.v1.CredentialsRequest.kind:type_name -> homelab.agent.v1.CredentialsKind
-	20, // 15: homelab.agent.v1.CredentialsResponse.at:type_name -> google.protobuf.Timestamp
-	21, // 16: homelab.agent.v1.CredentialsResponse.nodes:type_name -> homelab.v1.NodesView
-	2,  // 17: homelab.agent.v1.AgentService.Observe:input_type -> homelab.agent.v1.ObserveRequest
-	4,  // 18: homelab.agent.v1.AgentService.Run:input_type -> homelab.agent.v1.RunRequest
-	8,  // 19: homelab.agent.v1.AgentService.Exec:input_type -> homelab.agent.v1.ExecRequest
-	10, // 20: homelab.agent.v1.AgentService.Credentials:input_type -> homelab.agent.v1.CredentialsRequest
-	3,  // 21: homelab.agent.v1.AgentService.Observe:output_type -> homelab.agent.v1.ObserveResponse
-	7,  // 22: homelab.agent.v1.AgentService.Run:output_type -> homelab.agent.v1.RunResponse
-	9,  // 23: homelab.agent.v1.AgentService.Exec:output_type -> homelab.agent.v1.ExecResponse
-	11, // 24: homelab.agent.v1.AgentService.Credentials:output_type -> homelab.agent.v1.CredentialsResponse
-	21, // [21:25] is the sub-list for method output_type
-	17, // [17:21] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	17, // 2: homelab.agent.v1.ObserveResponse.observation:type_name -> homelab.v1.Observation
+	18, // 3: homelab.agent.v1.RunRequest.fence:type_name -> homelab.v1.Fence
+	19, // 4: homelab.agent.v1.RunRequest.step:type_name -> homelab.v1.Step
+	16, // 5: homelab.agent.v1.RunRequest.want:type_name -> homelab.v1.GuestWant
+	20, // 6: homelab.agent.v1.RunRequest.image:type_name -> homelab.v1.ImageSource
+	21, // 7: homelab.agent.v1.RunRequest.k3s:type_name -> homelab.v1.K3sWant
+	16, // 8: homelab.agent.v1.RunRequest.through:type_name -> homelab.v1.GuestWant
+	22, // 9: homelab.agent.v1.RunRequest.member:type_name -> homelab.v1.MemberRef
+	23, // 10: homelab.agent.v1.RunRequest.holder:type_name -> homelab.v1.Identity
+	24, // 11: homelab.agent.v1.RunRequest.data_disks:type_name -> homelab.v1.Disk
+	25, // 12: homelab.agent.v1.RunRequest.soak:type_name -> google.protobuf.Duration
+	26, // 13: homelab.agent.v1.Learned.volumes:type_name -> homelab.v1.Volume
+	27, // 14: homelab.agent.v1.Learned.snapshot:type_name -> homelab.v1.Snapshot
+	24, // 15: homelab.agent.v1.Learned.held:type_name -> homelab.v1.Disk
+	5,  // 16: homelab.agent.v1.StepResult.learned:type_name -> homelab.agent.v1.Learned
+	28, // 17: homelab.agent.v1.RunResponse.event:type_name -> homelab.v1.Event
+	6,  // 18: homelab.agent.v1.RunResponse.result:type_name -> homelab.agent.v1.StepResult
+	16, // 19: homelab.agent.v1.ExecRequest.want:type_name -> homelab.v1.GuestWant
+	16, // 20: homelab.agent.v1.CredentialsRequest.want:type_name -> homelab.v1.GuestWant
+	0,  // 21: homelab.agent.v1.CredentialsRequest.kind:type_name -> homelab.agent.v1.CredentialsKind
+	29, // 22: homelab.agent.v1.CredentialsResponse.at:type_name -> google.protobuf.Timestamp
+	30, // 23: homelab.agent.v1.CredentialsResponse.nodes:type_name -> homelab.v1.NodesView
+	31, // 24: homelab.agent.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	32, // 25: homelab.agent.v1.OrphansResponse.known:type_name -> homelab.v1.Fact
+	27, // 26: homelab.agent.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
+	2,  // 27: homelab.agent.v1.AgentService.Observe:input_type -> homelab.agent.v1.ObserveRequest
+	4,  // 28: homelab.agent.v1.AgentService.Run:input_type -> homelab.agent.v1.RunRequest
+	8,  // 29: homelab.agent.v1.AgentService.Exec:input_type -> homelab.agent.v1.ExecRequest
+	10, // 30: homelab.agent.v1.AgentService.Credentials:input_type -> homelab.agent.v1.CredentialsRequest
+	12, // 31: homelab.agent.v1.AgentService.Orphans:input_type -> homelab.agent.v1.OrphansRequest
+	14, // 32: homelab.agent.v1.AgentService.ListSnapshots:input_type -> homelab.agent.v1.ListSnapshotsRequest
+	3,  // 33: homelab.agent.v1.AgentService.Observe:output_type -> homelab.agent.v1.ObserveResponse
+	7,  // 34: homelab.agent.v1.AgentService.Run:output_type -> homelab.agent.v1.RunResponse
+	9,  // 35: homelab.agent.v1.AgentService.Exec:output_type -> homelab.agent.v1.ExecResponse
+	11, // 36: homelab.agent.v1.AgentService.Credentials:output_type -> homelab.agent.v1.CredentialsResponse
+	13, // 37: homelab.agent.v1.AgentService.Orphans:output_type -> homelab.agent.v1.OrphansResponse
+	15, // 38: homelab.agent.v1.AgentService.ListSnapshots:output_type -> homelab.agent.v1.ListSnapshotsResponse
+	33, // [33:39] is the sub-list for method output_type
+	27, // [27:33] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_homelab_agent_v1_agent_proto_init() }
@@ -1041,7 +1375,7 @@ func file_homelab_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_agent_v1_agent_proto_rawDesc), len(file_homelab_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

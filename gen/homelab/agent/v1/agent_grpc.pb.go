@@ -21,10 +21,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AgentService_Observe_FullMethodName     = "/homelab.agent.v1.AgentService/Observe"
-	AgentService_Run_FullMethodName         = "/homelab.agent.v1.AgentService/Run"
-	AgentService_Exec_FullMethodName        = "/homelab.agent.v1.AgentService/Exec"
-	AgentService_Credentials_FullMethodName = "/homelab.agent.v1.AgentService/Credentials"
+	AgentService_Observe_FullMethodName       = "/homelab.agent.v1.AgentService/Observe"
+	AgentService_Run_FullMethodName           = "/homelab.agent.v1.AgentService/Run"
+	AgentService_Exec_FullMethodName          = "/homelab.agent.v1.AgentService/Exec"
+	AgentService_Credentials_FullMethodName   = "/homelab.agent.v1.AgentService/Credentials"
+	AgentService_Orphans_FullMethodName       = "/homelab.agent.v1.AgentService/Orphans"
+	AgentService_ListSnapshots_FullMethodName = "/homelab.agent.v1.AgentService/ListSnapshots"
 )
 
 // AgentServiceClient is the client API for AgentService service.
@@ -42,6 +44,10 @@ type AgentServiceClient interface {
 	Exec(ctx context.Context, in *ExecRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExecResponse], error)
 	// Credentials reads the join token or the kubeconfig from a healthy server guest. The answer is secret.
 	Credentials(ctx context.Context, in *CredentialsRequest, opts ...grpc.CallOption) (*CredentialsResponse, error)
+	// Orphans lists volumes of this host that no VM's or container's configuration names. It may start processes.
+	Orphans(ctx context.Context, in *OrphansRequest, opts ...grpc.CallOption) (*OrphansResponse, error)
+	// ListSnapshots lists the etcd snapshots that this host keeps.
+	ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error)
 }
 
 type agentServiceClient struct {
@@ -110,6 +116,26 @@ func (c *agentServiceClient) Credentials(ctx context.Context, in *CredentialsReq
 	return out, nil
 }
 
+func (c *agentServiceClient) Orphans(ctx context.Context, in *OrphansRequest, opts ...grpc.CallOption) (*OrphansResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OrphansResponse)
+	err := c.cc.Invoke(ctx, AgentService_Orphans_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentServiceClient) ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSnapshotsResponse)
+	err := c.cc.Invoke(ctx, AgentService_ListSnapshots_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AgentServiceServer is the server API for AgentService service.
 // All implementations must embed UnimplementedAgentServiceServer
 // for forward compatibility.
@@ -125,6 +151,10 @@ type AgentServiceServer interface {
 	Exec(*ExecRequest, grpc.ServerStreamingServer[ExecResponse]) error
 	// Credentials reads the join token or the kubeconfig from a healthy server guest. The answer is secret.
 	Credentials(context.Context, *CredentialsRequest) (*CredentialsResponse, error)
+	// Orphans lists volumes of this host that no VM's or container's configuration names. It may start processes.
+	Orphans(context.Context, *OrphansRequest) (*OrphansResponse, error)
+	// ListSnapshots lists the etcd snapshots that this host keeps.
+	ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error)
 	mustEmbedUnimplementedAgentServiceServer()
 }
 
@@ -146,6 +176,12 @@ func (UnimplementedAgentServiceServer) Exec(*ExecRequest, grpc.ServerStreamingSe
 }
 func (UnimplementedAgentServiceServer) Credentials(context.Context, *CredentialsRequest) (*CredentialsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Credentials not implemented")
+}
+func (UnimplementedAgentServiceServer) Orphans(context.Context, *OrphansRequest) (*OrphansResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Orphans not implemented")
+}
+func (UnimplementedAgentServiceServer) ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSnapshots not implemented")
 }
 func (UnimplementedAgentServiceServer) mustEmbedUnimplementedAgentServiceServer() {}
 func (UnimplementedAgentServiceServer) testEmbeddedByValue()                      {}
@@ -226,6 +262,42 @@ func _AgentService_Credentials_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AgentService_Orphans_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OrphansRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).Orphans(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_Orphans_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).Orphans(ctx, req.(*OrphansRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AgentService_ListSnapshots_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSnapshotsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).ListSnapshots(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_ListSnapshots_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).ListSnapshots(ctx, req.(*ListSnapshotsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AgentService_ServiceDesc is the grpc.ServiceDesc for AgentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -240,6 +312,14 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Credentials",
 			Handler:    _AgentService_Credentials_Handler,
+		},
+		{
+			MethodName: "Orphans",
+			Handler:    _AgentService_Orphans_Handler,
+		},
+		{
+			MethodName: "ListSnapshots",
+			Handler:    _AgentService_ListSnapshots_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

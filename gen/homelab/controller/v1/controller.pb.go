@@ -25,6 +25,95 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// OperationKind is one thing that a person asks for beside making seen equal wanted.
+type OperationKind int32
+
+const (
+	// Not set: none; the Spec is made so.
+	OperationKind_OPERATION_KIND_UNSPECIFIED OperationKind = 0
+	// Destroy the guest and make it anew, with the same VMID, MACs and uuid, whatever its health.
+	OperationKind_OPERATION_KIND_RECREATE OperationKind = 1
+	// Leave the cluster and destroy the guest for good; its data disks stay in its holder VM.
+	OperationKind_OPERATION_KIND_DELETE OperationKind = 2
+	// Take over the VM at the guest's VMID on its host, or at the one given.
+	OperationKind_OPERATION_KIND_ADOPT OperationKind = 3
+	// Start the guest's VM.
+	OperationKind_OPERATION_KIND_START OperationKind = 4
+	// Stop it.
+	OperationKind_OPERATION_KIND_STOP OperationKind = 5
+	// Stop and start it.
+	OperationKind_OPERATION_KIND_RESTART OperationKind = 6
+	// Join the guest to the cluster.
+	OperationKind_OPERATION_KIND_JOIN OperationKind = 7
+	// Have the guest leave the cluster; its VM stays.
+	OperationKind_OPERATION_KIND_REMOVE OperationKind = 8
+	// Leave the cluster, clean the guest, and join again.
+	OperationKind_OPERATION_KIND_REJOIN OperationKind = 9
+	// Take an etcd snapshot and keep it on a host.
+	OperationKind_OPERATION_KIND_SNAPSHOT OperationKind = 10
+	// Remove volumes without a VM that are provably ours, and empty holder VMs.
+	OperationKind_OPERATION_KIND_CLEAR_ORPHANS OperationKind = 11
+)
+
+// Enum value maps for OperationKind.
+var (
+	OperationKind_name = map[int32]string{
+		0:  "OPERATION_KIND_UNSPECIFIED",
+		1:  "OPERATION_KIND_RECREATE",
+		2:  "OPERATION_KIND_DELETE",
+		3:  "OPERATION_KIND_ADOPT",
+		4:  "OPERATION_KIND_START",
+		5:  "OPERATION_KIND_STOP",
+		6:  "OPERATION_KIND_RESTART",
+		7:  "OPERATION_KIND_JOIN",
+		8:  "OPERATION_KIND_REMOVE",
+		9:  "OPERATION_KIND_REJOIN",
+		10: "OPERATION_KIND_SNAPSHOT",
+		11: "OPERATION_KIND_CLEAR_ORPHANS",
+	}
+	OperationKind_value = map[string]int32{
+		"OPERATION_KIND_UNSPECIFIED":   0,
+		"OPERATION_KIND_RECREATE":      1,
+		"OPERATION_KIND_DELETE":        2,
+		"OPERATION_KIND_ADOPT":         3,
+		"OPERATION_KIND_START":         4,
+		"OPERATION_KIND_STOP":          5,
+		"OPERATION_KIND_RESTART":       6,
+		"OPERATION_KIND_JOIN":          7,
+		"OPERATION_KIND_REMOVE":        8,
+		"OPERATION_KIND_REJOIN":        9,
+		"OPERATION_KIND_SNAPSHOT":      10,
+		"OPERATION_KIND_CLEAR_ORPHANS": 11,
+	}
+)
+
+func (x OperationKind) Enum() *OperationKind {
+	p := new(OperationKind)
+	*p = x
+	return p
+}
+
+func (x OperationKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OperationKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_homelab_controller_v1_controller_proto_enumTypes[0].Descriptor()
+}
+
+func (OperationKind) Type() protoreflect.EnumType {
+	return &file_homelab_controller_v1_controller_proto_enumTypes[0]
+}
+
+func (x OperationKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OperationKind.Descriptor instead.
+func (OperationKind) EnumDescriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{0}
+}
+
 // Health is what people are shown of a guest.
 type Health int32
 
@@ -74,11 +163,11 @@ func (x Health) String() string {
 }
 
 func (Health) Descriptor() protoreflect.EnumDescriptor {
-	return file_homelab_controller_v1_controller_proto_enumTypes[0].Descriptor()
+	return file_homelab_controller_v1_controller_proto_enumTypes[1].Descriptor()
 }
 
 func (Health) Type() protoreflect.EnumType {
-	return &file_homelab_controller_v1_controller_proto_enumTypes[0]
+	return &file_homelab_controller_v1_controller_proto_enumTypes[1]
 }
 
 func (x Health) Number() protoreflect.EnumNumber {
@@ -87,23 +176,100 @@ func (x Health) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Health.Descriptor instead.
 func (Health) EnumDescriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{1}
+}
+
+// Operation is what a person asks for by name.
+type Operation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What.
+	Kind OperationKind `protobuf:"varint,1,opt,name=kind,proto3,enum=homelab.controller.v1.OperationKind" json:"kind,omitempty"`
+	// The guest; empty for snapshot and clear-orphans.
+	Guest string `protobuf:"bytes,2,opt,name=guest,proto3" json:"guest,omitempty"`
+	// The host of the VM that is adopted; empty is the guest's host in the Spec.
+	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	// The VMID that is adopted; 0 is the guest's VMID in the Spec.
+	Vmid          int32 `protobuf:"varint,4,opt,name=vmid,proto3" json:"vmid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Operation) Reset() {
+	*x = Operation{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Operation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Operation) ProtoMessage() {}
+
+func (x *Operation) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Operation.ProtoReflect.Descriptor instead.
+func (*Operation) Descriptor() ([]byte, []int) {
 	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Operation) GetKind() OperationKind {
+	if x != nil {
+		return x.Kind
+	}
+	return OperationKind_OPERATION_KIND_UNSPECIFIED
+}
+
+func (x *Operation) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *Operation) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Operation) GetVmid() int32 {
+	if x != nil {
+		return x.Vmid
+	}
+	return 0
 }
 
 // PlanRequest holds the Spec.
 type PlanRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The Spec's text, with files it names inlined.
+	// The Spec's text, with files it names inlined. With an operation it may be empty: the last Spec that was applied.
 	Spec []byte `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Its file name, for messages.
-	SpecName      string `protobuf:"bytes,2,opt,name=spec_name,json=specName,proto3" json:"spec_name,omitempty"`
+	SpecName string `protobuf:"bytes,2,opt,name=spec_name,json=specName,proto3" json:"spec_name,omitempty"`
+	// What is asked for beside the Spec; unset: the Spec is made so.
+	Operation *Operation `protobuf:"bytes,3,opt,name=operation,proto3" json:"operation,omitempty"`
+	// Guests whose destruction was confirmed by name.
+	Destroy       []string `protobuf:"bytes,4,rep,name=destroy,proto3" json:"destroy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[0]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -115,7 +281,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[0]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -128,7 +294,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{0}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *PlanRequest) GetSpec() []byte {
@@ -143,6 +309,20 @@ func (x *PlanRequest) GetSpecName() string {
 		return x.SpecName
 	}
 	return ""
+}
+
+func (x *PlanRequest) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+func (x *PlanRequest) GetDestroy() []string {
+	if x != nil {
+		return x.Destroy
+	}
+	return nil
 }
 
 // PlanResponse holds the plan.
@@ -160,7 +340,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[1]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -172,7 +352,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[1]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -185,7 +365,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{1}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *PlanResponse) GetPlan() *v1.Plan {
@@ -221,14 +401,16 @@ type ApplyRequest struct {
 	// Whether a new plan may be carried out without asking, as long as it destroys nothing more.
 	Yes bool `protobuf:"varint,4,opt,name=yes,proto3" json:"yes,omitempty"`
 	// Names of guests whose destruction was confirmed by name.
-	Destroy       []string `protobuf:"bytes,5,rep,name=destroy,proto3" json:"destroy,omitempty"`
+	Destroy []string `protobuf:"bytes,5,rep,name=destroy,proto3" json:"destroy,omitempty"`
+	// What is asked for beside the Spec; unset: the Spec is made so.
+	Operation     *Operation `protobuf:"bytes,6,opt,name=operation,proto3" json:"operation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[2]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -240,7 +422,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[2]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -253,7 +435,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{2}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ApplyRequest) GetSpec() []byte {
@@ -291,6 +473,13 @@ func (x *ApplyRequest) GetDestroy() []string {
 	return nil
 }
 
+func (x *ApplyRequest) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
 // ApplyResponse is one part of a run.
 type ApplyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -309,7 +498,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[3]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -321,7 +510,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[3]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -334,7 +523,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{3}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ApplyResponse) GetPart() isApplyResponse_Part {
@@ -438,14 +627,26 @@ type GuestStatus struct {
 	// Its generation; 0 before it is made.
 	Generation int32 `protobuf:"varint,11,opt,name=generation,proto3" json:"generation,omitempty"`
 	// What was seen inside it; unset when it was not looked into.
-	Look          *v1.GuestLook `protobuf:"bytes,12,opt,name=look,proto3" json:"look,omitempty"`
+	Look *v1.GuestLook `protobuf:"bytes,12,opt,name=look,proto3" json:"look,omitempty"`
+	// Since when it is unwell; unset when it is not, or when that is not known.
+	Since *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=since,proto3" json:"since,omitempty"`
+	// Which signal makes it unwell (stopped, paused, io-error, silent, k3s-not-running...); empty when it is not.
+	Signal string `protobuf:"bytes,14,opt,name=signal,proto3" json:"signal,omitempty"`
+	// Until when a booting guest may take; unset for others.
+	Until *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=until,proto3" json:"until,omitempty"`
+	// Why it is parked after repeated failures; empty when it is not.
+	Parked string `protobuf:"bytes,16,opt,name=parked,proto3" json:"parked,omitempty"`
+	// What is done about it when it is unwell: recreate, restart or report.
+	Policy string `protobuf:"bytes,17,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Whether it was adopted and not made by us.
+	Adopted       bool `protobuf:"varint,18,opt,name=adopted,proto3" json:"adopted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GuestStatus) Reset() {
 	*x = GuestStatus{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[4]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -457,7 +658,7 @@ func (x *GuestStatus) String() string {
 func (*GuestStatus) ProtoMessage() {}
 
 func (x *GuestStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[4]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -470,7 +671,7 @@ func (x *GuestStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestStatus.ProtoReflect.Descriptor instead.
 func (*GuestStatus) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{4}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GuestStatus) GetName() string {
@@ -557,6 +758,48 @@ func (x *GuestStatus) GetLook() *v1.GuestLook {
 	return nil
 }
 
+func (x *GuestStatus) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *GuestStatus) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
+}
+
+func (x *GuestStatus) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *GuestStatus) GetParked() string {
+	if x != nil {
+		return x.Parked
+	}
+	return ""
+}
+
+func (x *GuestStatus) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *GuestStatus) GetAdopted() bool {
+	if x != nil {
+		return x.Adopted
+	}
+	return false
+}
+
 // ClusterStatus is the k3s cluster as seen.
 type ClusterStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -575,14 +818,18 @@ type ClusterStatus struct {
 	// Voters needed for a quorum.
 	Quorum int32 `protobuf:"varint,7,opt,name=quorum,proto3" json:"quorum,omitempty"`
 	// The version that the Spec pins.
-	Version       string `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
+	Version string `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
+	// What does not agree between Spec, Nodes and etcd's members.
+	Findings []*ClusterFinding `protobuf:"bytes,9,rep,name=findings,proto3" json:"findings,omitempty"`
+	// Voters that may fail from now on without the quorum being lost; negative when it is lost.
+	MayFail       int32 `protobuf:"varint,10,opt,name=may_fail,json=mayFail,proto3" json:"may_fail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[5]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +841,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[5]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +854,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{5}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ClusterStatus) GetApi() *v1.Fact {
@@ -666,6 +913,103 @@ func (x *ClusterStatus) GetVersion() string {
 	return ""
 }
 
+func (x *ClusterStatus) GetFindings() []*ClusterFinding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+func (x *ClusterStatus) GetMayFail() int32 {
+	if x != nil {
+		return x.MayFail
+	}
+	return 0
+}
+
+// ClusterFinding is one thing that does not agree.
+type ClusterFinding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ghost-node, ghost-member, learner, version, address, certificate, config, not-ready, not-member, quorum,
+	// two-servers, stopped-voter or unknown.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The guest; may be empty.
+	Guest string `protobuf:"bytes,2,opt,name=guest,proto3" json:"guest,omitempty"`
+	// The Node or member it is about; may be empty.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// The sentence, ending in what to type where that is known.
+	Text string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	// Whether it is more than a warning.
+	Bad           bool `protobuf:"varint,5,opt,name=bad,proto3" json:"bad,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterFinding) Reset() {
+	*x = ClusterFinding{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterFinding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterFinding) ProtoMessage() {}
+
+func (x *ClusterFinding) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterFinding.ProtoReflect.Descriptor instead.
+func (*ClusterFinding) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ClusterFinding) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ClusterFinding) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *ClusterFinding) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ClusterFinding) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *ClusterFinding) GetBad() bool {
+	if x != nil {
+		return x.Bad
+	}
+	return false
+}
+
 // MemberStatus is one etcd member with the guest it belongs to.
 type MemberStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -681,7 +1025,7 @@ type MemberStatus struct {
 
 func (x *MemberStatus) Reset() {
 	*x = MemberStatus{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[6]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +1037,7 @@ func (x *MemberStatus) String() string {
 func (*MemberStatus) ProtoMessage() {}
 
 func (x *MemberStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[6]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +1050,7 @@ func (x *MemberStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberStatus.ProtoReflect.Descriptor instead.
 func (*MemberStatus) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{6}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *MemberStatus) GetMember() *v1.EtcdMember {
@@ -743,7 +1087,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[7]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +1099,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[7]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +1112,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{7}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StatusRequest) GetFresh() bool {
@@ -799,14 +1143,16 @@ type StatusResponse struct {
 	// When it was seen.
 	At *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
 	// The run that is going on; 0 is none.
-	Run           int64 `protobuf:"varint,6,opt,name=run,proto3" json:"run,omitempty"`
+	Run int64 `protobuf:"varint,6,opt,name=run,proto3" json:"run,omitempty"`
+	// Why all changes are paused, with who and since when; empty when they are not.
+	Paused        string `protobuf:"bytes,7,opt,name=paused,proto3" json:"paused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[8]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +1164,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[8]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +1177,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{8}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StatusResponse) GetFleet() string {
@@ -876,6 +1222,13 @@ func (x *StatusResponse) GetRun() int64 {
 	return 0
 }
 
+func (x *StatusResponse) GetPaused() string {
+	if x != nil {
+		return x.Paused
+	}
+	return ""
+}
+
 // RunRecord is one run for people.
 type RunRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -897,7 +1250,7 @@ type RunRecord struct {
 
 func (x *RunRecord) Reset() {
 	*x = RunRecord{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[9]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -909,7 +1262,7 @@ func (x *RunRecord) String() string {
 func (*RunRecord) ProtoMessage() {}
 
 func (x *RunRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[9]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -922,7 +1275,7 @@ func (x *RunRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunRecord.ProtoReflect.Descriptor instead.
 func (*RunRecord) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{9}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RunRecord) GetRun() int64 {
@@ -978,7 +1331,7 @@ type ListRunsRequest struct {
 
 func (x *ListRunsRequest) Reset() {
 	*x = ListRunsRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[10]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -990,7 +1343,7 @@ func (x *ListRunsRequest) String() string {
 func (*ListRunsRequest) ProtoMessage() {}
 
 func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[10]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1003,7 +1356,7 @@ func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsRequest.ProtoReflect.Descriptor instead.
 func (*ListRunsRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{10}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListRunsRequest) GetLimit() int32 {
@@ -1024,7 +1377,7 @@ type ListRunsResponse struct {
 
 func (x *ListRunsResponse) Reset() {
 	*x = ListRunsResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[11]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1389,7 @@ func (x *ListRunsResponse) String() string {
 func (*ListRunsResponse) ProtoMessage() {}
 
 func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[11]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1402,7 @@ func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsResponse.ProtoReflect.Descriptor instead.
 func (*ListRunsResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{11}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListRunsResponse) GetRuns() []*RunRecord {
@@ -1072,7 +1425,7 @@ type FollowRunRequest struct {
 
 func (x *FollowRunRequest) Reset() {
 	*x = FollowRunRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[12]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1437,7 @@ func (x *FollowRunRequest) String() string {
 func (*FollowRunRequest) ProtoMessage() {}
 
 func (x *FollowRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[12]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1450,7 @@ func (x *FollowRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRunRequest.ProtoReflect.Descriptor instead.
 func (*FollowRunRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{12}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FollowRunRequest) GetRun() int64 {
@@ -1130,7 +1483,7 @@ type FollowRunResponse struct {
 
 func (x *FollowRunResponse) Reset() {
 	*x = FollowRunResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[13]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1142,7 +1495,7 @@ func (x *FollowRunResponse) String() string {
 func (*FollowRunResponse) ProtoMessage() {}
 
 func (x *FollowRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[13]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1155,7 +1508,7 @@ func (x *FollowRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRunResponse.ProtoReflect.Descriptor instead.
 func (*FollowRunResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{13}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FollowRunResponse) GetPart() isFollowRunResponse_Part {
@@ -1216,7 +1569,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[14]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1581,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[14]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1594,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{14}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExecRequest) GetGuest() string {
@@ -1282,7 +1635,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[15]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1294,7 +1647,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[15]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1307,7 +1660,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{15}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExecResponse) GetPart() isExecResponse_Part {
@@ -1378,7 +1731,7 @@ type KubeconfigRequest struct {
 
 func (x *KubeconfigRequest) Reset() {
 	*x = KubeconfigRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[16]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1743,7 @@ func (x *KubeconfigRequest) String() string {
 func (*KubeconfigRequest) ProtoMessage() {}
 
 func (x *KubeconfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[16]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1756,7 @@ func (x *KubeconfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubeconfigRequest.ProtoReflect.Descriptor instead.
 func (*KubeconfigRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{16}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{18}
 }
 
 // KubeconfigResponse holds the kubeconfig.
@@ -1417,7 +1770,7 @@ type KubeconfigResponse struct {
 
 func (x *KubeconfigResponse) Reset() {
 	*x = KubeconfigResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[17]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1782,7 @@ func (x *KubeconfigResponse) String() string {
 func (*KubeconfigResponse) ProtoMessage() {}
 
 func (x *KubeconfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[17]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1795,7 @@ func (x *KubeconfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubeconfigResponse.ProtoReflect.Descriptor instead.
 func (*KubeconfigResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{17}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *KubeconfigResponse) GetKubeconfig() []byte {
@@ -1461,7 +1814,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[18]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +1826,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[18]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +1839,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{18}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{20}
 }
 
 // VersionResponse holds the version.
@@ -1502,7 +1855,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[19]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1867,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[19]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1880,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{19}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -1544,30 +1897,671 @@ func (x *VersionResponse) GetName() string {
 	return ""
 }
 
+// WhyRequest names a guest.
+type WhyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The guest.
+	Guest string `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	// How many entries at most, the latest; 0 is 100.
+	Limit         int32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhyRequest) Reset() {
+	*x = WhyRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhyRequest) ProtoMessage() {}
+
+func (x *WhyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
+func (*WhyRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *WhyRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *WhyRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// WhyEntry is one line of a guest's story.
+type WhyEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// seen, planned, done, failed, skipped, refused or parked.
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The sentence.
+	Text string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	// The run that it belongs to; 0 is none.
+	Run           int64 `protobuf:"varint,4,opt,name=run,proto3" json:"run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhyEntry) Reset() {
+	*x = WhyEntry{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhyEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhyEntry) ProtoMessage() {}
+
+func (x *WhyEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhyEntry.ProtoReflect.Descriptor instead.
+func (*WhyEntry) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *WhyEntry) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *WhyEntry) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *WhyEntry) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *WhyEntry) GetRun() int64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+// WhyResponse holds the story, and how the guest is now.
+type WhyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Oldest first.
+	Entries []*WhyEntry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// How it is now; unset when it is no guest of the last Spec.
+	Now           *GuestStatus `protobuf:"bytes,2,opt,name=now,proto3" json:"now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhyResponse) Reset() {
+	*x = WhyResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhyResponse) ProtoMessage() {}
+
+func (x *WhyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
+func (*WhyResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *WhyResponse) GetEntries() []*WhyEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *WhyResponse) GetNow() *GuestStatus {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+// PauseRequest asks for a pause.
+type PauseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why, for people; may be empty.
+	Reason        string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseRequest) Reset() {
+	*x = PauseRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseRequest) ProtoMessage() {}
+
+func (x *PauseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
+func (*PauseRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *PauseRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// PauseResponse tells the pause.
+type PauseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why all changes are paused, with who and since when.
+	Paused        string `protobuf:"bytes,1,opt,name=paused,proto3" json:"paused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseResponse) Reset() {
+	*x = PauseResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseResponse) ProtoMessage() {}
+
+func (x *PauseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
+func (*PauseResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *PauseResponse) GetPaused() string {
+	if x != nil {
+		return x.Paused
+	}
+	return ""
+}
+
+// ResumeRequest asks for the end of a pause or a park.
+type ResumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The guest to take out of its park; empty ends the pause of everything.
+	Guest         string `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeRequest) Reset() {
+	*x = ResumeRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeRequest) ProtoMessage() {}
+
+func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
+func (*ResumeRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ResumeRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+// ResumeResponse tells what was resumed.
+type ResumeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One sentence for people.
+	Text          string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeResponse) Reset() {
+	*x = ResumeResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeResponse) ProtoMessage() {}
+
+func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
+func (*ResumeResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ResumeResponse) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+// OrphansRequest asks for volumes without a VM.
+type OrphansRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrphansRequest) Reset() {
+	*x = OrphansRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrphansRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrphansRequest) ProtoMessage() {}
+
+func (x *OrphansRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrphansRequest.ProtoReflect.Descriptor instead.
+func (*OrphansRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{29}
+}
+
+// OrphansResponse holds them.
+type OrphansResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volumes, by host and volume.
+	Orphans []*v1.Orphan `protobuf:"bytes,1,rep,name=orphans,proto3" json:"orphans,omitempty"`
+	// Hosts that could not be asked, with why.
+	Unknown []*v1.Note `protobuf:"bytes,2,rep,name=unknown,proto3" json:"unknown,omitempty"`
+	// Holder VMs of ours, with what they hold.
+	Holders       []*HolderStatus `protobuf:"bytes,3,rep,name=holders,proto3" json:"holders,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrphansResponse) Reset() {
+	*x = OrphansResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrphansResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrphansResponse) ProtoMessage() {}
+
+func (x *OrphansResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrphansResponse.ProtoReflect.Descriptor instead.
+func (*OrphansResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *OrphansResponse) GetOrphans() []*v1.Orphan {
+	if x != nil {
+		return x.Orphans
+	}
+	return nil
+}
+
+func (x *OrphansResponse) GetUnknown() []*v1.Note {
+	if x != nil {
+		return x.Unknown
+	}
+	return nil
+}
+
+func (x *OrphansResponse) GetHolders() []*HolderStatus {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+// HolderStatus is a holder VM that keeps data disks of a guest.
+type HolderStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its host.
+	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// Its VMID.
+	Vmid int32 `protobuf:"varint,2,opt,name=vmid,proto3" json:"vmid,omitempty"`
+	// The guest whose disks it holds.
+	Guest string `protobuf:"bytes,3,opt,name=guest,proto3" json:"guest,omitempty"`
+	// The disks that it holds; none: it can go.
+	Disks         []*v1.Disk `protobuf:"bytes,4,rep,name=disks,proto3" json:"disks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HolderStatus) Reset() {
+	*x = HolderStatus{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HolderStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HolderStatus) ProtoMessage() {}
+
+func (x *HolderStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HolderStatus.ProtoReflect.Descriptor instead.
+func (*HolderStatus) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *HolderStatus) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *HolderStatus) GetVmid() int32 {
+	if x != nil {
+		return x.Vmid
+	}
+	return 0
+}
+
+func (x *HolderStatus) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *HolderStatus) GetDisks() []*v1.Disk {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+// ListSnapshotsRequest asks for the snapshots.
+type ListSnapshotsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsRequest) Reset() {
+	*x = ListSnapshotsRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsRequest) ProtoMessage() {}
+
+func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{32}
+}
+
+// ListSnapshotsResponse holds them.
+type ListSnapshotsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The snapshots, newest first.
+	Snapshots []*v1.Snapshot `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// Hosts that could not be asked, with why.
+	Unknown       []*v1.Note `protobuf:"bytes,2,rep,name=unknown,proto3" json:"unknown,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsResponse) Reset() {
+	*x = ListSnapshotsResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsResponse) ProtoMessage() {}
+
+func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ListSnapshotsResponse) GetSnapshots() []*v1.Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+func (x *ListSnapshotsResponse) GetUnknown() []*v1.Note {
+	if x != nil {
+		return x.Unknown
+	}
+	return nil
+}
+
 var File_homelab_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
-	"&homelab/controller/v1/controller.proto\x12\x15homelab.controller.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18homelab/v1/cluster.proto\x1a\x16homelab/v1/event.proto\x1a\x15homelab/v1/fact.proto\x1a\x16homelab/v1/guest.proto\x1a\x15homelab/v1/host.proto\x1a\x15homelab/v1/plan.proto\">\n" +
+	"&homelab/controller/v1/controller.proto\x12\x15homelab.controller.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18homelab/v1/cluster.proto\x1a\x16homelab/v1/event.proto\x1a\x15homelab/v1/fact.proto\x1a\x16homelab/v1/guest.proto\x1a\x15homelab/v1/host.proto\x1a\x15homelab/v1/plan.proto\"\x83\x01\n" +
+	"\tOperation\x128\n" +
+	"\x04kind\x18\x01 \x01(\x0e2$.homelab.controller.v1.OperationKindR\x04kind\x12\x14\n" +
+	"\x05guest\x18\x02 \x01(\tR\x05guest\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x12\n" +
+	"\x04vmid\x18\x04 \x01(\x05R\x04vmid\"\x98\x01\n" +
 	"\vPlanRequest\x12\x12\n" +
 	"\x04spec\x18\x01 \x01(\fR\x04spec\x12\x1b\n" +
-	"\tspec_name\x18\x02 \x01(\tR\bspecName\"\x9e\x01\n" +
+	"\tspec_name\x18\x02 \x01(\tR\bspecName\x12>\n" +
+	"\toperation\x18\x03 \x01(\v2 .homelab.controller.v1.OperationR\toperation\x12\x18\n" +
+	"\adestroy\x18\x04 \x03(\tR\adestroy\"\x9e\x01\n" +
 	"\fPlanResponse\x12$\n" +
 	"\x04plan\x18\x01 \x01(\v2\x10.homelab.v1.PlanR\x04plan\x12,\n" +
 	"\x05hosts\x18\x02 \x03(\v2\x16.homelab.v1.HostStatusR\x05hosts\x12:\n" +
-	"\x06guests\x18\x03 \x03(\v2\".homelab.controller.v1.GuestStatusR\x06guests\"\x83\x01\n" +
+	"\x06guests\x18\x03 \x03(\v2\".homelab.controller.v1.GuestStatusR\x06guests\"\xc3\x01\n" +
 	"\fApplyRequest\x12\x12\n" +
 	"\x04spec\x18\x01 \x01(\fR\x04spec\x12\x1b\n" +
 	"\tspec_name\x18\x02 \x01(\tR\bspecName\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x10\n" +
 	"\x03yes\x18\x04 \x01(\bR\x03yes\x12\x18\n" +
-	"\adestroy\x18\x05 \x03(\tR\adestroy\"\xd2\x01\n" +
+	"\adestroy\x18\x05 \x03(\tR\adestroy\x12>\n" +
+	"\toperation\x18\x06 \x01(\v2 .homelab.controller.v1.OperationR\toperation\"\xd2\x01\n" +
 	"\rApplyResponse\x12)\n" +
 	"\x05event\x18\x01 \x01(\v2\x11.homelab.v1.EventH\x00R\x05event\x125\n" +
 	"\fchanged_plan\x18\x02 \x01(\v2\x10.homelab.v1.PlanH\x00R\vchangedPlan\x12/\n" +
 	"\asummary\x18\x03 \x01(\v2\x13.homelab.v1.SummaryH\x00R\asummary\x12&\n" +
 	"\x04plan\x18\x04 \x01(\v2\x10.homelab.v1.PlanH\x00R\x04planB\x06\n" +
-	"\x04part\"\x81\x03\n" +
+	"\x04part\"\xc7\x04\n" +
 	"\vGuestStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x12\n" +
@@ -1583,7 +2577,13 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\v \x01(\x05R\n" +
 	"generation\x12)\n" +
-	"\x04look\x18\f \x01(\v2\x15.homelab.v1.GuestLookR\x04look\"\xb1\x02\n" +
+	"\x04look\x18\f \x01(\v2\x15.homelab.v1.GuestLookR\x04look\x120\n" +
+	"\x05since\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
+	"\x06signal\x18\x0e \x01(\tR\x06signal\x120\n" +
+	"\x05until\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x16\n" +
+	"\x06parked\x18\x10 \x01(\tR\x06parked\x12\x16\n" +
+	"\x06policy\x18\x11 \x01(\tR\x06policy\x12\x18\n" +
+	"\aadopted\x18\x12 \x01(\bR\aadopted\"\x8f\x03\n" +
 	"\rClusterStatus\x12\"\n" +
 	"\x03api\x18\x01 \x01(\v2\x10.homelab.v1.FactR\x03api\x12&\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x10.homelab.v1.NodeR\x05nodes\x12$\n" +
@@ -1592,21 +2592,31 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x06voters\x18\x05 \x01(\x05R\x06voters\x12%\n" +
 	"\x0ehealthy_voters\x18\x06 \x01(\x05R\rhealthyVoters\x12\x16\n" +
 	"\x06quorum\x18\a \x01(\x05R\x06quorum\x12\x18\n" +
-	"\aversion\x18\b \x01(\tR\aversion\"h\n" +
+	"\aversion\x18\b \x01(\tR\aversion\x12A\n" +
+	"\bfindings\x18\t \x03(\v2%.homelab.controller.v1.ClusterFindingR\bfindings\x12\x19\n" +
+	"\bmay_fail\x18\n" +
+	" \x01(\x05R\amayFail\"t\n" +
+	"\x0eClusterFinding\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05guest\x18\x02 \x01(\tR\x05guest\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\x12\x10\n" +
+	"\x03bad\x18\x05 \x01(\bR\x03bad\"h\n" +
 	"\fMemberStatus\x12.\n" +
 	"\x06member\x18\x01 \x01(\v2\x16.homelab.v1.EtcdMemberR\x06member\x12\x14\n" +
 	"\x05guest\x18\x02 \x01(\tR\x05guest\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\";\n" +
 	"\rStatusRequest\x12\x14\n" +
 	"\x05fresh\x18\x01 \x01(\bR\x05fresh\x12\x14\n" +
-	"\x05looks\x18\x02 \x01(\bR\x05looks\"\x8e\x02\n" +
+	"\x05looks\x18\x02 \x01(\bR\x05looks\"\xa6\x02\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05fleet\x18\x01 \x01(\tR\x05fleet\x12,\n" +
 	"\x05hosts\x18\x02 \x03(\v2\x16.homelab.v1.HostStatusR\x05hosts\x12:\n" +
 	"\x06guests\x18\x03 \x03(\v2\".homelab.controller.v1.GuestStatusR\x06guests\x12>\n" +
 	"\acluster\x18\x04 \x01(\v2$.homelab.controller.v1.ClusterStatusR\acluster\x12*\n" +
 	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x10\n" +
-	"\x03run\x18\x06 \x01(\x03R\x03run\"\xda\x01\n" +
+	"\x03run\x18\x06 \x01(\x03R\x03run\x12\x16\n" +
+	"\x06paused\x18\a \x01(\tR\x06paused\"\xda\x01\n" +
 	"\tRunRecord\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x03R\x03run\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\tR\x02by\x124\n" +
@@ -1642,14 +2652,62 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x0eVersionRequest\"?\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name*\x83\x01\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"8\n" +
+	"\n" +
+	"WhyRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\x05R\x05limit\"t\n" +
+	"\bWhyEntry\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\x12\x10\n" +
+	"\x03run\x18\x04 \x01(\x03R\x03run\"~\n" +
+	"\vWhyResponse\x129\n" +
+	"\aentries\x18\x01 \x03(\v2\x1f.homelab.controller.v1.WhyEntryR\aentries\x124\n" +
+	"\x03now\x18\x02 \x01(\v2\".homelab.controller.v1.GuestStatusR\x03now\"&\n" +
+	"\fPauseRequest\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"'\n" +
+	"\rPauseResponse\x12\x16\n" +
+	"\x06paused\x18\x01 \x01(\tR\x06paused\"%\n" +
+	"\rResumeRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\"$\n" +
+	"\x0eResumeResponse\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\"\x10\n" +
+	"\x0eOrphansRequest\"\xaa\x01\n" +
+	"\x0fOrphansResponse\x12,\n" +
+	"\aorphans\x18\x01 \x03(\v2\x12.homelab.v1.OrphanR\aorphans\x12*\n" +
+	"\aunknown\x18\x02 \x03(\v2\x10.homelab.v1.NoteR\aunknown\x12=\n" +
+	"\aholders\x18\x03 \x03(\v2#.homelab.controller.v1.HolderStatusR\aholders\"t\n" +
+	"\fHolderStatus\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
+	"\x04vmid\x18\x02 \x01(\x05R\x04vmid\x12\x14\n" +
+	"\x05guest\x18\x03 \x01(\tR\x05guest\x12&\n" +
+	"\x05disks\x18\x04 \x03(\v2\x10.homelab.v1.DiskR\x05disks\"\x16\n" +
+	"\x14ListSnapshotsRequest\"w\n" +
+	"\x15ListSnapshotsResponse\x122\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x14.homelab.v1.SnapshotR\tsnapshots\x12*\n" +
+	"\aunknown\x18\x02 \x03(\v2\x10.homelab.v1.NoteR\aunknown*\xde\x02\n" +
+	"\rOperationKind\x12\x1e\n" +
+	"\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17OPERATION_KIND_RECREATE\x10\x01\x12\x19\n" +
+	"\x15OPERATION_KIND_DELETE\x10\x02\x12\x18\n" +
+	"\x14OPERATION_KIND_ADOPT\x10\x03\x12\x18\n" +
+	"\x14OPERATION_KIND_START\x10\x04\x12\x17\n" +
+	"\x13OPERATION_KIND_STOP\x10\x05\x12\x1a\n" +
+	"\x16OPERATION_KIND_RESTART\x10\x06\x12\x17\n" +
+	"\x13OPERATION_KIND_JOIN\x10\a\x12\x19\n" +
+	"\x15OPERATION_KIND_REMOVE\x10\b\x12\x19\n" +
+	"\x15OPERATION_KIND_REJOIN\x10\t\x12\x1b\n" +
+	"\x17OPERATION_KIND_SNAPSHOT\x10\n" +
+	"\x12 \n" +
+	"\x1cOPERATION_KIND_CLEAR_ORPHANS\x10\v*\x83\x01\n" +
 	"\x06Health\x12\x16\n" +
 	"\x12HEALTH_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eHEALTH_HEALTHY\x10\x01\x12\x12\n" +
 	"\x0eHEALTH_BOOTING\x10\x02\x12\x11\n" +
 	"\rHEALTH_UNWELL\x10\x03\x12\x12\n" +
 	"\x0eHEALTH_STANDBY\x10\x04\x12\x12\n" +
-	"\x0eHEALTH_UNKNOWN\x10\x052\xe0\x05\n" +
+	"\x0eHEALTH_UNKNOWN\x10\x052\x9f\t\n" +
 	"\x11ControllerService\x12O\n" +
 	"\x04Plan\x12\".homelab.controller.v1.PlanRequest\x1a#.homelab.controller.v1.PlanResponse\x12T\n" +
 	"\x05Apply\x12#.homelab.controller.v1.ApplyRequest\x1a$.homelab.controller.v1.ApplyResponse0\x01\x12U\n" +
@@ -1659,7 +2717,12 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x04Exec\x12\".homelab.controller.v1.ExecRequest\x1a#.homelab.controller.v1.ExecResponse0\x01\x12a\n" +
 	"\n" +
 	"Kubeconfig\x12(.homelab.controller.v1.KubeconfigRequest\x1a).homelab.controller.v1.KubeconfigResponse\x12X\n" +
-	"\aVersion\x12%.homelab.controller.v1.VersionRequest\x1a&.homelab.controller.v1.VersionResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
+	"\aVersion\x12%.homelab.controller.v1.VersionRequest\x1a&.homelab.controller.v1.VersionResponse\x12L\n" +
+	"\x03Why\x12!.homelab.controller.v1.WhyRequest\x1a\".homelab.controller.v1.WhyResponse\x12R\n" +
+	"\x05Pause\x12#.homelab.controller.v1.PauseRequest\x1a$.homelab.controller.v1.PauseResponse\x12U\n" +
+	"\x06Resume\x12$.homelab.controller.v1.ResumeRequest\x1a%.homelab.controller.v1.ResumeResponse\x12X\n" +
+	"\aOrphans\x12%.homelab.controller.v1.OrphansRequest\x1a&.homelab.controller.v1.OrphansResponse\x12j\n" +
+	"\rListSnapshots\x12+.homelab.controller.v1.ListSnapshotsRequest\x1a,.homelab.controller.v1.ListSnapshotsResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
 
 var (
 	file_homelab_controller_v1_controller_proto_rawDescOnce sync.Once
@@ -1673,90 +2736,134 @@ func file_homelab_controller_v1_controller_proto_rawDescGZIP() []byte {
 	return file_homelab_controller_v1_controller_proto_rawDescData
 }
 
-var file_homelab_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_homelab_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_homelab_controller_v1_controller_proto_goTypes = []any{
-	(Health)(0),                   // 0: homelab.controller.v1.Health
-	(*PlanRequest)(nil),           // 1: homelab.controller.v1.PlanRequest
-	(*PlanResponse)(nil),          // 2: homelab.controller.v1.PlanResponse
-	(*ApplyRequest)(nil),          // 3: homelab.controller.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 4: homelab.controller.v1.ApplyResponse
-	(*GuestStatus)(nil),           // 5: homelab.controller.v1.GuestStatus
-	(*ClusterStatus)(nil),         // 6: homelab.controller.v1.ClusterStatus
-	(*MemberStatus)(nil),          // 7: homelab.controller.v1.MemberStatus
-	(*StatusRequest)(nil),         // 8: homelab.controller.v1.StatusRequest
-	(*StatusResponse)(nil),        // 9: homelab.controller.v1.StatusResponse
-	(*RunRecord)(nil),             // 10: homelab.controller.v1.RunRecord
-	(*ListRunsRequest)(nil),       // 11: homelab.controller.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),      // 12: homelab.controller.v1.ListRunsResponse
-	(*FollowRunRequest)(nil),      // 13: homelab.controller.v1.FollowRunRequest
-	(*FollowRunResponse)(nil),     // 14: homelab.controller.v1.FollowRunResponse
-	(*ExecRequest)(nil),           // 15: homelab.controller.v1.ExecRequest
-	(*ExecResponse)(nil),          // 16: homelab.controller.v1.ExecResponse
-	(*KubeconfigRequest)(nil),     // 17: homelab.controller.v1.KubeconfigRequest
-	(*KubeconfigResponse)(nil),    // 18: homelab.controller.v1.KubeconfigResponse
-	(*VersionRequest)(nil),        // 19: homelab.controller.v1.VersionRequest
-	(*VersionResponse)(nil),       // 20: homelab.controller.v1.VersionResponse
-	(*v1.Plan)(nil),               // 21: homelab.v1.Plan
-	(*v1.HostStatus)(nil),         // 22: homelab.v1.HostStatus
-	(*v1.Event)(nil),              // 23: homelab.v1.Event
-	(*v1.Summary)(nil),            // 24: homelab.v1.Summary
-	(v1.Power)(0),                 // 25: homelab.v1.Power
-	(v1.Role)(0),                  // 26: homelab.v1.Role
-	(*v1.GuestLook)(nil),          // 27: homelab.v1.GuestLook
-	(*v1.Fact)(nil),               // 28: homelab.v1.Fact
-	(*v1.Node)(nil),               // 29: homelab.v1.Node
-	(*v1.EtcdMember)(nil),         // 30: homelab.v1.EtcdMember
-	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
+	(OperationKind)(0),            // 0: homelab.controller.v1.OperationKind
+	(Health)(0),                   // 1: homelab.controller.v1.Health
+	(*Operation)(nil),             // 2: homelab.controller.v1.Operation
+	(*PlanRequest)(nil),           // 3: homelab.controller.v1.PlanRequest
+	(*PlanResponse)(nil),          // 4: homelab.controller.v1.PlanResponse
+	(*ApplyRequest)(nil),          // 5: homelab.controller.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 6: homelab.controller.v1.ApplyResponse
+	(*GuestStatus)(nil),           // 7: homelab.controller.v1.GuestStatus
+	(*ClusterStatus)(nil),         // 8: homelab.controller.v1.ClusterStatus
+	(*ClusterFinding)(nil),        // 9: homelab.controller.v1.ClusterFinding
+	(*MemberStatus)(nil),          // 10: homelab.controller.v1.MemberStatus
+	(*StatusRequest)(nil),         // 11: homelab.controller.v1.StatusRequest
+	(*StatusResponse)(nil),        // 12: homelab.controller.v1.StatusResponse
+	(*RunRecord)(nil),             // 13: homelab.controller.v1.RunRecord
+	(*ListRunsRequest)(nil),       // 14: homelab.controller.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),      // 15: homelab.controller.v1.ListRunsResponse
+	(*FollowRunRequest)(nil),      // 16: homelab.controller.v1.FollowRunRequest
+	(*FollowRunResponse)(nil),     // 17: homelab.controller.v1.FollowRunResponse
+	(*ExecRequest)(nil),           // 18: homelab.controller.v1.ExecRequest
+	(*ExecResponse)(nil),          // 19: homelab.controller.v1.ExecResponse
+	(*KubeconfigRequest)(nil),     // 20: homelab.controller.v1.KubeconfigRequest
+	(*KubeconfigResponse)(nil),    // 21: homelab.controller.v1.KubeconfigResponse
+	(*VersionRequest)(nil),        // 22: homelab.controller.v1.VersionRequest
+	(*VersionResponse)(nil),       // 23: homelab.controller.v1.VersionResponse
+	(*WhyRequest)(nil),            // 24: homelab.controller.v1.WhyRequest
+	(*WhyEntry)(nil),              // 25: homelab.controller.v1.WhyEntry
+	(*WhyResponse)(nil),           // 26: homelab.controller.v1.WhyResponse
+	(*PauseRequest)(nil),          // 27: homelab.controller.v1.PauseRequest
+	(*PauseResponse)(nil),         // 28: homelab.controller.v1.PauseResponse
+	(*ResumeRequest)(nil),         // 29: homelab.controller.v1.ResumeRequest
+	(*ResumeResponse)(nil),        // 30: homelab.controller.v1.ResumeResponse
+	(*OrphansRequest)(nil),        // 31: homelab.controller.v1.OrphansRequest
+	(*OrphansResponse)(nil),       // 32: homelab.controller.v1.OrphansResponse
+	(*HolderStatus)(nil),          // 33: homelab.controller.v1.HolderStatus
+	(*ListSnapshotsRequest)(nil),  // 34: homelab.controller.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil), // 35: homelab.controller.v1.ListSnapshotsResponse
+	(*v1.Plan)(nil),               // 36: homelab.v1.Plan
+	(*v1.HostStatus)(nil),         // 37: homelab.v1.HostStatus
+	(*v1.Event)(nil),              // 38: homelab.v1.Event
+	(*v1.Summary)(nil),            // 39: homelab.v1.Summary
+	(v1.Power)(0),                 // 40: homelab.v1.Power
+	(v1.Role)(0),                  // 41: homelab.v1.Role
+	(*v1.GuestLook)(nil),          // 42: homelab.v1.GuestLook
+	(*timestamppb.Timestamp)(nil), // 43: google.protobuf.Timestamp
+	(*v1.Fact)(nil),               // 44: homelab.v1.Fact
+	(*v1.Node)(nil),               // 45: homelab.v1.Node
+	(*v1.EtcdMember)(nil),         // 46: homelab.v1.EtcdMember
+	(*v1.Orphan)(nil),             // 47: homelab.v1.Orphan
+	(*v1.Note)(nil),               // 48: homelab.v1.Note
+	(*v1.Disk)(nil),               // 49: homelab.v1.Disk
+	(*v1.Snapshot)(nil),           // 50: homelab.v1.Snapshot
 }
 var file_homelab_controller_v1_controller_proto_depIdxs = []int32{
-	21, // 0: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
-	22, // 1: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
-	5,  // 2: homelab.controller.v1.PlanResponse.guests:type_name -> homelab.controller.v1.GuestStatus
-	23, // 3: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
-	21, // 4: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
-	24, // 5: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
-	21, // 6: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
-	25, // 7: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
-	0,  // 8: homelab.controller.v1.GuestStatus.health:type_name -> homelab.controller.v1.Health
-	26, // 9: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
-	27, // 10: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
-	28, // 11: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
-	29, // 12: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
-	28, // 13: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
-	7,  // 14: homelab.controller.v1.ClusterStatus.members:type_name -> homelab.controller.v1.MemberStatus
-	30, // 15: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
-	22, // 16: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
-	5,  // 17: homelab.controller.v1.StatusResponse.guests:type_name -> homelab.controller.v1.GuestStatus
-	6,  // 18: homelab.controller.v1.StatusResponse.cluster:type_name -> homelab.controller.v1.ClusterStatus
-	31, // 19: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
-	31, // 20: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
-	31, // 21: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
-	24, // 22: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
-	10, // 23: homelab.controller.v1.ListRunsResponse.runs:type_name -> homelab.controller.v1.RunRecord
-	23, // 24: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
-	10, // 25: homelab.controller.v1.FollowRunResponse.record:type_name -> homelab.controller.v1.RunRecord
-	1,  // 26: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
-	3,  // 27: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
-	8,  // 28: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
-	11, // 29: homelab.controller.v1.ControllerService.ListRuns:input_type -> homelab.controller.v1.ListRunsRequest
-	13, // 30: homelab.controller.v1.ControllerService.FollowRun:input_type -> homelab.controller.v1.FollowRunRequest
-	15, // 31: homelab.controller.v1.ControllerService.Exec:input_type -> homelab.controller.v1.ExecRequest
-	17, // 32: homelab.controller.v1.ControllerService.Kubeconfig:input_type -> homelab.controller.v1.KubeconfigRequest
-	19, // 33: homelab.controller.v1.ControllerService.Version:input_type -> homelab.controller.v1.VersionRequest
-	2,  // 34: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
-	4,  // 35: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
-	9,  // 36: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
-	12, // 37: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
-	14, // 38: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
-	16, // 39: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
-	18, // 40: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
-	20, // 41: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
-	34, // [34:42] is the sub-list for method output_type
-	26, // [26:34] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	0,  // 0: homelab.controller.v1.Operation.kind:type_name -> homelab.controller.v1.OperationKind
+	2,  // 1: homelab.controller.v1.PlanRequest.operation:type_name -> homelab.controller.v1.Operation
+	36, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
+	37, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
+	7,  // 4: homelab.controller.v1.PlanResponse.guests:type_name -> homelab.controller.v1.GuestStatus
+	2,  // 5: homelab.controller.v1.ApplyRequest.operation:type_name -> homelab.controller.v1.Operation
+	38, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
+	36, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
+	39, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
+	36, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
+	40, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
+	1,  // 11: homelab.controller.v1.GuestStatus.health:type_name -> homelab.controller.v1.Health
+	41, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
+	42, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
+	43, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
+	43, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
+	44, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
+	45, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
+	44, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
+	10, // 19: homelab.controller.v1.ClusterStatus.members:type_name -> homelab.controller.v1.MemberStatus
+	9,  // 20: homelab.controller.v1.ClusterStatus.findings:type_name -> homelab.controller.v1.ClusterFinding
+	46, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
+	37, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
+	7,  // 23: homelab.controller.v1.StatusResponse.guests:type_name -> homelab.controller.v1.GuestStatus
+	8,  // 24: homelab.controller.v1.StatusResponse.cluster:type_name -> homelab.controller.v1.ClusterStatus
+	43, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
+	43, // 26: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
+	43, // 27: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
+	39, // 28: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
+	13, // 29: homelab.controller.v1.ListRunsResponse.runs:type_name -> homelab.controller.v1.RunRecord
+	38, // 30: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
+	13, // 31: homelab.controller.v1.FollowRunResponse.record:type_name -> homelab.controller.v1.RunRecord
+	43, // 32: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
+	25, // 33: homelab.controller.v1.WhyResponse.entries:type_name -> homelab.controller.v1.WhyEntry
+	7,  // 34: homelab.controller.v1.WhyResponse.now:type_name -> homelab.controller.v1.GuestStatus
+	47, // 35: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	48, // 36: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
+	33, // 37: homelab.controller.v1.OrphansResponse.holders:type_name -> homelab.controller.v1.HolderStatus
+	49, // 38: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
+	50, // 39: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
+	48, // 40: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
+	3,  // 41: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
+	5,  // 42: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
+	11, // 43: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
+	14, // 44: homelab.controller.v1.ControllerService.ListRuns:input_type -> homelab.controller.v1.ListRunsRequest
+	16, // 45: homelab.controller.v1.ControllerService.FollowRun:input_type -> homelab.controller.v1.FollowRunRequest
+	18, // 46: homelab.controller.v1.ControllerService.Exec:input_type -> homelab.controller.v1.ExecRequest
+	20, // 47: homelab.controller.v1.ControllerService.Kubeconfig:input_type -> homelab.controller.v1.KubeconfigRequest
+	22, // 48: homelab.controller.v1.ControllerService.Version:input_type -> homelab.controller.v1.VersionRequest
+	24, // 49: homelab.controller.v1.ControllerService.Why:input_type -> homelab.controller.v1.WhyRequest
+	27, // 50: homelab.controller.v1.ControllerService.Pause:input_type -> homelab.controller.v1.PauseRequest
+	29, // 51: homelab.controller.v1.ControllerService.Resume:input_type -> homelab.controller.v1.ResumeRequest
+	31, // 52: homelab.controller.v1.ControllerService.Orphans:input_type -> homelab.controller.v1.OrphansRequest
+	34, // 53: homelab.controller.v1.ControllerService.ListSnapshots:input_type -> homelab.controller.v1.ListSnapshotsRequest
+	4,  // 54: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
+	6,  // 55: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
+	12, // 56: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
+	15, // 57: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
+	17, // 58: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
+	19, // 59: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
+	21, // 60: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
+	23, // 61: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
+	26, // 62: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
+	28, // 63: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
+	30, // 64: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
+	32, // 65: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
+	35, // 66: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
+	54, // [54:67] is the sub-list for method output_type
+	41, // [41:54] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_homelab_controller_v1_controller_proto_init() }
@@ -1764,17 +2871,17 @@ func file_homelab_controller_v1_controller_proto_init() {
 	if File_homelab_controller_v1_controller_proto != nil {
 		return
 	}
-	file_homelab_controller_v1_controller_proto_msgTypes[3].OneofWrappers = []any{
+	file_homelab_controller_v1_controller_proto_msgTypes[4].OneofWrappers = []any{
 		(*ApplyResponse_Event)(nil),
 		(*ApplyResponse_ChangedPlan)(nil),
 		(*ApplyResponse_Summary)(nil),
 		(*ApplyResponse_Plan)(nil),
 	}
-	file_homelab_controller_v1_controller_proto_msgTypes[13].OneofWrappers = []any{
+	file_homelab_controller_v1_controller_proto_msgTypes[15].OneofWrappers = []any{
 		(*FollowRunResponse_Event)(nil),
 		(*FollowRunResponse_Record)(nil),
 	}
-	file_homelab_controller_v1_controller_proto_msgTypes[15].OneofWrappers = []any{
+	file_homelab_controller_v1_controller_proto_msgTypes[17].OneofWrappers = []any{
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
 		(*ExecResponse_Exit)(nil),
@@ -1784,8 +2891,8 @@ func file_homelab_controller_v1_controller_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_controller_v1_controller_proto_rawDesc), len(file_homelab_controller_v1_controller_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   20,
+			NumEnums:      2,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

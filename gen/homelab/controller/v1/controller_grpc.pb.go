@@ -21,14 +21,19 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ControllerService_Plan_FullMethodName       = "/homelab.controller.v1.ControllerService/Plan"
-	ControllerService_Apply_FullMethodName      = "/homelab.controller.v1.ControllerService/Apply"
-	ControllerService_Status_FullMethodName     = "/homelab.controller.v1.ControllerService/Status"
-	ControllerService_ListRuns_FullMethodName   = "/homelab.controller.v1.ControllerService/ListRuns"
-	ControllerService_FollowRun_FullMethodName  = "/homelab.controller.v1.ControllerService/FollowRun"
-	ControllerService_Exec_FullMethodName       = "/homelab.controller.v1.ControllerService/Exec"
-	ControllerService_Kubeconfig_FullMethodName = "/homelab.controller.v1.ControllerService/Kubeconfig"
-	ControllerService_Version_FullMethodName    = "/homelab.controller.v1.ControllerService/Version"
+	ControllerService_Plan_FullMethodName          = "/homelab.controller.v1.ControllerService/Plan"
+	ControllerService_Apply_FullMethodName         = "/homelab.controller.v1.ControllerService/Apply"
+	ControllerService_Status_FullMethodName        = "/homelab.controller.v1.ControllerService/Status"
+	ControllerService_ListRuns_FullMethodName      = "/homelab.controller.v1.ControllerService/ListRuns"
+	ControllerService_FollowRun_FullMethodName     = "/homelab.controller.v1.ControllerService/FollowRun"
+	ControllerService_Exec_FullMethodName          = "/homelab.controller.v1.ControllerService/Exec"
+	ControllerService_Kubeconfig_FullMethodName    = "/homelab.controller.v1.ControllerService/Kubeconfig"
+	ControllerService_Version_FullMethodName       = "/homelab.controller.v1.ControllerService/Version"
+	ControllerService_Why_FullMethodName           = "/homelab.controller.v1.ControllerService/Why"
+	ControllerService_Pause_FullMethodName         = "/homelab.controller.v1.ControllerService/Pause"
+	ControllerService_Resume_FullMethodName        = "/homelab.controller.v1.ControllerService/Resume"
+	ControllerService_Orphans_FullMethodName       = "/homelab.controller.v1.ControllerService/Orphans"
+	ControllerService_ListSnapshots_FullMethodName = "/homelab.controller.v1.ControllerService/ListSnapshots"
 )
 
 // ControllerServiceClient is the client API for ControllerService service.
@@ -54,6 +59,16 @@ type ControllerServiceClient interface {
 	Kubeconfig(ctx context.Context, in *KubeconfigRequest, opts ...grpc.CallOption) (*KubeconfigResponse, error)
 	// Version tells the controller's version.
 	Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionResponse, error)
+	// Why tells the story of one guest: what was seen, planned and done, oldest first.
+	Why(ctx context.Context, in *WhyRequest, opts ...grpc.CallOption) (*WhyResponse, error)
+	// Pause stops all changes until Resume; steps at work finish.
+	Pause(ctx context.Context, in *PauseRequest, opts ...grpc.CallOption) (*PauseResponse, error)
+	// Resume ends a pause, or takes one guest out of its park.
+	Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (*ResumeResponse, error)
+	// Orphans lists volumes that no configuration names, on all hosts that answer.
+	Orphans(ctx context.Context, in *OrphansRequest, opts ...grpc.CallOption) (*OrphansResponse, error)
+	// ListSnapshots lists the etcd snapshots that the hosts keep.
+	ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error)
 }
 
 type controllerServiceClient struct {
@@ -171,6 +186,56 @@ func (c *controllerServiceClient) Version(ctx context.Context, in *VersionReques
 	return out, nil
 }
 
+func (c *controllerServiceClient) Why(ctx context.Context, in *WhyRequest, opts ...grpc.CallOption) (*WhyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(WhyResponse)
+	err := c.cc.Invoke(ctx, ControllerService_Why_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerServiceClient) Pause(ctx context.Context, in *PauseRequest, opts ...grpc.CallOption) (*PauseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PauseResponse)
+	err := c.cc.Invoke(ctx, ControllerService_Pause_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerServiceClient) Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (*ResumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeResponse)
+	err := c.cc.Invoke(ctx, ControllerService_Resume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerServiceClient) Orphans(ctx context.Context, in *OrphansRequest, opts ...grpc.CallOption) (*OrphansResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OrphansResponse)
+	err := c.cc.Invoke(ctx, ControllerService_Orphans_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerServiceClient) ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSnapshotsResponse)
+	err := c.cc.Invoke(ctx, ControllerService_ListSnapshots_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControllerServiceServer is the server API for ControllerService service.
 // All implementations must embed UnimplementedControllerServiceServer
 // for forward compatibility.
@@ -194,6 +259,16 @@ type ControllerServiceServer interface {
 	Kubeconfig(context.Context, *KubeconfigRequest) (*KubeconfigResponse, error)
 	// Version tells the controller's version.
 	Version(context.Context, *VersionRequest) (*VersionResponse, error)
+	// Why tells the story of one guest: what was seen, planned and done, oldest first.
+	Why(context.Context, *WhyRequest) (*WhyResponse, error)
+	// Pause stops all changes until Resume; steps at work finish.
+	Pause(context.Context, *PauseRequest) (*PauseResponse, error)
+	// Resume ends a pause, or takes one guest out of its park.
+	Resume(context.Context, *ResumeRequest) (*ResumeResponse, error)
+	// Orphans lists volumes that no configuration names, on all hosts that answer.
+	Orphans(context.Context, *OrphansRequest) (*OrphansResponse, error)
+	// ListSnapshots lists the etcd snapshots that the hosts keep.
+	ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error)
 	mustEmbedUnimplementedControllerServiceServer()
 }
 
@@ -227,6 +302,21 @@ func (UnimplementedControllerServiceServer) Kubeconfig(context.Context, *Kubecon
 }
 func (UnimplementedControllerServiceServer) Version(context.Context, *VersionRequest) (*VersionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Version not implemented")
+}
+func (UnimplementedControllerServiceServer) Why(context.Context, *WhyRequest) (*WhyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Why not implemented")
+}
+func (UnimplementedControllerServiceServer) Pause(context.Context, *PauseRequest) (*PauseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Pause not implemented")
+}
+func (UnimplementedControllerServiceServer) Resume(context.Context, *ResumeRequest) (*ResumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Resume not implemented")
+}
+func (UnimplementedControllerServiceServer) Orphans(context.Context, *OrphansRequest) (*OrphansResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Orphans not implemented")
+}
+func (UnimplementedControllerServiceServer) ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSnapshots not implemented")
 }
 func (UnimplementedControllerServiceServer) mustEmbedUnimplementedControllerServiceServer() {}
 func (UnimplementedControllerServiceServer) testEmbeddedByValue()                           {}
@@ -372,6 +462,96 @@ func _ControllerService_Version_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ControllerService_Why_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WhyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).Why(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_Why_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).Why(ctx, req.(*WhyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControllerService_Pause_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).Pause(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_Pause_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).Pause(ctx, req.(*PauseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControllerService_Resume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).Resume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_Resume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).Resume(ctx, req.(*ResumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControllerService_Orphans_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OrphansRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).Orphans(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_Orphans_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).Orphans(ctx, req.(*OrphansRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControllerService_ListSnapshots_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSnapshotsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).ListSnapshots(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_ListSnapshots_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).ListSnapshots(ctx, req.(*ListSnapshotsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ControllerService_ServiceDesc is the grpc.ServiceDesc for ControllerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -398,6 +578,26 @@ var ControllerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Version",
 			Handler:    _ControllerService_Version_Handler,
+		},
+		{
+			MethodName: "Why",
+			Handler:    _ControllerService_Why_Handler,
+		},
+		{
+			MethodName: "Pause",
+			Handler:    _ControllerService_Pause_Handler,
+		},
+		{
+			MethodName: "Resume",
+			Handler:    _ControllerService_Resume_Handler,
+		},
+		{
+			MethodName: "Orphans",
+			Handler:    _ControllerService_Orphans_Handler,
+		},
+		{
+			MethodName: "ListSnapshots",
+			Handler:    _ControllerService_ListSnapshots_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -598,7 +598,9 @@ type StartRequest struct {
 	// Which VM.
 	Identity *v1.Identity `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
 	// How long to wait for busy locks and the start itself.
-	Deadline      *durationpb.Duration `protobuf:"bytes,2,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	Deadline *durationpb.Duration `protobuf:"bytes,2,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Whether a paused VM is to go on; without it one is Refused.
+	Resume        bool `protobuf:"varint,3,opt,name=resume,proto3" json:"resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -645,6 +647,13 @@ func (x *StartRequest) GetDeadline() *durationpb.Duration {
 		return x.Deadline
 	}
 	return nil
+}
+
+func (x *StartRequest) GetResume() bool {
+	if x != nil {
+		return x.Resume
+	}
+	return false
 }
 
 // StartResponse is an event, or last the VM.
@@ -898,7 +907,13 @@ type DestroyRequest struct {
 	// Volumes of that VMID that were there before the create; never freed.
 	VolumesBefore []string `protobuf:"bytes,4,rep,name=volumes_before,json=volumesBefore,proto3" json:"volumes_before,omitempty"`
 	// Volumes that must not be destroyed; while one stands in the configuration the call is Refused.
-	Keep          []string `protobuf:"bytes,5,rep,name=keep,proto3" json:"keep,omitempty"`
+	Keep []string `protobuf:"bytes,5,rep,name=keep,proto3" json:"keep,omitempty"`
+	// Slots of disks that must not be destroyed (scsi1): while one is taken the call is Refused.
+	KeepSlots []string `protobuf:"bytes,6,rep,name=keep_slots,json=keepSlots,proto3" json:"keep_slots,omitempty"`
+	// Whether snapshots, changes that wait for the next start and any other volume go along.
+	Named bool `protobuf:"varint,7,opt,name=named,proto3" json:"named,omitempty"`
+	// Whether backup jobs and the like forget the VM too (--purge).
+	Purge         bool `protobuf:"varint,8,opt,name=purge,proto3" json:"purge,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -966,6 +981,27 @@ func (x *DestroyRequest) GetKeep() []string {
 		return x.Keep
 	}
 	return nil
+}
+
+func (x *DestroyRequest) GetKeepSlots() []string {
+	if x != nil {
+		return x.KeepSlots
+	}
+	return nil
+}
+
+func (x *DestroyRequest) GetNamed() bool {
+	if x != nil {
+		return x.Named
+	}
+	return false
+}
+
+func (x *DestroyRequest) GetPurge() bool {
+	if x != nil {
+		return x.Purge
+	}
+	return false
 }
 
 // DestroyResponse is an event, or last the end.
@@ -1201,6 +1237,794 @@ func (x *ExecResponse) GetTruncated() bool {
 	return false
 }
 
+// ResetRequest asks for a reset.
+type ResetRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which VM.
+	Identity *v1.Identity `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	// How long to wait for busy locks.
+	Deadline      *durationpb.Duration `protobuf:"bytes,2,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetRequest) Reset() {
+	*x = ResetRequest{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetRequest) ProtoMessage() {}
+
+func (x *ResetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetRequest.ProtoReflect.Descriptor instead.
+func (*ResetRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ResetRequest) GetIdentity() *v1.Identity {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+func (x *ResetRequest) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+// ResetResponse is an event, or last the VM.
+type ResetResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of them.
+	//
+	// Types that are valid to be assigned to Part:
+	//
+	//	*ResetResponse_Event
+	//	*ResetResponse_Vm
+	Part          isResetResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetResponse) Reset() {
+	*x = ResetResponse{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetResponse) ProtoMessage() {}
+
+func (x *ResetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetResponse.ProtoReflect.Descriptor instead.
+func (*ResetResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ResetResponse) GetPart() isResetResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *ResetResponse) GetEvent() *v1.Event {
+	if x != nil {
+		if x, ok := x.Part.(*ResetResponse_Event); ok {
+			return x.Event
+		}
+	}
+	return nil
+}
+
+func (x *ResetResponse) GetVm() *v1.VirtualMachine {
+	if x != nil {
+		if x, ok := x.Part.(*ResetResponse_Vm); ok {
+			return x.Vm
+		}
+	}
+	return nil
+}
+
+type isResetResponse_Part interface {
+	isResetResponse_Part()
+}
+
+type ResetResponse_Event struct {
+	// What happened.
+	Event *v1.Event `protobuf:"bytes,1,opt,name=event,proto3,oneof"`
+}
+
+type ResetResponse_Vm struct {
+	// The VM as it is now; nothing follows.
+	Vm *v1.VirtualMachine `protobuf:"bytes,2,opt,name=vm,proto3,oneof"`
+}
+
+func (*ResetResponse_Event) isResetResponse_Part() {}
+
+func (*ResetResponse_Vm) isResetResponse_Part() {}
+
+// AdoptRequest asks for a mark in a VM that was made elsewhere.
+type AdoptRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its VMID and uuid as they were seen, and the mark that it is given.
+	Identity *v1.Identity `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	// The digest of its configuration as it was looked at; another one is Refused.
+	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// How long to wait for busy locks.
+	Deadline      *durationpb.Duration `protobuf:"bytes,3,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptRequest) Reset() {
+	*x = AdoptRequest{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptRequest) ProtoMessage() {}
+
+func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
+func (*AdoptRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *AdoptRequest) GetIdentity() *v1.Identity {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+func (x *AdoptRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *AdoptRequest) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+// AdoptResponse is an event, or last the VM.
+type AdoptResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of them.
+	//
+	// Types that are valid to be assigned to Part:
+	//
+	//	*AdoptResponse_Event
+	//	*AdoptResponse_Vm
+	Part          isAdoptResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptResponse) Reset() {
+	*x = AdoptResponse{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptResponse) ProtoMessage() {}
+
+func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptResponse.ProtoReflect.Descriptor instead.
+func (*AdoptResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *AdoptResponse) GetPart() isAdoptResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *AdoptResponse) GetEvent() *v1.Event {
+	if x != nil {
+		if x, ok := x.Part.(*AdoptResponse_Event); ok {
+			return x.Event
+		}
+	}
+	return nil
+}
+
+func (x *AdoptResponse) GetVm() *v1.VirtualMachine {
+	if x != nil {
+		if x, ok := x.Part.(*AdoptResponse_Vm); ok {
+			return x.Vm
+		}
+	}
+	return nil
+}
+
+type isAdoptResponse_Part interface {
+	isAdoptResponse_Part()
+}
+
+type AdoptResponse_Event struct {
+	// What happened.
+	Event *v1.Event `protobuf:"bytes,1,opt,name=event,proto3,oneof"`
+}
+
+type AdoptResponse_Vm struct {
+	// The VM as it is now; nothing follows.
+	Vm *v1.VirtualMachine `protobuf:"bytes,2,opt,name=vm,proto3,oneof"`
+}
+
+func (*AdoptResponse_Event) isAdoptResponse_Part() {}
+
+func (*AdoptResponse_Vm) isAdoptResponse_Part() {}
+
+// CreateHolderRequest asks for a VM that holds data disks.
+type CreateHolderRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its identity; the mark's guest is holder@GUEST.
+	Identity *v1.Identity `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	// Its name in Proxmox.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// How long to wait for busy locks.
+	Deadline      *durationpb.Duration `protobuf:"bytes,3,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateHolderRequest) Reset() {
+	*x = CreateHolderRequest{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateHolderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateHolderRequest) ProtoMessage() {}
+
+func (x *CreateHolderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateHolderRequest.ProtoReflect.Descriptor instead.
+func (*CreateHolderRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CreateHolderRequest) GetIdentity() *v1.Identity {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+func (x *CreateHolderRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateHolderRequest) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+// CreateHolderResponse is an event, or last the VM.
+type CreateHolderResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of them.
+	//
+	// Types that are valid to be assigned to Part:
+	//
+	//	*CreateHolderResponse_Event
+	//	*CreateHolderResponse_Vm
+	Part          isCreateHolderResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateHolderResponse) Reset() {
+	*x = CreateHolderResponse{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateHolderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateHolderResponse) ProtoMessage() {}
+
+func (x *CreateHolderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateHolderResponse.ProtoReflect.Descriptor instead.
+func (*CreateHolderResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *CreateHolderResponse) GetPart() isCreateHolderResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *CreateHolderResponse) GetEvent() *v1.Event {
+	if x != nil {
+		if x, ok := x.Part.(*CreateHolderResponse_Event); ok {
+			return x.Event
+		}
+	}
+	return nil
+}
+
+func (x *CreateHolderResponse) GetVm() *v1.VirtualMachine {
+	if x != nil {
+		if x, ok := x.Part.(*CreateHolderResponse_Vm); ok {
+			return x.Vm
+		}
+	}
+	return nil
+}
+
+type isCreateHolderResponse_Part interface {
+	isCreateHolderResponse_Part()
+}
+
+type CreateHolderResponse_Event struct {
+	// What happened.
+	Event *v1.Event `protobuf:"bytes,1,opt,name=event,proto3,oneof"`
+}
+
+type CreateHolderResponse_Vm struct {
+	// The VM as it is now; nothing follows.
+	Vm *v1.VirtualMachine `protobuf:"bytes,2,opt,name=vm,proto3,oneof"`
+}
+
+func (*CreateHolderResponse_Event) isCreateHolderResponse_Part() {}
+
+func (*CreateHolderResponse_Vm) isCreateHolderResponse_Part() {}
+
+// MoveDiskRequest asks for a disk to go from one VM of ours to another.
+type MoveDiskRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The VM that has it.
+	From *v1.Identity `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// The VM that is to have it.
+	To *v1.Identity `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// Its slot in both (scsi1).
+	Slot string `protobuf:"bytes,3,opt,name=slot,proto3" json:"slot,omitempty"`
+	// How long to wait for busy locks.
+	Deadline      *durationpb.Duration `protobuf:"bytes,4,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveDiskRequest) Reset() {
+	*x = MoveDiskRequest{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveDiskRequest) ProtoMessage() {}
+
+func (x *MoveDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveDiskRequest.ProtoReflect.Descriptor instead.
+func (*MoveDiskRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *MoveDiskRequest) GetFrom() *v1.Identity {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *MoveDiskRequest) GetTo() *v1.Identity {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *MoveDiskRequest) GetSlot() string {
+	if x != nil {
+		return x.Slot
+	}
+	return ""
+}
+
+func (x *MoveDiskRequest) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+// MoveDiskResponse is an event, or last the VM that has the disk.
+type MoveDiskResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of them.
+	//
+	// Types that are valid to be assigned to Part:
+	//
+	//	*MoveDiskResponse_Event
+	//	*MoveDiskResponse_Vm
+	Part          isMoveDiskResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveDiskResponse) Reset() {
+	*x = MoveDiskResponse{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveDiskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveDiskResponse) ProtoMessage() {}
+
+func (x *MoveDiskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveDiskResponse.ProtoReflect.Descriptor instead.
+func (*MoveDiskResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *MoveDiskResponse) GetPart() isMoveDiskResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *MoveDiskResponse) GetEvent() *v1.Event {
+	if x != nil {
+		if x, ok := x.Part.(*MoveDiskResponse_Event); ok {
+			return x.Event
+		}
+	}
+	return nil
+}
+
+func (x *MoveDiskResponse) GetVm() *v1.VirtualMachine {
+	if x != nil {
+		if x, ok := x.Part.(*MoveDiskResponse_Vm); ok {
+			return x.Vm
+		}
+	}
+	return nil
+}
+
+type isMoveDiskResponse_Part interface {
+	isMoveDiskResponse_Part()
+}
+
+type MoveDiskResponse_Event struct {
+	// What happened.
+	Event *v1.Event `protobuf:"bytes,1,opt,name=event,proto3,oneof"`
+}
+
+type MoveDiskResponse_Vm struct {
+	// The VM that has the disk now; nothing follows.
+	Vm *v1.VirtualMachine `protobuf:"bytes,2,opt,name=vm,proto3,oneof"`
+}
+
+func (*MoveDiskResponse_Event) isMoveDiskResponse_Part() {}
+
+func (*MoveDiskResponse_Vm) isMoveDiskResponse_Part() {}
+
+// OrphansRequest asks for volumes without a configuration.
+type OrphansRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrphansRequest) Reset() {
+	*x = OrphansRequest{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrphansRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrphansRequest) ProtoMessage() {}
+
+func (x *OrphansRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrphansRequest.ProtoReflect.Descriptor instead.
+func (*OrphansRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{24}
+}
+
+// OrphansResponse holds them; whose they are is not the driver's to say.
+type OrphansResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volumes; only complete when known is yes.
+	Orphans []*v1.Orphan `protobuf:"bytes,1,rep,name=orphans,proto3" json:"orphans,omitempty"`
+	// Whether all storages could be listed and all configurations read.
+	Known         *v1.Fact `protobuf:"bytes,2,opt,name=known,proto3" json:"known,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrphansResponse) Reset() {
+	*x = OrphansResponse{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrphansResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrphansResponse) ProtoMessage() {}
+
+func (x *OrphansResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrphansResponse.ProtoReflect.Descriptor instead.
+func (*OrphansResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *OrphansResponse) GetOrphans() []*v1.Orphan {
+	if x != nil {
+		return x.Orphans
+	}
+	return nil
+}
+
+func (x *OrphansResponse) GetKnown() *v1.Fact {
+	if x != nil {
+		return x.Known
+	}
+	return nil
+}
+
+// ConfigRequest names a VM.
+type ConfigRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which VM.
+	Identity      *v1.Identity `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigRequest) Reset() {
+	*x = ConfigRequest{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigRequest) ProtoMessage() {}
+
+func (x *ConfigRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigRequest.ProtoReflect.Descriptor instead.
+func (*ConfigRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ConfigRequest) GetIdentity() *v1.Identity {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+// ConfigResponse holds its configuration.
+type ConfigResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The file's content.
+	Text          []byte `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigResponse) Reset() {
+	*x = ConfigResponse{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigResponse) ProtoMessage() {}
+
+func (x *ConfigResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigResponse.ProtoReflect.Descriptor instead.
+func (*ConfigResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ConfigResponse) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
 var File_homelab_driver_v1_driver_proto protoreflect.FileDescriptor
 
 const file_homelab_driver_v1_driver_proto_rawDesc = "" +
@@ -1239,10 +2063,11 @@ const file_homelab_driver_v1_driver_proto_rawDesc = "" +
 	"\x0eUpdateResponse\x12)\n" +
 	"\x05event\x18\x01 \x01(\v2\x11.homelab.v1.EventH\x00R\x05event\x12,\n" +
 	"\x02vm\x18\x02 \x01(\v2\x1a.homelab.v1.VirtualMachineH\x00R\x02vmB\x06\n" +
-	"\x04part\"w\n" +
+	"\x04part\"\x8f\x01\n" +
 	"\fStartRequest\x120\n" +
 	"\bidentity\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\bidentity\x125\n" +
-	"\bdeadline\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\"p\n" +
+	"\bdeadline\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x16\n" +
+	"\x06resume\x18\x03 \x01(\bR\x06resume\"p\n" +
 	"\rStartResponse\x12)\n" +
 	"\x05event\x18\x01 \x01(\v2\x11.homelab.v1.EventH\x00R\x05event\x12,\n" +
 	"\x02vm\x18\x02 \x01(\v2\x1a.homelab.v1.VirtualMachineH\x00R\x02vmB\x06\n" +
@@ -1254,14 +2079,18 @@ const file_homelab_driver_v1_driver_proto_rawDesc = "" +
 	"\fStopResponse\x12)\n" +
 	"\x05event\x18\x01 \x01(\v2\x11.homelab.v1.EventH\x00R\x05event\x12,\n" +
 	"\x02vm\x18\x02 \x01(\v2\x1a.homelab.v1.VirtualMachineH\x00R\x02vmB\x06\n" +
-	"\x04part\"\xd3\x01\n" +
+	"\x04part\"\x9e\x02\n" +
 	"\x0eDestroyRequest\x120\n" +
 	"\bidentity\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\bidentity\x125\n" +
 	"\bdeadline\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x1d\n" +
 	"\n" +
 	"half_built\x18\x03 \x01(\bR\thalfBuilt\x12%\n" +
 	"\x0evolumes_before\x18\x04 \x03(\tR\rvolumesBefore\x12\x12\n" +
-	"\x04keep\x18\x05 \x03(\tR\x04keep\"r\n" +
+	"\x04keep\x18\x05 \x03(\tR\x04keep\x12\x1d\n" +
+	"\n" +
+	"keep_slots\x18\x06 \x03(\tR\tkeepSlots\x12\x14\n" +
+	"\x05named\x18\a \x01(\bR\x05named\x12\x14\n" +
+	"\x05purge\x18\b \x01(\bR\x05purge\"r\n" +
 	"\x0fDestroyResponse\x12)\n" +
 	"\x05event\x18\x01 \x01(\v2\x11.homelab.v1.EventH\x00R\x05event\x12,\n" +
 	"\x02vm\x18\x02 \x01(\v2\x1a.homelab.v1.VirtualMachineH\x00R\x02vmB\x06\n" +
@@ -1275,7 +2104,47 @@ const file_homelab_driver_v1_driver_proto_rawDesc = "" +
 	"\x06stdout\x18\x01 \x01(\fR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x02 \x01(\fR\x06stderr\x12\x12\n" +
 	"\x04exit\x18\x03 \x01(\x05R\x04exit\x12\x1c\n" +
-	"\ttruncated\x18\x04 \x01(\bR\ttruncated2\x8b\x05\n" +
+	"\ttruncated\x18\x04 \x01(\bR\ttruncated\"w\n" +
+	"\fResetRequest\x120\n" +
+	"\bidentity\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\bidentity\x125\n" +
+	"\bdeadline\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\"p\n" +
+	"\rResetResponse\x12)\n" +
+	"\x05event\x18\x01 \x01(\v2\x11.homelab.v1.EventH\x00R\x05event\x12,\n" +
+	"\x02vm\x18\x02 \x01(\v2\x1a.homelab.v1.VirtualMachineH\x00R\x02vmB\x06\n" +
+	"\x04part\"\x8f\x01\n" +
+	"\fAdoptRequest\x120\n" +
+	"\bidentity\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\bidentity\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x125\n" +
+	"\bdeadline\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\"p\n" +
+	"\rAdoptResponse\x12)\n" +
+	"\x05event\x18\x01 \x01(\v2\x11.homelab.v1.EventH\x00R\x05event\x12,\n" +
+	"\x02vm\x18\x02 \x01(\v2\x1a.homelab.v1.VirtualMachineH\x00R\x02vmB\x06\n" +
+	"\x04part\"\x92\x01\n" +
+	"\x13CreateHolderRequest\x120\n" +
+	"\bidentity\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\bidentity\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x125\n" +
+	"\bdeadline\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\"w\n" +
+	"\x14CreateHolderResponse\x12)\n" +
+	"\x05event\x18\x01 \x01(\v2\x11.homelab.v1.EventH\x00R\x05event\x12,\n" +
+	"\x02vm\x18\x02 \x01(\v2\x1a.homelab.v1.VirtualMachineH\x00R\x02vmB\x06\n" +
+	"\x04part\"\xac\x01\n" +
+	"\x0fMoveDiskRequest\x12(\n" +
+	"\x04from\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\x04from\x12$\n" +
+	"\x02to\x18\x02 \x01(\v2\x14.homelab.v1.IdentityR\x02to\x12\x12\n" +
+	"\x04slot\x18\x03 \x01(\tR\x04slot\x125\n" +
+	"\bdeadline\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\"s\n" +
+	"\x10MoveDiskResponse\x12)\n" +
+	"\x05event\x18\x01 \x01(\v2\x11.homelab.v1.EventH\x00R\x05event\x12,\n" +
+	"\x02vm\x18\x02 \x01(\v2\x1a.homelab.v1.VirtualMachineH\x00R\x02vmB\x06\n" +
+	"\x04part\"\x10\n" +
+	"\x0eOrphansRequest\"g\n" +
+	"\x0fOrphansResponse\x12,\n" +
+	"\aorphans\x18\x01 \x03(\v2\x12.homelab.v1.OrphanR\aorphans\x12&\n" +
+	"\x05known\x18\x02 \x01(\v2\x10.homelab.v1.FactR\x05known\"A\n" +
+	"\rConfigRequest\x120\n" +
+	"\bidentity\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\bidentity\"$\n" +
+	"\x0eConfigResponse\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\fR\x04text2\x82\t\n" +
 	"\rDriverService\x12P\n" +
 	"\aObserve\x12!.homelab.driver.v1.ObserveRequest\x1a\".homelab.driver.v1.ObserveResponse\x12P\n" +
 	"\aInspect\x12!.homelab.driver.v1.InspectRequest\x1a\".homelab.driver.v1.InspectResponse\x12O\n" +
@@ -1284,7 +2153,13 @@ const file_homelab_driver_v1_driver_proto_rawDesc = "" +
 	"\x05Start\x12\x1f.homelab.driver.v1.StartRequest\x1a .homelab.driver.v1.StartResponse0\x01\x12I\n" +
 	"\x04Stop\x12\x1e.homelab.driver.v1.StopRequest\x1a\x1f.homelab.driver.v1.StopResponse0\x01\x12R\n" +
 	"\aDestroy\x12!.homelab.driver.v1.DestroyRequest\x1a\".homelab.driver.v1.DestroyResponse0\x01\x12G\n" +
-	"\x04Exec\x12\x1e.homelab.driver.v1.ExecRequest\x1a\x1f.homelab.driver.v1.ExecResponseB;Z9github.com/homeiac/homelab/gen/homelab/driver/v1;driverv1b\x06proto3"
+	"\x04Exec\x12\x1e.homelab.driver.v1.ExecRequest\x1a\x1f.homelab.driver.v1.ExecResponse\x12L\n" +
+	"\x05Reset\x12\x1f.homelab.driver.v1.ResetRequest\x1a .homelab.driver.v1.ResetResponse0\x01\x12L\n" +
+	"\x05Adopt\x12\x1f.homelab.driver.v1.AdoptRequest\x1a .homelab.driver.v1.AdoptResponse0\x01\x12a\n" +
+	"\fCreateHolder\x12&.homelab.driver.v1.CreateHolderRequest\x1a'.homelab.driver.v1.CreateHolderResponse0\x01\x12U\n" +
+	"\bMoveDisk\x12\".homelab.driver.v1.MoveDiskRequest\x1a#.homelab.driver.v1.MoveDiskResponse0\x01\x12P\n" +
+	"\aOrphans\x12!.homelab.driver.v1.OrphansRequest\x1a\".homelab.driver.v1.OrphansResponse\x12M\n" +
+	"\x06Config\x12 .homelab.driver.v1.ConfigRequest\x1a!.homelab.driver.v1.ConfigResponseB;Z9github.com/homeiac/homelab/gen/homelab/driver/v1;driverv1b\x06proto3"
 
 var (
 	file_homelab_driver_v1_driver_proto_rawDescOnce sync.Once
@@ -1298,86 +2173,131 @@ func file_homelab_driver_v1_driver_proto_rawDescGZIP() []byte {
 	return file_homelab_driver_v1_driver_proto_rawDescData
 }
 
-var file_homelab_driver_v1_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_homelab_driver_v1_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_homelab_driver_v1_driver_proto_goTypes = []any{
-	(*ObserveRequest)(nil),      // 0: homelab.driver.v1.ObserveRequest
-	(*ObserveResponse)(nil),     // 1: homelab.driver.v1.ObserveResponse
-	(*InspectRequest)(nil),      // 2: homelab.driver.v1.InspectRequest
-	(*InspectResponse)(nil),     // 3: homelab.driver.v1.InspectResponse
-	(*CreateRequest)(nil),       // 4: homelab.driver.v1.CreateRequest
-	(*CreateResponse)(nil),      // 5: homelab.driver.v1.CreateResponse
-	(*UpdateRequest)(nil),       // 6: homelab.driver.v1.UpdateRequest
-	(*UpdateResponse)(nil),      // 7: homelab.driver.v1.UpdateResponse
-	(*StartRequest)(nil),        // 8: homelab.driver.v1.StartRequest
-	(*StartResponse)(nil),       // 9: homelab.driver.v1.StartResponse
-	(*StopRequest)(nil),         // 10: homelab.driver.v1.StopRequest
-	(*StopResponse)(nil),        // 11: homelab.driver.v1.StopResponse
-	(*DestroyRequest)(nil),      // 12: homelab.driver.v1.DestroyRequest
-	(*DestroyResponse)(nil),     // 13: homelab.driver.v1.DestroyResponse
-	(*ExecRequest)(nil),         // 14: homelab.driver.v1.ExecRequest
-	(*ExecResponse)(nil),        // 15: homelab.driver.v1.ExecResponse
-	(*v1.VirtualMachine)(nil),   // 16: homelab.v1.VirtualMachine
-	(*v1.Fact)(nil),             // 17: homelab.v1.Fact
-	(*v1.ClusterVmid)(nil),      // 18: homelab.v1.ClusterVmid
-	(*v1.Volume)(nil),           // 19: homelab.v1.Volume
-	(*v1.Identity)(nil),         // 20: homelab.v1.Identity
-	(*v1.Hardware)(nil),         // 21: homelab.v1.Hardware
-	(*durationpb.Duration)(nil), // 22: google.protobuf.Duration
-	(*v1.Event)(nil),            // 23: homelab.v1.Event
+	(*ObserveRequest)(nil),       // 0: homelab.driver.v1.ObserveRequest
+	(*ObserveResponse)(nil),      // 1: homelab.driver.v1.ObserveResponse
+	(*InspectRequest)(nil),       // 2: homelab.driver.v1.InspectRequest
+	(*InspectResponse)(nil),      // 3: homelab.driver.v1.InspectResponse
+	(*CreateRequest)(nil),        // 4: homelab.driver.v1.CreateRequest
+	(*CreateResponse)(nil),       // 5: homelab.driver.v1.CreateResponse
+	(*UpdateRequest)(nil),        // 6: homelab.driver.v1.UpdateRequest
+	(*UpdateResponse)(nil),       // 7: homelab.driver.v1.UpdateResponse
+	(*StartRequest)(nil),         // 8: homelab.driver.v1.StartRequest
+	(*StartResponse)(nil),        // 9: homelab.driver.v1.StartResponse
+	(*StopRequest)(nil),          // 10: homelab.driver.v1.StopRequest
+	(*StopResponse)(nil),         // 11: homelab.driver.v1.StopResponse
+	(*DestroyRequest)(nil),       // 12: homelab.driver.v1.DestroyRequest
+	(*DestroyResponse)(nil),      // 13: homelab.driver.v1.DestroyResponse
+	(*ExecRequest)(nil),          // 14: homelab.driver.v1.ExecRequest
+	(*ExecResponse)(nil),         // 15: homelab.driver.v1.ExecResponse
+	(*ResetRequest)(nil),         // 16: homelab.driver.v1.ResetRequest
+	(*ResetResponse)(nil),        // 17: homelab.driver.v1.ResetResponse
+	(*AdoptRequest)(nil),         // 18: homelab.driver.v1.AdoptRequest
+	(*AdoptResponse)(nil),        // 19: homelab.driver.v1.AdoptResponse
+	(*CreateHolderRequest)(nil),  // 20: homelab.driver.v1.CreateHolderRequest
+	(*CreateHolderResponse)(nil), // 21: homelab.driver.v1.CreateHolderResponse
+	(*MoveDiskRequest)(nil),      // 22: homelab.driver.v1.MoveDiskRequest
+	(*MoveDiskResponse)(nil),     // 23: homelab.driver.v1.MoveDiskResponse
+	(*OrphansRequest)(nil),       // 24: homelab.driver.v1.OrphansRequest
+	(*OrphansResponse)(nil),      // 25: homelab.driver.v1.OrphansResponse
+	(*ConfigRequest)(nil),        // 26: homelab.driver.v1.ConfigRequest
+	(*ConfigResponse)(nil),       // 27: homelab.driver.v1.ConfigResponse
+	(*v1.VirtualMachine)(nil),    // 28: homelab.v1.VirtualMachine
+	(*v1.Fact)(nil),              // 29: homelab.v1.Fact
+	(*v1.ClusterVmid)(nil),       // 30: homelab.v1.ClusterVmid
+	(*v1.Volume)(nil),            // 31: homelab.v1.Volume
+	(*v1.Identity)(nil),          // 32: homelab.v1.Identity
+	(*v1.Hardware)(nil),          // 33: homelab.v1.Hardware
+	(*durationpb.Duration)(nil),  // 34: google.protobuf.Duration
+	(*v1.Event)(nil),             // 35: homelab.v1.Event
+	(*v1.Orphan)(nil),            // 36: homelab.v1.Orphan
 }
 var file_homelab_driver_v1_driver_proto_depIdxs = []int32{
-	16, // 0: homelab.driver.v1.ObserveResponse.vms:type_name -> homelab.v1.VirtualMachine
-	17, // 1: homelab.driver.v1.ObserveResponse.vms_known:type_name -> homelab.v1.Fact
-	18, // 2: homelab.driver.v1.ObserveResponse.cluster_vmids:type_name -> homelab.v1.ClusterVmid
-	17, // 3: homelab.driver.v1.ObserveResponse.cluster_vmids_known:type_name -> homelab.v1.Fact
-	16, // 4: homelab.driver.v1.InspectResponse.vm:type_name -> homelab.v1.VirtualMachine
-	19, // 5: homelab.driver.v1.InspectResponse.volumes:type_name -> homelab.v1.Volume
-	17, // 6: homelab.driver.v1.InspectResponse.volumes_known:type_name -> homelab.v1.Fact
-	20, // 7: homelab.driver.v1.CreateRequest.identity:type_name -> homelab.v1.Identity
-	21, // 8: homelab.driver.v1.CreateRequest.hardware:type_name -> homelab.v1.Hardware
-	22, // 9: homelab.driver.v1.CreateRequest.deadline:type_name -> google.protobuf.Duration
-	23, // 10: homelab.driver.v1.CreateResponse.event:type_name -> homelab.v1.Event
-	16, // 11: homelab.driver.v1.CreateResponse.vm:type_name -> homelab.v1.VirtualMachine
-	20, // 12: homelab.driver.v1.UpdateRequest.identity:type_name -> homelab.v1.Identity
-	21, // 13: homelab.driver.v1.UpdateRequest.hardware:type_name -> homelab.v1.Hardware
-	22, // 14: homelab.driver.v1.UpdateRequest.deadline:type_name -> google.protobuf.Duration
-	23, // 15: homelab.driver.v1.UpdateResponse.event:type_name -> homelab.v1.Event
-	16, // 16: homelab.driver.v1.UpdateResponse.vm:type_name -> homelab.v1.VirtualMachine
-	20, // 17: homelab.driver.v1.StartRequest.identity:type_name -> homelab.v1.Identity
-	22, // 18: homelab.driver.v1.StartRequest.deadline:type_name -> google.protobuf.Duration
-	23, // 19: homelab.driver.v1.StartResponse.event:type_name -> homelab.v1.Event
-	16, // 20: homelab.driver.v1.StartResponse.vm:type_name -> homelab.v1.VirtualMachine
-	20, // 21: homelab.driver.v1.StopRequest.identity:type_name -> homelab.v1.Identity
-	22, // 22: homelab.driver.v1.StopRequest.deadline:type_name -> google.protobuf.Duration
-	23, // 23: homelab.driver.v1.StopResponse.event:type_name -> homelab.v1.Event
-	16, // 24: homelab.driver.v1.StopResponse.vm:type_name -> homelab.v1.VirtualMachine
-	20, // 25: homelab.driver.v1.DestroyRequest.identity:type_name -> homelab.v1.Identity
-	22, // 26: homelab.driver.v1.DestroyRequest.deadline:type_name -> google.protobuf.Duration
-	23, // 27: homelab.driver.v1.DestroyResponse.event:type_name -> homelab.v1.Event
-	16, // 28: homelab.driver.v1.DestroyResponse.vm:type_name -> homelab.v1.VirtualMachine
-	20, // 29: homelab.driver.v1.ExecRequest.identity:type_name -> homelab.v1.Identity
-	22, // 30: homelab.driver.v1.ExecRequest.deadline:type_name -> google.protobuf.Duration
-	0,  // 31: homelab.driver.v1.DriverService.Observe:input_type -> homelab.driver.v1.ObserveRequest
-	2,  // 32: homelab.driver.v1.DriverService.Inspect:input_type -> homelab.driver.v1.InspectRequest
-	4,  // 33: homelab.driver.v1.DriverService.Create:input_type -> homelab.driver.v1.CreateRequest
-	6,  // 34: homelab.driver.v1.DriverService.Update:input_type -> homelab.driver.v1.UpdateRequest
-	8,  // 35: homelab.driver.v1.DriverService.Start:input_type -> homelab.driver.v1.StartRequest
-	10, // 36: homelab.driver.v1.DriverService.Stop:input_type -> homelab.driver.v1.StopRequest
-	12, // 37: homelab.driver.v1.DriverService.Destroy:input_type -> homelab.driver.v1.DestroyRequest
-	14, // 38: homelab.driver.v1.DriverService.Exec:input_type -> homelab.driver.v1.ExecRequest
-	1,  // 39: homelab.driver.v1.DriverService.Observe:output_type -> homelab.driver.v1.ObserveResponse
-	3,  // 40: homelab.driver.v1.DriverService.Inspect:output_type -> homelab.driver.v1.InspectResponse
-	5,  // 41: homelab.driver.v1.DriverService.Create:output_type -> homelab.driver.v1.CreateResponse
-	7,  // 42: homelab.driver.v1.DriverService.Update:output_type -> homelab.driver.v1.UpdateResponse
-	9,  // 43: homelab.driver.v1.DriverService.Start:output_type -> homelab.driver.v1.StartResponse
-	11, // 44: homelab.driver.v1.DriverService.Stop:output_type -> homelab.driver.v1.StopResponse
-	13, // 45: homelab.driver.v1.DriverService.Destroy:output_type -> homelab.driver.v1.DestroyResponse
-	15, // 46: homelab.driver.v1.DriverService.Exec:output_type -> homelab.driver.v1.ExecResponse
-	39, // [39:47] is the sub-list for method output_type
-	31, // [31:39] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	28, // 0: homelab.driver.v1.ObserveResponse.vms:type_name -> homelab.v1.VirtualMachine
+	29, // 1: homelab.driver.v1.ObserveResponse.vms_known:type_name -> homelab.v1.Fact
+	30, // 2: homelab.driver.v1.ObserveResponse.cluster_vmids:type_name -> homelab.v1.ClusterVmid
+	29, // 3: homelab.driver.v1.ObserveResponse.cluster_vmids_known:type_name -> homelab.v1.Fact
+	28, // 4: homelab.driver.v1.InspectResponse.vm:type_name -> homelab.v1.VirtualMachine
+	31, // 5: homelab.driver.v1.InspectResponse.volumes:type_name -> homelab.v1.Volume
+	29, // 6: homelab.driver.v1.InspectResponse.volumes_known:type_name -> homelab.v1.Fact
+	32, // 7: homelab.driver.v1.CreateRequest.identity:type_name -> homelab.v1.Identity
+	33, // 8: homelab.driver.v1.CreateRequest.hardware:type_name -> homelab.v1.Hardware
+	34, // 9: homelab.driver.v1.CreateRequest.deadline:type_name -> google.protobuf.Duration
+	35, // 10: homelab.driver.v1.CreateResponse.event:type_name -> homelab.v1.Event
+	28, // 11: homelab.driver.v1.CreateResponse.vm:type_name -> homelab.v1.VirtualMachine
+	32, // 12: homelab.driver.v1.UpdateRequest.identity:type_name -> homelab.v1.Identity
+	33, // 13: homelab.driver.v1.UpdateRequest.hardware:type_name -> homelab.v1.Hardware
+	34, // 14: homelab.driver.v1.UpdateRequest.deadline:type_name -> google.protobuf.Duration
+	35, // 15: homelab.driver.v1.UpdateResponse.event:type_name -> homelab.v1.Event
+	28, // 16: homelab.driver.v1.UpdateResponse.vm:type_name -> homelab.v1.VirtualMachine
+	32, // 17: homelab.driver.v1.StartRequest.identity:type_name -> homelab.v1.Identity
+	34, // 18: homelab.driver.v1.StartRequest.deadline:type_name -> google.protobuf.Duration
+	35, // 19: homelab.driver.v1.StartResponse.event:type_name -> homelab.v1.Event
+	28, // 20: homelab.driver.v1.StartResponse.vm:type_name -> homelab.v1.VirtualMachine
+	32, // 21: homelab.driver.v1.StopRequest.identity:type_name -> homelab.v1.Identity
+	34, // 22: homelab.driver.v1.StopRequest.deadline:type_name -> google.protobuf.Duration
+	35, // 23: homelab.driver.v1.StopResponse.event:type_name -> homelab.v1.Event
+	28, // 24: homelab.driver.v1.StopResponse.vm:type_name -> homelab.v1.VirtualMachine
+	32, // 25: homelab.driver.v1.DestroyRequest.identity:type_name -> homelab.v1.Identity
+	34, // 26: homelab.driver.v1.DestroyRequest.deadline:type_name -> google.protobuf.Duration
+	35, // 27: homelab.driver.v1.DestroyResponse.event:type_name -> homelab.v1.Event
+	28, // 28: homelab.driver.v1.DestroyResponse.vm:type_name -> homelab.v1.VirtualMachine
+	32, // 29: homelab.driver.v1.ExecRequest.identity:type_name -> homelab.v1.Identity
+	34, // 30: homelab.driver.v1.ExecRequest.deadline:type_name -> google.protobuf.Duration
+	32, // 31: homelab.driver.v1.ResetRequest.identity:type_name -> homelab.v1.Identity
+	34, // 32: homelab.driver.v1.ResetRequest.deadline:type_name -> google.protobuf.Duration
+	35, // 33: homelab.driver.v1.ResetResponse.event:type_name -> homelab.v1.Event
+	28, // 34: homelab.driver.v1.ResetResponse.vm:type_name -> homelab.v1.VirtualMachine
+	32, // 35: homelab.driver.v1.AdoptRequest.identity:type_name -> homelab.v1.Identity
+	34, // 36: homelab.driver.v1.AdoptRequest.deadline:type_name -> google.protobuf.Duration
+	35, // 37: homelab.driver.v1.AdoptResponse.event:type_name -> homelab.v1.Event
+	28, // 38: homelab.driver.v1.AdoptResponse.vm:type_name -> homelab.v1.VirtualMachine
+	32, // 39: homelab.driver.v1.CreateHolderRequest.identity:type_name -> homelab.v1.Identity
+	34, // 40: homelab.driver.v1.CreateHolderRequest.deadline:type_name -> google.protobuf.Duration
+	35, // 41: homelab.driver.v1.CreateHolderResponse.event:type_name -> homelab.v1.Event
+	28, // 42: homelab.driver.v1.CreateHolderResponse.vm:type_name -> homelab.v1.VirtualMachine
+	32, // 43: homelab.driver.v1.MoveDiskRequest.from:type_name -> homelab.v1.Identity
+	32, // 44: homelab.driver.v1.MoveDiskRequest.to:type_name -> homelab.v1.Identity
+	34, // 45: homelab.driver.v1.MoveDiskRequest.deadline:type_name -> google.protobuf.Duration
+	35, // 46: homelab.driver.v1.MoveDiskResponse.event:type_name -> homelab.v1.Event
+	28, // 47: homelab.driver.v1.MoveDiskResponse.vm:type_name -> homelab.v1.VirtualMachine
+	36, // 48: homelab.driver.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	29, // 49: homelab.driver.v1.OrphansResponse.known:type_name -> homelab.v1.Fact
+	32, // 50: homelab.driver.v1.ConfigRequest.identity:type_name -> homelab.v1.Identity
+	0,  // 51: homelab.driver.v1.DriverService.Observe:input_type -> homelab.driver.v1.ObserveRequest
+	2,  // 52: homelab.driver.v1.DriverService.Inspect:input_type -> homelab.driver.v1.InspectRequest
+	4,  // 53: homelab.driver.v1.DriverService.Create:input_type -> homelab.driver.v1.CreateRequest
+	6,  // 54: homelab.driver.v1.DriverService.Update:input_type -> homelab.driver.v1.UpdateRequest
+	8,  // 55: homelab.driver.v1.DriverService.Start:input_type -> homelab.driver.v1.StartRequest
+	10, // 56: homelab.driver.v1.DriverService.Stop:input_type -> homelab.driver.v1.StopRequest
+	12, // 57: homelab.driver.v1.DriverService.Destroy:input_type -> homelab.driver.v1.DestroyRequest
+	14, // 58: homelab.driver.v1.DriverService.Exec:input_type -> homelab.driver.v1.ExecRequest
+	16, // 59: homelab.driver.v1.DriverService.Reset:input_type -> homelab.driver.v1.ResetRequest
+	18, // 60: homelab.driver.v1.DriverService.Adopt:input_type -> homelab.driver.v1.AdoptRequest
+	20, // 61: homelab.driver.v1.DriverService.CreateHolder:input_type -> homelab.driver.v1.CreateHolderRequest
+	22, // 62: homelab.driver.v1.DriverService.MoveDisk:input_type -> homelab.driver.v1.MoveDiskRequest
+	24, // 63: homelab.driver.v1.DriverService.Orphans:input_type -> homelab.driver.v1.OrphansRequest
+	26, // 64: homelab.driver.v1.DriverService.Config:input_type -> homelab.driver.v1.ConfigRequest
+	1,  // 65: homelab.driver.v1.DriverService.Observe:output_type -> homelab.driver.v1.ObserveResponse
+	3,  // 66: homelab.driver.v1.DriverService.Inspect:output_type -> homelab.driver.v1.InspectResponse
+	5,  // 67: homelab.driver.v1.DriverService.Create:output_type -> homelab.driver.v1.CreateResponse
+	7,  // 68: homelab.driver.v1.DriverService.Update:output_type -> homelab.driver.v1.UpdateResponse
+	9,  // 69: homelab.driver.v1.DriverService.Start:output_type -> homelab.driver.v1.StartResponse
+	11, // 70: homelab.driver.v1.DriverService.Stop:output_type -> homelab.driver.v1.StopResponse
+	13, // 71: homelab.driver.v1.DriverService.Destroy:output_type -> homelab.driver.v1.DestroyResponse
+	15, // 72: homelab.driver.v1.DriverService.Exec:output_type -> homelab.driver.v1.ExecResponse
+	17, // 73: homelab.driver.v1.DriverService.Reset:output_type -> homelab.driver.v1.ResetResponse
+	19, // 74: homelab.driver.v1.DriverService.Adopt:output_type -> homelab.driver.v1.AdoptResponse
+	21, // 75: homelab.driver.v1.DriverService.CreateHolder:output_type -> homelab.driver.v1.CreateHolderResponse
+	23, // 76: homelab.driver.v1.DriverService.MoveDisk:output_type -> homelab.driver.v1.MoveDiskResponse
+	25, // 77: homelab.driver.v1.DriverService.Orphans:output_type -> homelab.driver.v1.OrphansResponse
+	27, // 78: homelab.driver.v1.DriverService.Config:output_type -> homelab.driver.v1.ConfigResponse
+	65, // [65:79] is the sub-list for method output_type
+	51, // [51:65] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_homelab_driver_v1_driver_proto_init() }
@@ -1405,13 +2325,29 @@ func file_homelab_driver_v1_driver_proto_init() {
 		(*DestroyResponse_Event)(nil),
 		(*DestroyResponse_Vm)(nil),
 	}
+	file_homelab_driver_v1_driver_proto_msgTypes[17].OneofWrappers = []any{
+		(*ResetResponse_Event)(nil),
+		(*ResetResponse_Vm)(nil),
+	}
+	file_homelab_driver_v1_driver_proto_msgTypes[19].OneofWrappers = []any{
+		(*AdoptResponse_Event)(nil),
+		(*AdoptResponse_Vm)(nil),
+	}
+	file_homelab_driver_v1_driver_proto_msgTypes[21].OneofWrappers = []any{
+		(*CreateHolderResponse_Event)(nil),
+		(*CreateHolderResponse_Vm)(nil),
+	}
+	file_homelab_driver_v1_driver_proto_msgTypes[23].OneofWrappers = []any{
+		(*MoveDiskResponse_Event)(nil),
+		(*MoveDiskResponse_Vm)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_driver_v1_driver_proto_rawDesc), len(file_homelab_driver_v1_driver_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

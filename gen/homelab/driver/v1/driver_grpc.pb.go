@@ -21,14 +21,20 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	DriverService_Observe_FullMethodName = "/homelab.driver.v1.DriverService/Observe"
-	DriverService_Inspect_FullMethodName = "/homelab.driver.v1.DriverService/Inspect"
-	DriverService_Create_FullMethodName  = "/homelab.driver.v1.DriverService/Create"
-	DriverService_Update_FullMethodName  = "/homelab.driver.v1.DriverService/Update"
-	DriverService_Start_FullMethodName   = "/homelab.driver.v1.DriverService/Start"
-	DriverService_Stop_FullMethodName    = "/homelab.driver.v1.DriverService/Stop"
-	DriverService_Destroy_FullMethodName = "/homelab.driver.v1.DriverService/Destroy"
-	DriverService_Exec_FullMethodName    = "/homelab.driver.v1.DriverService/Exec"
+	DriverService_Observe_FullMethodName      = "/homelab.driver.v1.DriverService/Observe"
+	DriverService_Inspect_FullMethodName      = "/homelab.driver.v1.DriverService/Inspect"
+	DriverService_Create_FullMethodName       = "/homelab.driver.v1.DriverService/Create"
+	DriverService_Update_FullMethodName       = "/homelab.driver.v1.DriverService/Update"
+	DriverService_Start_FullMethodName        = "/homelab.driver.v1.DriverService/Start"
+	DriverService_Stop_FullMethodName         = "/homelab.driver.v1.DriverService/Stop"
+	DriverService_Destroy_FullMethodName      = "/homelab.driver.v1.DriverService/Destroy"
+	DriverService_Exec_FullMethodName         = "/homelab.driver.v1.DriverService/Exec"
+	DriverService_Reset_FullMethodName        = "/homelab.driver.v1.DriverService/Reset"
+	DriverService_Adopt_FullMethodName        = "/homelab.driver.v1.DriverService/Adopt"
+	DriverService_CreateHolder_FullMethodName = "/homelab.driver.v1.DriverService/CreateHolder"
+	DriverService_MoveDisk_FullMethodName     = "/homelab.driver.v1.DriverService/MoveDisk"
+	DriverService_Orphans_FullMethodName      = "/homelab.driver.v1.DriverService/Orphans"
+	DriverService_Config_FullMethodName       = "/homelab.driver.v1.DriverService/Config"
 )
 
 // DriverServiceClient is the client API for DriverService service.
@@ -55,6 +61,20 @@ type DriverServiceClient interface {
 	Destroy(ctx context.Context, in *DestroyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DestroyResponse], error)
 	// Exec runs a command in the guest through its agent; Unsupported where there is none.
 	Exec(ctx context.Context, in *ExecRequest, opts ...grpc.CallOption) (*ExecResponse, error)
+	// Reset presses the reset button of a VM that runs.
+	Reset(ctx context.Context, in *ResetRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ResetResponse], error)
+	// Adopt writes the mark of an identity into the description of a VM that has its VMID and uuid and no other mark.
+	Adopt(ctx context.Context, in *AdoptRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AdoptResponse], error)
+	// CreateHolder makes a VM without disks and network that holds data disks for a while; one that is there with the
+	// same identity is made already.
+	CreateHolder(ctx context.Context, in *CreateHolderRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CreateHolderResponse], error)
+	// MoveDisk reassigns a disk from one stopped VM of ours to the same slot of another; one that is there already is
+	// moved already.
+	MoveDisk(ctx context.Context, in *MoveDiskRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MoveDiskResponse], error)
+	// Orphans lists volumes that no configuration names. It may start processes.
+	Orphans(ctx context.Context, in *OrphansRequest, opts ...grpc.CallOption) (*OrphansResponse, error)
+	// Config reads a VM's configuration as its file holds it.
+	Config(ctx context.Context, in *ConfigRequest, opts ...grpc.CallOption) (*ConfigResponse, error)
 }
 
 type driverServiceClient struct {
@@ -190,6 +210,102 @@ func (c *driverServiceClient) Exec(ctx context.Context, in *ExecRequest, opts ..
 	return out, nil
 }
 
+func (c *driverServiceClient) Reset(ctx context.Context, in *ResetRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ResetResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &DriverService_ServiceDesc.Streams[5], DriverService_Reset_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ResetRequest, ResetResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DriverService_ResetClient = grpc.ServerStreamingClient[ResetResponse]
+
+func (c *driverServiceClient) Adopt(ctx context.Context, in *AdoptRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AdoptResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &DriverService_ServiceDesc.Streams[6], DriverService_Adopt_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[AdoptRequest, AdoptResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DriverService_AdoptClient = grpc.ServerStreamingClient[AdoptResponse]
+
+func (c *driverServiceClient) CreateHolder(ctx context.Context, in *CreateHolderRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CreateHolderResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &DriverService_ServiceDesc.Streams[7], DriverService_CreateHolder_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CreateHolderRequest, CreateHolderResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DriverService_CreateHolderClient = grpc.ServerStreamingClient[CreateHolderResponse]
+
+func (c *driverServiceClient) MoveDisk(ctx context.Context, in *MoveDiskRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MoveDiskResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &DriverService_ServiceDesc.Streams[8], DriverService_MoveDisk_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[MoveDiskRequest, MoveDiskResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DriverService_MoveDiskClient = grpc.ServerStreamingClient[MoveDiskResponse]
+
+func (c *driverServiceClient) Orphans(ctx context.Context, in *OrphansRequest, opts ...grpc.CallOption) (*OrphansResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OrphansResponse)
+	err := c.cc.Invoke(ctx, DriverService_Orphans_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *driverServiceClient) Config(ctx context.Context, in *ConfigRequest, opts ...grpc.CallOption) (*ConfigResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ConfigResponse)
+	err := c.cc.Invoke(ctx, DriverService_Config_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DriverServiceServer is the server API for DriverService service.
 // All implementations must embed UnimplementedDriverServiceServer
 // for forward compatibility.
@@ -214,6 +330,20 @@ type DriverServiceServer interface {
 	Destroy(*DestroyRequest, grpc.ServerStreamingServer[DestroyResponse]) error
 	// Exec runs a command in the guest through its agent; Unsupported where there is none.
 	Exec(context.Context, *ExecRequest) (*ExecResponse, error)
+	// Reset presses the reset button of a VM that runs.
+	Reset(*ResetRequest, grpc.ServerStreamingServer[ResetResponse]) error
+	// Adopt writes the mark of an identity into the description of a VM that has its VMID and uuid and no other mark.
+	Adopt(*AdoptRequest, grpc.ServerStreamingServer[AdoptResponse]) error
+	// CreateHolder makes a VM without disks and network that holds data disks for a while; one that is there with the
+	// same identity is made already.
+	CreateHolder(*CreateHolderRequest, grpc.ServerStreamingServer[CreateHolderResponse]) error
+	// MoveDisk reassigns a disk from one stopped VM of ours to the same slot of another; one that is there already is
+	// moved already.
+	MoveDisk(*MoveDiskRequest, grpc.ServerStreamingServer[MoveDiskResponse]) error
+	// Orphans lists volumes that no configuration names. It may start processes.
+	Orphans(context.Context, *OrphansRequest) (*OrphansResponse, error)
+	// Config reads a VM's configuration as its file holds it.
+	Config(context.Context, *ConfigRequest) (*ConfigResponse, error)
 	mustEmbedUnimplementedDriverServiceServer()
 }
 
@@ -247,6 +377,24 @@ func (UnimplementedDriverServiceServer) Destroy(*DestroyRequest, grpc.ServerStre
 }
 func (UnimplementedDriverServiceServer) Exec(context.Context, *ExecRequest) (*ExecResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Exec not implemented")
+}
+func (UnimplementedDriverServiceServer) Reset(*ResetRequest, grpc.ServerStreamingServer[ResetResponse]) error {
+	return status.Error(codes.Unimplemented, "method Reset not implemented")
+}
+func (UnimplementedDriverServiceServer) Adopt(*AdoptRequest, grpc.ServerStreamingServer[AdoptResponse]) error {
+	return status.Error(codes.Unimplemented, "method Adopt not implemented")
+}
+func (UnimplementedDriverServiceServer) CreateHolder(*CreateHolderRequest, grpc.ServerStreamingServer[CreateHolderResponse]) error {
+	return status.Error(codes.Unimplemented, "method CreateHolder not implemented")
+}
+func (UnimplementedDriverServiceServer) MoveDisk(*MoveDiskRequest, grpc.ServerStreamingServer[MoveDiskResponse]) error {
+	return status.Error(codes.Unimplemented, "method MoveDisk not implemented")
+}
+func (UnimplementedDriverServiceServer) Orphans(context.Context, *OrphansRequest) (*OrphansResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Orphans not implemented")
+}
+func (UnimplementedDriverServiceServer) Config(context.Context, *ConfigRequest) (*ConfigResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Config not implemented")
 }
 func (UnimplementedDriverServiceServer) mustEmbedUnimplementedDriverServiceServer() {}
 func (UnimplementedDriverServiceServer) testEmbeddedByValue()                       {}
@@ -378,6 +526,86 @@ func _DriverService_Exec_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _DriverService_Reset_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ResetRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(DriverServiceServer).Reset(m, &grpc.GenericServerStream[ResetRequest, ResetResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DriverService_ResetServer = grpc.ServerStreamingServer[ResetResponse]
+
+func _DriverService_Adopt_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(AdoptRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(DriverServiceServer).Adopt(m, &grpc.GenericServerStream[AdoptRequest, AdoptResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DriverService_AdoptServer = grpc.ServerStreamingServer[AdoptResponse]
+
+func _DriverService_CreateHolder_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CreateHolderRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(DriverServiceServer).CreateHolder(m, &grpc.GenericServerStream[CreateHolderRequest, CreateHolderResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DriverService_CreateHolderServer = grpc.ServerStreamingServer[CreateHolderResponse]
+
+func _DriverService_MoveDisk_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(MoveDiskRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(DriverServiceServer).MoveDisk(m, &grpc.GenericServerStream[MoveDiskRequest, MoveDiskResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DriverService_MoveDiskServer = grpc.ServerStreamingServer[MoveDiskResponse]
+
+func _DriverService_Orphans_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OrphansRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DriverServiceServer).Orphans(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DriverService_Orphans_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DriverServiceServer).Orphans(ctx, req.(*OrphansRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DriverService_Config_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ConfigRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DriverServiceServer).Config(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DriverService_Config_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DriverServiceServer).Config(ctx, req.(*ConfigRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // DriverService_ServiceDesc is the grpc.ServiceDesc for DriverService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -396,6 +624,14 @@ var DriverService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Exec",
 			Handler:    _DriverService_Exec_Handler,
+		},
+		{
+			MethodName: "Orphans",
+			Handler:    _DriverService_Orphans_Handler,
+		},
+		{
+			MethodName: "Config",
+			Handler:    _DriverService_Config_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
@@ -422,6 +658,26 @@ var DriverService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Destroy",
 			Handler:       _DriverService_Destroy_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Reset",
+			Handler:       _DriverService_Reset_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Adopt",
+			Handler:       _DriverService_Adopt_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "CreateHolder",
+			Handler:       _DriverService_CreateHolder_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "MoveDisk",
+			Handler:       _DriverService_MoveDisk_Handler,
 			ServerStreams: true,
 		},
 	},
