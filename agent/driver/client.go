@@ -20,7 +20,7 @@ type client struct {
 	gone    context.Context // ends when the process is gone
 }
 
-var _ Driver = (*client)(nil)
+var _ Full = (*client)(nil)
 
 // kindly gives the error its kind back. A call that was cut off by the end of
 // the process, and not by its own context, is Unavailable: it may have been done.
@@ -67,6 +67,32 @@ func (c *client) Stop(ctx context.Context, req *driverv1.StopRequest, report Rep
 
 func (c *client) Destroy(ctx context.Context, req *driverv1.DestroyRequest, report Report) (*homelabv1.VirtualMachine, error) {
 	return follow(ctx, req, c.service.Destroy, report)
+}
+
+func (c *client) Reset(ctx context.Context, req *driverv1.ResetRequest, report Report) (*homelabv1.VirtualMachine, error) {
+	return follow(ctx, req, c.service.Reset, report)
+}
+
+func (c *client) Adopt(ctx context.Context, req *driverv1.AdoptRequest, report Report) (*homelabv1.VirtualMachine, error) {
+	return follow(ctx, req, c.service.Adopt, report)
+}
+
+func (c *client) CreateHolder(ctx context.Context, req *driverv1.CreateHolderRequest, report Report) (*homelabv1.VirtualMachine, error) {
+	return follow(ctx, req, c.service.CreateHolder, report)
+}
+
+func (c *client) MoveDisk(ctx context.Context, req *driverv1.MoveDiskRequest, report Report) (*homelabv1.VirtualMachine, error) {
+	return follow(ctx, req, c.service.MoveDisk, report)
+}
+
+func (c *client) Orphans(ctx context.Context) (*driverv1.OrphansResponse, error) {
+	seen, err := c.service.Orphans(ctx, &driverv1.OrphansRequest{})
+	return seen, kindly(ctx, err)
+}
+
+func (c *client) Config(ctx context.Context, identity *homelabv1.Identity) ([]byte, error) {
+	seen, err := c.service.Config(ctx, &driverv1.ConfigRequest{Identity: identity})
+	return seen.GetText(), kindly(ctx, err)
 }
 
 // part is one message of a changing call's answer: an event, or last the VM.

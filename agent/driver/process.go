@@ -13,8 +13,6 @@ import (
 
 	plugin "github.com/hashicorp/go-plugin"
 
-	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
-	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/internal/rpc"
 )
@@ -190,78 +188,6 @@ func (p *Process) up() (*client, error) {
 		return nil, rpc.Errorf(rpc.ErrUnavailable, "the driver is down (%s); it is being relaunched", why)
 	}
 	return p.current, nil
-}
-
-// Observe implements Driver.
-func (p *Process) Observe(ctx context.Context) (*driverv1.ObserveResponse, error) {
-	c, err := p.up()
-	if err != nil {
-		return nil, err
-	}
-	return c.Observe(ctx)
-}
-
-// Inspect implements Driver.
-func (p *Process) Inspect(ctx context.Context, vmid int32) (*driverv1.InspectResponse, error) {
-	c, err := p.up()
-	if err != nil {
-		return nil, err
-	}
-	return c.Inspect(ctx, vmid)
-}
-
-// Create implements Driver.
-func (p *Process) Create(ctx context.Context, req *driverv1.CreateRequest, report Report) (*homelabv1.VirtualMachine, error) {
-	c, err := p.up()
-	if err != nil {
-		return nil, err
-	}
-	return c.Create(ctx, req, report)
-}
-
-// Update implements Driver.
-func (p *Process) Update(ctx context.Context, req *driverv1.UpdateRequest, report Report) (*homelabv1.VirtualMachine, error) {
-	c, err := p.up()
-	if err != nil {
-		return nil, err
-	}
-	return c.Update(ctx, req, report)
-}
-
-// Start implements Driver.
-func (p *Process) Start(ctx context.Context, req *driverv1.StartRequest, report Report) (*homelabv1.VirtualMachine, error) {
-	c, err := p.up()
-	if err != nil {
-		return nil, err
-	}
-	return c.Start(ctx, req, report)
-}
-
-// Stop implements Driver.
-func (p *Process) Stop(ctx context.Context, req *driverv1.StopRequest, report Report) (*homelabv1.VirtualMachine, error) {
-	c, err := p.up()
-	if err != nil {
-		return nil, err
-	}
-	return c.Stop(ctx, req, report)
-}
-
-// Destroy implements Driver.
-func (p *Process) Destroy(ctx context.Context, req *driverv1.DestroyRequest, report Report) (*homelabv1.VirtualMachine, error) {
-	c, err := p.up()
-	if err != nil {
-		return nil, err
-	}
-	return c.Destroy(ctx, req, report)
-}
-
-// Exec implements Driver.
-func (p *Process) Exec(ctx context.Context, req *driverv1.ExecRequest) (*driverv1.ExecResponse, error) {
-	c, err := p.up()
-	if err != nil {
-		return nil, err
-	}
-	return c.Exec(ctx, req)
 }
 
 // longestFolder keeps a socket's path, of which go-plugin adds about 20, below the

@@ -81,3 +81,56 @@ func (s *server) Destroy(req *driverv1.DestroyRequest, stream grpc.ServerStreami
 	}
 	return stream.Send(&driverv1.DestroyResponse{Part: &driverv1.DestroyResponse_Vm{Vm: vm}})
 }
+
+func (s *server) Reset(req *driverv1.ResetRequest, stream grpc.ServerStreamingServer[driverv1.ResetResponse]) error {
+	vm, err := powersOf(s.driver).Reset(stream.Context(), req, func(e *homelabv1.Event) {
+		_ = stream.Send(&driverv1.ResetResponse{Part: &driverv1.ResetResponse_Event{Event: e}})
+	})
+	if err != nil {
+		return rpc.ToStatus(err)
+	}
+	return stream.Send(&driverv1.ResetResponse{Part: &driverv1.ResetResponse_Vm{Vm: vm}})
+}
+
+func (s *server) Adopt(req *driverv1.AdoptRequest, stream grpc.ServerStreamingServer[driverv1.AdoptResponse]) error {
+	vm, err := powersOf(s.driver).Adopt(stream.Context(), req, func(e *homelabv1.Event) {
+		_ = stream.Send(&driverv1.AdoptResponse{Part: &driverv1.AdoptResponse_Event{Event: e}})
+	})
+	if err != nil {
+		return rpc.ToStatus(err)
+	}
+	return stream.Send(&driverv1.AdoptResponse{Part: &driverv1.AdoptResponse_Vm{Vm: vm}})
+}
+
+func (s *server) CreateHolder(req *driverv1.CreateHolderRequest, stream grpc.ServerStreamingServer[driverv1.CreateHolderResponse]) error {
+	vm, err := powersOf(s.driver).CreateHolder(stream.Context(), req, func(e *homelabv1.Event) {
+		_ = stream.Send(&driverv1.CreateHolderResponse{Part: &driverv1.CreateHolderResponse_Event{Event: e}})
+	})
+	if err != nil {
+		return rpc.ToStatus(err)
+	}
+	return stream.Send(&driverv1.CreateHolderResponse{Part: &driverv1.CreateHolderResponse_Vm{Vm: vm}})
+}
+
+func (s *server) MoveDisk(req *driverv1.MoveDiskRequest, stream grpc.ServerStreamingServer[driverv1.MoveDiskResponse]) error {
+	vm, err := powersOf(s.driver).MoveDisk(stream.Context(), req, func(e *homelabv1.Event) {
+		_ = stream.Send(&driverv1.MoveDiskResponse{Part: &driverv1.MoveDiskResponse_Event{Event: e}})
+	})
+	if err != nil {
+		return rpc.ToStatus(err)
+	}
+	return stream.Send(&driverv1.MoveDiskResponse{Part: &driverv1.MoveDiskResponse_Vm{Vm: vm}})
+}
+
+func (s *server) Orphans(ctx context.Context, _ *driverv1.OrphansRequest) (*driverv1.OrphansResponse, error) {
+	seen, err := powersOf(s.driver).Orphans(ctx)
+	return seen, rpc.ToStatus(err)
+}
+
+func (s *server) Config(ctx context.Context, req *driverv1.ConfigRequest) (*driverv1.ConfigResponse, error) {
+	text, err := powersOf(s.driver).Config(ctx, req.GetIdentity())
+	if err != nil {
+		return nil, rpc.ToStatus(err)
+	}
+	return &driverv1.ConfigResponse{Text: text}, nil
+}
