@@ -308,14 +308,20 @@ func TestTablesFitEightyColumns(t *testing.T) {
 	r := newRig(t)
 	scenes["fleet"](r.fake)
 	// Names as long as those of a typical fleet.
+	c := r.status.GetCluster()
+	c.Members, c.Nodes = c.GetMembers()[:3], c.GetNodes()[:3]
+	for i := range 3 {
+		name := strings.Replace(c.GetNodes()[i].GetName(), "k3s", "k3s-vm-pumped-pigl", 1)
+		c.Nodes[i].Name, c.Members[i].Node, c.Members[i].Guest = name, name, name
+	}
 	for _, g := range r.status.GetGuests() {
 		if g.GetName() != "k3s-4" && g.GetName() != "k3s-cold" {
 			g.Name, g.Host = strings.Replace(g.GetName(), "k3s", "k3s-vm-pumped-pigl", 1), strings.Replace(g.GetHost(), "pve", "pumped-pigl", 1)
-			g.Addresses = []string{"192.168.40.212"}
+			g.Addresses, g.NodeName = []string{"192.168.40.212"}, g.GetName()
 		}
 	}
-	for _, command := range []string{"status", "guests", "hosts"} {
-		for line := range strings.Lines(r.run(command).out) {
+	for _, command := range []string{"status", "guests", "hosts", "k3s status"} {
+		for line := range strings.Lines(r.run(strings.Fields(command)...).out) {
 			if n := len([]rune(strings.TrimSuffix(line, "\n"))); n > 80 {
 				t.Errorf("%s: %d columns: %s", command, n, line)
 			}

@@ -61,6 +61,14 @@ type fake struct {
 	silent bool // the k3s API, at the end of a run
 	kept   []*controllerv1.RunRecord
 	events []*homelabv1.Event
+	// before are events that come before anything of a run, as a wait does.
+	before []*homelabv1.Event
+	asked  []*controllerv1.PlanRequest
+	why    map[string]*controllerv1.WhyResponse
+	paused string
+	// left are what no VM has, and snaps the etcd snapshots.
+	left  *controllerv1.OrphansResponse
+	snaps *controllerv1.ListSnapshotsResponse
 	// hold is called before each part of a run is sent.
 	hold func(ctx context.Context, part *controllerv1.ApplyResponse)
 }
@@ -79,6 +87,17 @@ var takes = map[homelabv1.Action]struct {
 	homelabv1.Action_ACTION_INIT:     {14 * time.Second, "waiting until Node k3s-1 is Ready", []string{"guest", "install"}},
 	homelabv1.Action_ACTION_JOIN:     {22 * time.Second, "waiting to be promoted from learner", []string{"guest", "install"}},
 	homelabv1.Action_ACTION_VERIFY:   {time.Second, "", nil},
+	homelabv1.Action_ACTION_SNAPSHOT: {2 * time.Second, "", []string{"etcd", "snapshot"}},
+	homelabv1.Action_ACTION_DRAIN:    {3 * time.Second, "2 pods left", nil},
+	homelabv1.Action_ACTION_STOP:     {time.Second, "", []string{"qm", "stop", "202"}},
+	homelabv1.Action_ACTION_LEAVE:    {time.Second, "", []string{"etcd", "member-remove", "2b"}},
+	homelabv1.Action_ACTION_DETACH:   {time.Second, "", []string{"qm", "disk", "move", "202", "scsi1"}},
+	homelabv1.Action_ACTION_DESTROY:  {2 * time.Second, "", []string{"qm", "destroy", "202"}},
+	homelabv1.Action_ACTION_ATTACH:   {time.Second, "", []string{"qm", "disk", "move", "9001", "scsi1"}},
+	homelabv1.Action_ACTION_SOAK:     {2 * time.Minute, "well for 1 of 2 min", nil},
+	homelabv1.Action_ACTION_ADOPT:    {0, "", []string{"qm", "set", "117"}},
+	homelabv1.Action_ACTION_RESET:    {time.Second, "", []string{"qm", "reset", "202"}},
+	homelabv1.Action_ACTION_CLEAN:    {4 * time.Second, "", []string{"guest", "uninstall"}},
 }
 
 func (f *fake) Version(context.Context, *controllerv1.VersionRequest) (*controllerv1.VersionResponse, error) {
@@ -86,11 +105,12 @@ func (f *fake) Version(context.Context, *controllerv1.VersionRequest) (*controll
 }
 
 func (f *fake) Plan(_ context.Context, req *controllerv1.PlanRequest) (*controllerv1.PlanResponse, error) {
-	if len(req.GetSpec()) == 0 {
-		return nil, rpc.Errorf(rpc.ErrInvalid, "no Spec")
+	if (len(req.GetSpec()) == 0) != (req.GetOperation() != nil) {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "either a Spec or an operation")
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.asked = append(f.asked, req)
 	return &controllerv1.PlanResponse{Plan: f.plan, Guests: f.status.GetGuests()}, nil
 }
 
@@ -99,7 +119,8 @@ func (f *fake) Apply(req *controllerv1.ApplyRequest, stream controllerv1.Control
 	if len(f.drifts) > 0 {
 		f.plan, f.drifts = f.drifts[0], f.drifts[1:]
 	}
-	p, hold := f.plan, f.hold
+	p, hold, before := f.plan, f.hold, f.before
+	f.before = nil
 	f.mu.Unlock()
 	send := func(part *controllerv1.ApplyResponse) error {
 		if hold != nil {
@@ -110,8 +131,18 @@ func (f *fake) Apply(req *controllerv1.ApplyRequest, stream controllerv1.Control
 		}
 		return stream.Send(part)
 	}
-	if p.GetDigest() != req.GetDigest() && (!req.GetYes() || destroying(p) > 0) {
+	for _, e := range before {
+		if err := send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Event{Event: e}}); err != nil {
+			return err
+		}
+	}
+	if p.GetDigest() != req.GetDigest() && (!req.GetYes() || len(destroyed(p)) > 0) {
 		return send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_ChangedPlan{ChangedPlan: p}})
+	}
+	for _, guest := range p.GetByName() {
+		if !slices.Contains(req.GetDestroy(), guest) {
+			return rpc.Errorf(rpc.ErrRefused, "the destruction of %s is not confirmed by its name", guest)
+		}
 	}
 	if err := send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Plan{Plan: p}}); err != nil {
 		return err
@@ -240,10 +271,55 @@ func (f *fake) Status(_ context.Context, req *controllerv1.StatusRequest) (*cont
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	resp := proto.CloneOf(f.status)
+	resp.Paused = f.paused
 	if !req.GetLooks() {
 		resp.Guests, resp.Cluster = nil, nil
 	}
 	return resp, nil
+}
+
+func (f *fake) Why(_ context.Context, req *controllerv1.WhyRequest) (*controllerv1.WhyResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	resp := f.why[req.GetGuest()]
+	if resp == nil {
+		return nil, rpc.Errorf(rpc.ErrNotFound, "nothing is known of a guest %s; hlctl guests lists them", req.GetGuest())
+	}
+	resp = proto.CloneOf(resp)
+	resp.Entries = resp.GetEntries()[max(0, len(resp.GetEntries())-int(req.GetLimit())):]
+	return resp, nil
+}
+
+func (f *fake) Pause(_ context.Context, req *controllerv1.PauseRequest) (*controllerv1.PauseResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.paused = strings.TrimSuffix("by admin@laptop since 14:02: "+req.GetReason(), ": ")
+	return &controllerv1.PauseResponse{Paused: f.paused}, nil
+}
+
+func (f *fake) Resume(_ context.Context, req *controllerv1.ResumeRequest) (*controllerv1.ResumeResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case req.GetGuest() != "":
+		return &controllerv1.ResumeResponse{Text: req.GetGuest() + " is no longer parked."}, nil
+	case f.paused == "":
+		return &controllerv1.ResumeResponse{Text: "Nothing was paused."}, nil
+	}
+	f.paused = ""
+	return &controllerv1.ResumeResponse{Text: "Changes go on."}, nil
+}
+
+func (f *fake) Orphans(context.Context, *controllerv1.OrphansRequest) (*controllerv1.OrphansResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return proto.CloneOf(f.left), nil
+}
+
+func (f *fake) ListSnapshots(context.Context, *controllerv1.ListSnapshotsRequest) (*controllerv1.ListSnapshotsResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return proto.CloneOf(f.snaps), nil
 }
 
 func (f *fake) ListRuns(_ context.Context, req *controllerv1.ListRunsRequest) (*controllerv1.ListRunsResponse, error) {
@@ -322,6 +398,12 @@ var allow = rpc.Allow{
 	controllerv1.ControllerService_Apply_FullMethodName:      {rpc.RoleAdmin},
 	controllerv1.ControllerService_Exec_FullMethodName:       {rpc.RoleAdmin},
 	controllerv1.ControllerService_Kubeconfig_FullMethodName: {rpc.RoleAdmin},
+
+	controllerv1.ControllerService_Why_FullMethodName:           viewer,
+	controllerv1.ControllerService_Orphans_FullMethodName:       viewer,
+	controllerv1.ControllerService_ListSnapshots_FullMethodName: viewer,
+	controllerv1.ControllerService_Pause_FullMethodName:         {rpc.RoleAdmin},
+	controllerv1.ControllerService_Resume_FullMethodName:        {rpc.RoleAdmin},
 }
 
 func newRig(t *testing.T) *rig {

@@ -29,13 +29,16 @@ type statusDoc struct {
 	Hosts   []hostDoc   `json:"hosts"`
 	Guests  []guestDoc  `json:"guests"`
 	Cluster *clusterDoc `json:"cluster"`
+	// Paused is why all changes are paused; empty when they are not.
+	Paused string `json:"paused"`
 }
 
 func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Show everything on one screen, what is wrong first", Args: cobra.NoArgs,
 		Long: `status has the controller look at everything now and shows it on one screen: what is
-wrong first, then the hosts and the guests of the last Spec that was applied.
+wrong first (a pause, hosts, guests with why and since when, what does not agree in
+the cluster), then the hosts and the guests of the last Spec that was applied.
 
 Exit code 0, whatever it shows; 1 when no controller answers.`,
 		Example: "  hlctl status\n  hlctl status -o json | jq '.cluster.healthyVoters'",
@@ -47,6 +50,7 @@ Exit code 0, whatever it shows; 1 when no controller answers.`,
 			doc := statusDoc{
 				Fleet: resp.GetFleet(), At: timeOrNull(timeOf(resp.GetAt())), Hosts: hostsJSON(resp.GetHosts()),
 				Guests: guestsJSON(resp.GetGuests()), Cluster: clusterJSON(resp),
+				Paused: resp.GetPaused(),
 			}
 			if resp.GetRun() != 0 {
 				run := resp.GetRun()
@@ -79,6 +83,9 @@ func (a *app) showStatus(resp *controllerv1.StatusResponse) {
 	fmt.Fprintln(a.out)
 	if resp.GetRun() != 0 {
 		fmt.Fprintf(a.out, "%s run %d is going on   hlctl runs follow\n", a.paint(yellow, "-"), resp.GetRun())
+	}
+	if resp.GetPaused() != "" {
+		a.trouble("paused: "+resp.GetPaused(), "hlctl resume")
 	}
 	a.showTroubles(resp)
 	a.showFleet(resp)
@@ -124,15 +131,41 @@ func (a *app) showTroubles(resp *controllerv1.StatusResponse) {
 		a.trouble(text, strings.Join(more, "; "))
 	}
 	for _, g := range resp.GetGuests() {
-		if h := healthWord(g.GetHealth()); (h == "unwell" || h == "booting" || h == "unknown" && !mute[g.GetHost()]) && !off(resp, g.GetHost()) {
-			if g.GetPower() == homelabv1.Power_POWER_ABSENT {
-				a.trouble(g.GetName()+" absent", "not made yet; hlctl apply makes it")
-				continue
-			}
-			a.trouble(g.GetName()+" "+h, g.GetReason())
+		h := healthWord(g.GetHealth())
+		switch {
+		case h == "healthy" || h == "standby" || h == "unknown" && mute[g.GetHost()] || off(resp, g.GetHost()):
+		case g.GetPower() == homelabv1.Power_POWER_ABSENT:
+			a.trouble(g.GetName()+" absent", "not made yet; hlctl apply makes it")
+		case h == "unwell" && g.GetSince() != nil && !strings.Contains(g.GetReason(), "since "):
+			a.trouble(g.GetName()+" unwell since "+ago(g.GetSince().AsTime(), a.now()), g.GetReason())
+		default:
+			a.trouble(g.GetName()+" "+h, a.condition(g))
+		}
+		if g.GetParked() != "" {
+			a.trouble(g.GetName()+" parked", g.GetParked()+"; hlctl resume "+g.GetName())
 		}
 	}
 	a.showClusterTroubles(resp)
+	if c := resp.GetCluster(); c != nil {
+		for _, f := range c.GetFindings() {
+			if f.GetBad() && !told(resp, f) {
+				a.trouble(f.GetText(), "")
+			}
+		}
+	}
+}
+
+// told says whether a guest's own line tells the same as a finding.
+func told(resp *controllerv1.StatusResponse, f *controllerv1.ClusterFinding) bool {
+	if f.GetKind() != "not-ready" && f.GetKind() != "not-member" {
+		return false
+	}
+	for _, g := range resp.GetGuests() {
+		if g.GetName() == f.GetGuest() {
+			return g.GetHealth() != controllerv1.Health_HEALTH_HEALTHY
+		}
+	}
+	return false
 }
 
 // off says whether a host is disabled: what is on it is nobody's trouble.

@@ -1,0 +1,155 @@
+package cli
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+)
+
+// A recreation, a deletion and a leave are one entry of a plan, though of many
+// steps: the deed with its reason, and below it a few lines in the order in which
+// things happen.
+
+// chainLine is one of those lines, with the reason that is worth a place.
+type chainLine struct{ text, why string }
+
+// links are the lines of a chain: the actions on each, in their order. The reason
+// is that of the last of them that is named in tells.
+var links = []struct{ actions, tells []homelabv1.Action }{
+	{
+		of(homelabv1.Action_ACTION_FETCH, homelabv1.Action_ACTION_SAVE, homelabv1.Action_ACTION_SNAPSHOT, homelabv1.Action_ACTION_DRAIN,
+			homelabv1.Action_ACTION_HALT, homelabv1.Action_ACTION_STOP, homelabv1.Action_ACTION_LEAVE),
+		of(homelabv1.Action_ACTION_LEAVE),
+	},
+	{of(homelabv1.Action_ACTION_CLEAN), nil},
+	{of(homelabv1.Action_ACTION_DETACH, homelabv1.Action_ACTION_DESTROY, homelabv1.Action_ACTION_CREATE, homelabv1.Action_ACTION_ATTACH), nil},
+	{
+		of(homelabv1.Action_ACTION_START, homelabv1.Action_ACTION_BOOT, homelabv1.Action_ACTION_INIT, homelabv1.Action_ACTION_JOIN, homelabv1.Action_ACTION_VERIFY),
+		of(homelabv1.Action_ACTION_INIT, homelabv1.Action_ACTION_JOIN),
+	},
+	{of(homelabv1.Action_ACTION_SOAK), of(homelabv1.Action_ACTION_SOAK)},
+}
+
+func chainLines(g *group, d *deed) []chainLine {
+	var lines []chainLine
+	told := leading(g.steps, d)
+	for _, link := range links {
+		var line chainLine
+		var texts []string
+		for _, action := range link.actions {
+			for _, s := range g.steps {
+				if s.GetAction() != action {
+					continue
+				}
+				texts = append(texts, phrase(s, d))
+				if s != told && slices.Contains(link.tells, action) {
+					line.why = s.GetReason()
+				}
+			}
+		}
+		if len(texts) > 0 {
+			line.text = strings.Join(texts, ", ")
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// phrase is what a step does, as a part of a sentence.
+func phrase(s *homelabv1.Step, d *deed) string {
+	switch s.GetAction() {
+	case homelabv1.Action_ACTION_FETCH:
+		return "fetch " + s.GetImage()
+	case homelabv1.Action_ACTION_SAVE:
+		return "save its configuration"
+	case homelabv1.Action_ACTION_SNAPSHOT:
+		return strings.TrimSuffix("snapshot etcd on "+s.GetThrough(), " on ")
+	case homelabv1.Action_ACTION_STOP:
+		return "stop VM " + fmt.Sprint(s.GetVmid())
+	case homelabv1.Action_ACTION_LEAVE:
+		return "leave the cluster"
+	case homelabv1.Action_ACTION_CLEAN:
+		return "remove k3s and its data from the guest"
+	case homelabv1.Action_ACTION_DETACH:
+		text := "move " + strings.Join(s.GetSlots(), ", ") + " to holder VM " + fmt.Sprint(s.GetHolderVmid())
+		if d == deletion {
+			text += ", where it stays"
+			if len(s.GetSlots()) > 1 {
+				text = strings.TrimSuffix(text, "it stays") + "they stay"
+			}
+		}
+		return text
+	case homelabv1.Action_ACTION_DESTROY:
+		return "destroy VM " + fmt.Sprint(s.GetVmid())
+	case homelabv1.Action_ACTION_CREATE:
+		return "create it again with the same VMID, MAC and uuid"
+	case homelabv1.Action_ACTION_ATTACH:
+		return strings.ReplaceAll("move "+strings.Join(s.GetSlots(), ", ")+" back", "move  back", "move its data disks back")
+	case homelabv1.Action_ACTION_JOIN:
+		return "join again"
+	case homelabv1.Action_ACTION_SOAK:
+		return "stay well for a while"
+	}
+	return actions[s.GetAction()].word
+}
+
+// chainReason is why all of it is done. The step that the deed is about tells it.
+func chainReason(steps []*homelabv1.Step) string {
+	return leading(steps, deedOf(steps)).GetReason()
+}
+
+// chainLoss is what is lost by it; empty for nothing.
+func chainLoss(g *group, d *deed) string {
+	text := ""
+	switch d {
+	case recreate:
+		text = "destroys its system disk"
+	case deletion:
+		text = fmt.Sprintf("destroys VM %d and its system disk", leading(g.steps, d).GetVmid())
+	default:
+		return ""
+	}
+	if g.byName {
+		text += "; to be confirmed by its name"
+	}
+	return text
+}
+
+// destroys says whether a step destroys what cannot be had again. What undoes a
+// half-built VM and what destroys one does, also when nobody said so.
+func destroys(s *homelabv1.Step) bool {
+	return s.GetDestroys() || s.GetAction() == homelabv1.Action_ACTION_DESTROY || s.GetAction() == homelabv1.Action_ACTION_ROLLBACK
+}
+
+// destroyed are the steps of a plan that destroy something, by VM.
+func destroyed(p *homelabv1.Plan) map[string]*homelabv1.Step {
+	found := map[string]*homelabv1.Step{}
+	for _, s := range p.GetSteps() {
+		if destroys(s) {
+			found[fmt.Sprint(s.GetHost(), " ", s.GetVmid(), " ", s.GetGuest())] = s
+		}
+	}
+	return found
+}
+
+// destroysMore names the guests of which the plan now destroys something that the
+// plan shown did not announce; empty when there are none. A wait that was shown
+// announces what may follow when it is over.
+func destroysMore(shown, now *homelabv1.Plan) string {
+	announced, waits := destroyed(shown), map[string]bool{}
+	for _, n := range shown.GetNotes() {
+		if n.GetKind() == homelabv1.NoteKind_NOTE_KIND_WAITING && n.GetGuest() != "" {
+			waits[n.GetGuest()] = true
+		}
+	}
+	var names []string
+	for key, s := range destroyed(now) {
+		if announced[key] == nil && !waits[s.GetGuest()] {
+			names = append(names, s.GetGuest())
+		}
+	}
+	slices.Sort(names)
+	return enumerate(slices.Compact(names))
+}
