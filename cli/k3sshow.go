@@ -77,7 +77,7 @@ func votersText(c *controllerv1.ClusterStatus) string {
 		text += fmt.Sprintf(", %d healthy", c.GetHealthyVoters())
 	}
 	if c.GetMayFail() < 0 {
-		return text + fmt.Sprintf(" (no quorum: %d are needed)", c.GetQuorum())
+		return text + " (no quorum)"
 	}
 	return text + fmt.Sprintf(" (%d may fail)", c.GetMayFail())
 }

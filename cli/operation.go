@@ -69,7 +69,11 @@ func (a *app) carry(ctx context.Context, q *asked, o applyOptions) error {
 		if err != nil || changed == nil {
 			return err
 		}
-		fmt.Fprintln(a.errw, "The world changed since that plan was made; nothing was done.")
+		if countNotes(plan).waiting > 0 {
+			fmt.Fprintln(a.errw, "The wait is over; nothing was done yet. This is the plan now.")
+		} else {
+			fmt.Fprintln(a.errw, "The world changed since that plan was made; nothing was done.")
+		}
 		// --yes stands for what was shown, not for whatever comes.
 		more := destroysMore(plan, changed)
 		switch {
@@ -113,32 +117,33 @@ func (a *app) confirm(ctx context.Context, p *homelabv1.Plan, o applyOptions) ([
 		return nil, fmt.Errorf("nothing was done: there is no terminal to ask on; confirm with --yes%s", flags)
 	}
 	if len(open) == 0 {
-		return o.destroy, a.question(ctx, "Do it? [y/N] ", func(answer string) bool {
-			return strings.EqualFold(answer, "y") || strings.EqualFold(answer, "yes")
-		})
+		answer, err := a.question(ctx, "Do it? [y/N] ")
+		if err == nil && !strings.EqualFold(answer, "y") && !strings.EqualFold(answer, "yes") {
+			err = errors.New("nothing was done: it was not confirmed")
+		}
+		return o.destroy, err
 	}
 	for _, guest := range open {
-		err := a.question(ctx, "Do it? Type "+guest+" to have it destroyed: ", func(answer string) bool { return answer == guest })
+		answer, err := a.question(ctx, "Do it? Type "+guest+" to have it destroyed: ")
 		if err != nil {
 			return nil, err
+		}
+		if answer != guest {
+			return nil, fmt.Errorf("nothing was done: %q is not %s", answer, guest)
 		}
 	}
 	return append(slices.Clone(o.destroy), open...), nil
 }
 
-// question asks where a person sees it, also when the plan goes to a file. Any but
-// the right answer is an error.
-func (a *app) question(ctx context.Context, text string, right func(string) bool) error {
+// question asks where a person sees it, also when the plan goes to a file.
+func (a *app) question(ctx context.Context, text string) (string, error) {
 	fmt.Fprint(a.errw, text)
 	answer, err := a.readLine(ctx)
 	if err != nil {
 		fmt.Fprintln(a.errw)
-		return fmt.Errorf("nothing was done: %w", err)
+		return "", fmt.Errorf("nothing was done: %w", err)
 	}
-	if !right(answer) {
-		return errors.New("nothing was done: it was not confirmed")
-	}
-	return nil
+	return answer, nil
 }
 
 // operationText is how a command of an operation teaches.

@@ -192,7 +192,7 @@ func (a *app) showVolumes(orphans []*homelabv1.Orphan) {
 	if len(foreign) == 0 {
 		return
 	}
-	fmt.Fprintln(a.out, "\nWhat is not ours is left alone. When nobody needs it, free it by hand on its host:")
+	fmt.Fprintln(a.out, "\nThe rest is not provably ours and left alone. When nobody needs it, on its host:")
 	for _, o := range foreign {
 		fmt.Fprintf(a.out, "  %s  pvesm free %s\n", o.GetHost(), o.GetVolid())
 	}

@@ -16,15 +16,16 @@ import (
 type chainLine struct{ text, why string }
 
 // links are the lines of a chain: the actions on each, in their order. The reason
-// is that of the last of them that is named in tells.
+// is that of the last of them that is named in tells. SAVE goes without saying.
 var links = []struct{ actions, tells []homelabv1.Action }{
 	{
-		of(homelabv1.Action_ACTION_FETCH, homelabv1.Action_ACTION_SAVE, homelabv1.Action_ACTION_SNAPSHOT, homelabv1.Action_ACTION_DRAIN,
-			homelabv1.Action_ACTION_HALT, homelabv1.Action_ACTION_STOP, homelabv1.Action_ACTION_LEAVE),
+		of(homelabv1.Action_ACTION_FETCH, homelabv1.Action_ACTION_SNAPSHOT, homelabv1.Action_ACTION_DRAIN, homelabv1.Action_ACTION_HALT,
+			homelabv1.Action_ACTION_STOP, homelabv1.Action_ACTION_LEAVE),
 		of(homelabv1.Action_ACTION_LEAVE),
 	},
 	{of(homelabv1.Action_ACTION_CLEAN), nil},
-	{of(homelabv1.Action_ACTION_DETACH, homelabv1.Action_ACTION_DESTROY, homelabv1.Action_ACTION_CREATE, homelabv1.Action_ACTION_ATTACH), nil},
+	{of(homelabv1.Action_ACTION_DETACH, homelabv1.Action_ACTION_ATTACH), nil},
+	{of(homelabv1.Action_ACTION_DESTROY, homelabv1.Action_ACTION_CREATE), nil},
 	{
 		of(homelabv1.Action_ACTION_START, homelabv1.Action_ACTION_BOOT, homelabv1.Action_ACTION_INIT, homelabv1.Action_ACTION_JOIN, homelabv1.Action_ACTION_VERIFY),
 		of(homelabv1.Action_ACTION_INIT, homelabv1.Action_ACTION_JOIN),
@@ -43,7 +44,11 @@ func chainLines(g *group, d *deed) []chainLine {
 				if s.GetAction() != action {
 					continue
 				}
-				texts = append(texts, phrase(s, d))
+				text := phrase(s, d)
+				if action == homelabv1.Action_ACTION_ATTACH && len(texts) > 0 {
+					text = "and back when it is made"
+				}
+				texts = append(texts, text)
 				if s != told && slices.Contains(link.tells, action) {
 					line.why = s.GetReason()
 				}
@@ -62,31 +67,30 @@ func phrase(s *homelabv1.Step, d *deed) string {
 	switch s.GetAction() {
 	case homelabv1.Action_ACTION_FETCH:
 		return "fetch " + s.GetImage()
-	case homelabv1.Action_ACTION_SAVE:
-		return "save its configuration"
 	case homelabv1.Action_ACTION_SNAPSHOT:
 		return strings.TrimSuffix("snapshot etcd on "+s.GetThrough(), " on ")
-	case homelabv1.Action_ACTION_STOP:
-		return "stop VM " + fmt.Sprint(s.GetVmid())
 	case homelabv1.Action_ACTION_LEAVE:
 		return "leave the cluster"
 	case homelabv1.Action_ACTION_CLEAN:
 		return "remove k3s and its data from the guest"
 	case homelabv1.Action_ACTION_DETACH:
-		text := "move " + strings.Join(s.GetSlots(), ", ") + " to holder VM " + fmt.Sprint(s.GetHolderVmid())
-		if d == deletion {
-			text += ", where it stays"
-			if len(s.GetSlots()) > 1 {
-				text = strings.TrimSuffix(text, "it stays") + "they stay"
-			}
+		text := fmt.Sprintf("move %s to holder VM %d", enumerate(s.GetSlots()), s.GetHolderVmid())
+		switch {
+		case d != deletion:
+			return text
+		case len(s.GetSlots()) == 1:
+			return text + ", where it stays"
 		}
-		return text
+		return text + ", where they stay"
 	case homelabv1.Action_ACTION_DESTROY:
 		return "destroy VM " + fmt.Sprint(s.GetVmid())
 	case homelabv1.Action_ACTION_CREATE:
 		return "create it again with the same VMID, MAC and uuid"
 	case homelabv1.Action_ACTION_ATTACH:
-		return strings.ReplaceAll("move "+strings.Join(s.GetSlots(), ", ")+" back", "move  back", "move its data disks back")
+		if len(s.GetSlots()) == 0 {
+			return "move its data disks back"
+		}
+		return "move " + enumerate(s.GetSlots()) + " back"
 	case homelabv1.Action_ACTION_JOIN:
 		return "join again"
 	case homelabv1.Action_ACTION_SOAK:
@@ -102,11 +106,14 @@ func chainReason(steps []*homelabv1.Step) string {
 
 // chainLoss is what is lost by it; empty for nothing.
 func chainLoss(g *group, d *deed) string {
-	text := ""
+	var text string
 	switch d {
 	case recreate:
 		text = "destroys its system disk"
 	case deletion:
+		if first := leading(g.steps, d); first.GetVmid() == first.GetHolderVmid() {
+			return fmt.Sprintf("destroys the empty holder VM %d", first.GetVmid())
+		}
 		text = fmt.Sprintf("destroys VM %d and its system disk", leading(g.steps, d).GetVmid())
 	default:
 		return ""

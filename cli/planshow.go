@@ -118,7 +118,7 @@ func (a *app) showPlan(p *homelabv1.Plan, next string) {
 				n++
 			}
 		}
-		sum = append(sum, parts(part{n, "to " + d.sum()})...)
+		sum = append(sum, parts(part{n, d.sum()})...)
 	}
 	if len(p.GetSteps()) == 0 {
 		sum = append(sum, "nothing to do now")
@@ -201,7 +201,7 @@ func (a *app) showSteps(g *group, shared map[string][]string) {
 	if d.chain {
 		a.sentence(d.mark, d.word, d.colour, chainReason(g.steps), chainLoss(g, d))
 		for _, line := range chainLines(g, d) {
-			fmt.Fprintf(a.out, "      %s\n", a.beside(line.text, line.why, "", 6))
+			fmt.Fprintf(a.out, "      %s\n", a.beside(line.text, line.why, "", 6, 8))
 		}
 		return
 	}
@@ -209,7 +209,7 @@ func (a *app) showSteps(g *group, shared map[string][]string) {
 	a.sentence(d.mark, d.word, d.colour, why(first, shared), loss(first))
 	for _, s := range g.steps {
 		if s != first {
-			fmt.Fprintf(a.out, "      %-11s %s\n", actions[s.GetAction()].word, a.beside(why(s, shared), loss(s), red, 18))
+			fmt.Fprintf(a.out, "      %-11s %s\n", actions[s.GetAction()].word, a.beside(why(s, shared), loss(s), red, 18, 18))
 		}
 	}
 }
@@ -223,11 +223,11 @@ func leading(steps []*homelabv1.Step, d *deed) *homelabv1.Step {
 // sentence prints one mark, its word and a text; what is lost stands beside the
 // text where there is room, else below it.
 func (a *app) sentence(mark, word, colour, text, lost string) {
-	fmt.Fprintf(a.out, "  %s %s %s\n", a.paint(colour, mark), a.paint(colour, fmt.Sprintf("%-11s", word)), a.beside(text, lost, colour, markWidth))
+	fmt.Fprintf(a.out, "  %s %s %s\n", a.paint(colour, mark), a.paint(colour, fmt.Sprintf("%-11s", word)), a.beside(text, lost, colour, markWidth, markWidth))
 }
 
-// beside is a text with more beside it when both fit on one line, else below.
-func (a *app) beside(text, more, colour string, indent int) string {
+// beside is a text with more beside it when both fit on one line, else below it.
+func (a *app) beside(text, more, colour string, indent, below int) string {
 	fits := indent+len([]rune(text))+3+len([]rune(more)) <= a.columns && !strings.Contains(text+more, "\n")
 	switch {
 	case more == "":
@@ -237,7 +237,7 @@ func (a *app) beside(text, more, colour string, indent int) string {
 	case fits:
 		return text + "   " + a.paint(colour, more)
 	}
-	return a.wrap(text, indent) + "\n" + strings.Repeat(" ", indent) + a.paint(colour, a.wrap(more, indent))
+	return a.wrap(text, indent) + "\n" + strings.Repeat(" ", below) + a.paint(colour, a.wrap(more, below))
 }
 
 // until is how long a note's wait takes; empty for a note that waits for nothing.

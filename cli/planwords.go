@@ -41,7 +41,7 @@ type deed struct {
 	needs []homelabv1.Action
 	mark  string
 	word  string // in a plan: recreate
-	to    string // in a plan's sum: 1 to recreate
+	to    string // in a plan's sum, after the number; empty: to WORD
 	did   string // in a story: recreated
 	// colour goes with the mark, and never alone.
 	colour string
@@ -60,22 +60,22 @@ var deeds = []*deed{
 	{needs: of(homelabv1.Action_ACTION_ADOPT), mark: "+", word: "adopt", did: "adopted", colour: green},
 	creation,
 	{needs: of(homelabv1.Action_ACTION_LEAVE, homelabv1.Action_ACTION_JOIN), mark: "!", word: "rejoin", did: "rejoined", colour: red, chain: true},
-	{needs: of(homelabv1.Action_ACTION_LEAVE), mark: "!", word: "leave", to: "leave the cluster", did: "left the cluster", colour: red, chain: true},
+	{needs: of(homelabv1.Action_ACTION_LEAVE), mark: "!", word: "leave", to: "to leave the cluster", did: "left the cluster", colour: red, chain: true},
 	{needs: of(homelabv1.Action_ACTION_STOP, homelabv1.Action_ACTION_START), mark: "~", word: "restart", did: "restarted", colour: yellow},
 	{needs: of(homelabv1.Action_ACTION_STOP), mark: "~", word: "stop", did: "stopped", colour: yellow},
 	{needs: of(homelabv1.Action_ACTION_RESET), mark: "~", word: "reset", did: "reset", colour: yellow},
 	{needs: of(homelabv1.Action_ACTION_RESUME), mark: "~", word: "resume", did: "resumed", colour: yellow},
 	{needs: of(homelabv1.Action_ACTION_START), mark: "~", word: "start", did: "started", colour: yellow},
-	{needs: of(homelabv1.Action_ACTION_ATTACH), mark: "~", word: "attach", to: "get data disks back", did: "data disks attached", colour: yellow},
+	{needs: of(homelabv1.Action_ACTION_ATTACH), mark: "~", word: "attach", to: "to get data disks back", did: "data disks attached", colour: yellow},
 	newCluster,
 	joining,
-	{needs: of(homelabv1.Action_ACTION_CLEAN), mark: "!", word: "clean", to: "clean of k3s", did: "cleaned of k3s", colour: red},
+	{needs: of(homelabv1.Action_ACTION_CLEAN), mark: "!", word: "clean", to: "to clean of k3s", did: "cleaned of k3s", colour: red},
 	{needs: of(homelabv1.Action_ACTION_HALT), mark: "~", word: "stop k3s", did: "k3s stopped", colour: yellow},
 	{needs: of(homelabv1.Action_ACTION_BOOT), mark: "~", word: "boot", did: "booted", colour: yellow},
 	{needs: of(homelabv1.Action_ACTION_VERIFY), mark: "~", word: "verify", did: "verified", colour: yellow, minor: true},
-	{needs: of(homelabv1.Action_ACTION_SNAPSHOT), mark: "+", word: "snapshot", to: "take a snapshot through", did: "snapshot taken", colour: green, minor: true},
-	{needs: of(homelabv1.Action_ACTION_SOAK), mark: "~", word: "soak", to: "stay well", did: "stayed well", colour: yellow, minor: true},
-	{needs: of(homelabv1.Action_ACTION_DETACH), mark: "~", word: "detach", to: "lose data disks to a holder", did: "data disks detached", colour: yellow},
+	{needs: of(homelabv1.Action_ACTION_SNAPSHOT), mark: "+", word: "snapshot", to: "snapshot to take", did: "snapshot taken", colour: green, minor: true},
+	{needs: of(homelabv1.Action_ACTION_SOAK), mark: "~", word: "soak", to: "to stay well", did: "stayed well", colour: yellow, minor: true},
+	{needs: of(homelabv1.Action_ACTION_DETACH), mark: "~", word: "detach", to: "to lose data disks to a holder", did: "data disks detached", colour: yellow},
 	{needs: of(homelabv1.Action_ACTION_SAVE), mark: "+", word: "save", did: "configuration saved", colour: green, minor: true},
 	{needs: of(homelabv1.Action_ACTION_DRAIN), mark: "~", word: "drain", did: "drained", colour: yellow, minor: true},
 	{needs: of(homelabv1.Action_ACTION_FETCH), mark: "+", word: "fetch", did: "fetched", colour: green, minor: true},
@@ -101,7 +101,7 @@ var (
 	}
 	newCluster = &deed{
 		needs: of(homelabv1.Action_ACTION_INIT),
-		mark:  "+", word: "new cluster", to: "make the cluster", did: "new cluster", colour: green,
+		mark:  "+", word: "new cluster", to: "to make the cluster", did: "new cluster", colour: green,
 	}
 	joining = &deed{
 		needs: of(homelabv1.Action_ACTION_JOIN),
@@ -111,12 +111,12 @@ var (
 
 func of(actions ...homelabv1.Action) []homelabv1.Action { return actions }
 
-// sum is the deed in a plan's sum, after "1 to ".
+// sum is the deed in a plan's sum, after the number: to recreate.
 func (d *deed) sum() string {
 	if d.to != "" {
 		return d.to
 	}
-	return d.word
+	return "to " + d.word
 }
 
 // in says whether a list of actions makes the deed.

@@ -82,7 +82,7 @@ func newStory(p *homelabv1.Plan) *story {
 			g := s.at(n.GetGuest(), n.GetHost())
 			g.note, g.noteText = notes[n.GetKind()].word, n.GetText()
 			if n.GetUntil() != nil {
-				g.noteText += "; until " + n.GetUntil().AsTime().Local().Format("15:04")
+				g.noteText = "until " + n.GetUntil().AsTime().Local().Format("15:04") + ": " + g.noteText
 			}
 		case homelabv1.NoteKind_NOTE_KIND_WARNING:
 			s.warnings = append(s.warnings, n)
@@ -95,7 +95,11 @@ func newStory(p *homelabv1.Plan) *story {
 
 // heldText says where data disks are after a DETACH.
 func heldText(s *homelabv1.Step) string {
-	return fmt.Sprintf("%s %s in holder VM %d", strings.Join(s.GetSlots(), ", "), map[bool]string{true: "stays", false: "stay"}[len(s.GetSlots()) == 1], s.GetHolderVmid())
+	verb := "stay"
+	if len(s.GetSlots()) == 1 {
+		verb = "stays"
+	}
+	return fmt.Sprintf("%s %s in holder VM %d", enumerate(s.GetSlots()), verb, s.GetHolderVmid())
 }
 
 func (s *story) at(guest, host string) *progress {
@@ -321,6 +325,8 @@ func (g *progress) deeds() string {
 func (g *progress) outcome() (word, colour, text string) {
 	deeds := g.deeds()
 	switch {
+	case g.failed != "" && deeds == "destroyed":
+		return "failed", red, g.failed + "\nits VM is destroyed and not made anew yet; the same command goes on from there"
 	case g.failed != "":
 		return "failed", red, g.failed
 	case g.note != "" && deeds != "":

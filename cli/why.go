@@ -87,10 +87,13 @@ func (a *app) showWhy(guest string, resp *controllerv1.WhyResponse) {
 	health := healthWord(now.GetHealth())
 	text := strings.TrimSuffix(health+": "+a.condition(now), ": ")
 	text = strings.Replace(text, ": since ", " since ", 1)
-	if now.GetParked() != "" {
+	switch {
+	case now.GetParked() != "":
 		text += "; parked: " + now.GetParked() + "; hlctl resume " + guest
-	} else if health == "unwell" && now.GetPolicy() != "" {
+	case health == "unwell" && now.GetPolicy() != "":
 		text += "; policy " + now.GetPolicy()
+	case health == "healthy":
+		text += fmt.Sprintf(", VM %d on %s", now.GetVmid(), now.GetHost())
 	}
 	line(a.now(), "now", healthColours[health], text)
 }
