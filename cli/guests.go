@@ -181,7 +181,7 @@ func (a *app) guestRow(g *controllerv1.GuestStatus) []cell {
 	}
 	text := a.condition(g)
 	if g.GetParked() != "" {
-		text = strings.TrimPrefix(text+"; parked: "+g.GetParked(), "; ")
+		text = strings.TrimPrefix(text+"\nparked: "+parkedText(g), "\n")
 	}
 	return []cell{
 		plain(g.GetName()), plain(g.GetHost()), plain(vmid), plain(power), {health, healthColours[health]},
@@ -229,7 +229,7 @@ func (a *app) showGuest(g *controllerv1.GuestStatus) {
 	}
 	line("policy", policyText(g))
 	if g.GetParked() != "" {
-		line("parked", g.GetParked()+"; hlctl resume "+g.GetName())
+		line("parked", parkedText(g))
 	}
 	line("power", power)
 	if g.GetVmid() != 0 {
@@ -254,6 +254,19 @@ func (a *app) showGuest(g *controllerv1.GuestStatus) {
 	line("guest agent", fact(look.GetGuestAgent()))
 	line("cloud-init", fact(look.GetCloudInit()))
 	line("k3s", look.GetK3S().GetVersion())
+}
+
+// parkedText is why a guest is parked, ending in how that is ended.
+func parkedText(g *controllerv1.GuestStatus) string {
+	return withNext(strings.TrimPrefix(g.GetParked(), "parked: "), "hlctl resume "+g.GetName())
+}
+
+// withNext is a text with what to type next, unless it says so itself.
+func withNext(text, next string) string {
+	if strings.Contains(text, next) {
+		return text
+	}
+	return text + "; " + next
 }
 
 // policyText is what is done about a guest when it is unwell.

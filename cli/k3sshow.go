@@ -54,15 +54,17 @@ func (a *app) showCluster(resp *controllerv1.StatusResponse) {
 		}
 		a.table(heading, rows)
 	}
-	if len(c.GetFindings()) > 0 {
-		fmt.Fprintln(a.out)
-	}
+	gap := "\n"
 	for _, f := range c.GetFindings() {
+		if noAnswer(f) {
+			continue // said above
+		}
 		mark, colour := "-", yellow
 		if f.GetBad() {
 			mark, colour = "!", red
 		}
-		fmt.Fprintf(a.out, "%s %s\n", a.paint(colour, mark), a.wrap(f.GetText(), 2))
+		fmt.Fprintf(a.out, "%s%s %s\n", gap, a.paint(colour, mark), a.wrap(findingText(f), 2))
+		gap = ""
 	}
 	fmt.Fprintf(a.out, "\n%s\n", a.wrap(quorumText(c), 0))
 }

@@ -345,10 +345,9 @@ k3s-2  on pve2
   ! recreate    stopped since 14:02 (qmstop by root@pam)
                 destroys its system disk; to be confirmed by its name
       snapshot etcd on k3s-1, drain, stop, leave the cluster
-        3 voters, 3 healthy -> 2 of 2 stay healthy
+        3 voters, 3 healthy -> 2 of 2 stay healthy, 2 needed
       destroy VM 202, create it again with the same VMID, MAC and uuid
-      start, boot, join again
-        as server, through k3s-1, until Ready and a voter
+      start, boot, join again   as server, until it is a voter
 k3s-5  on pve5
   - skipped     host silent since 13:58 (4 min)
 

@@ -60,7 +60,9 @@ func (a *app) carry(ctx context.Context, q *asked, o applyOptions) error {
 	}
 	defer c.close()
 	plan := resp.GetPlan()
-	for again := false; ; again = true {
+	// --yes plans again once, and once more when what was waited for has come.
+	left, waited := 1, false
+	for ; ; left-- {
 		confirmed := o
 		if confirmed.destroy, err = a.confirm(ctx, plan, o); err != nil {
 			return err
@@ -70,6 +72,9 @@ func (a *app) carry(ctx context.Context, q *asked, o applyOptions) error {
 			return err
 		}
 		if countNotes(plan).waiting > 0 {
+			if !waited {
+				left, waited = left+1, true
+			}
 			fmt.Fprintln(a.errw, "The wait is over; nothing was done yet. This is the plan now.")
 		} else {
 			fmt.Fprintln(a.errw, "The world changed since that plan was made; nothing was done.")
@@ -79,7 +84,7 @@ func (a *app) carry(ctx context.Context, q *asked, o applyOptions) error {
 		switch {
 		case o.yes && more != "":
 			return fmt.Errorf("the plan now destroys more than the one that was confirmed (of %s); look at it with %s", more, q.again)
-		case o.yes && again:
+		case o.yes && left == 0:
 			return errors.New("it changed again and again; look what goes on with hlctl status, then the same command")
 		}
 		plan = changed
@@ -198,7 +203,8 @@ and devices, and a fresh system disk from its image. Its configuration and an et
 snapshot are saved first, it leaves the cluster in the safe order and joins it again,
 and its data disks travel through a holder VM.
 
-The guest's name must be confirmed: typed on a terminal, or --destroy GUEST.`,
+A guest whose policy is report, or of which more than its system disk is lost, must be
+confirmed by its name: typed on a terminal, or --destroy GUEST.`,
 			"  hlctl guests recreate k3s-2\n  hlctl guests recreate k3s-2 --yes --destroy k3s-2",
 		}),
 		one(controllerv1.OperationKind_OPERATION_KIND_DELETE, operationText{

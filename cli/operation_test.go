@@ -107,6 +107,10 @@ func TestYesPlansAgainOnce(t *testing.T) {
 	wants(t, r.run("apply", "--yes"), 3, "The world changed", "recreated and joined")
 	r.plan, r.drifts = one, []*homelabv1.Plan{two, three}
 	wants(t, r.run("apply", "--yes"), 1, "it changed again and again")
+	r.plan, r.drifts = ripening(), []*homelabv1.Plan{two, three}
+	wants(t, r.run("apply", "--yes"), 3, "The wait is over", "The world changed", "recreated and joined")
+	r.plan, r.drifts = ripening(), []*homelabv1.Plan{two, three, one}
+	wants(t, r.run("apply", "--yes"), 1, "it changed again and again")
 }
 
 func TestDestroysMore(t *testing.T) {
@@ -115,6 +119,8 @@ func TestDestroysMore(t *testing.T) {
 		s.Vmid = vmid
 		return s
 	}
+	forget := destroy("pve1", "gone", 0)
+	forget.Destroys = false
 	undo := step("rollback/pve1/a", "cut off")
 	undo.Vmid = 201
 	flagged := &homelabv1.Step{Id: "x", Action: homelabv1.Action_ACTION_CLEAN, Guest: "b", Host: "pve1", Vmid: 202, Destroys: true}
@@ -134,6 +140,7 @@ func TestDestroysMore(t *testing.T) {
 		"any step that destroys":  {named(""), named("", flagged), "b"},
 		"what a wait announced":   {waiting, named("", destroy("pve1", "a", 201)), ""},
 		"what no wait announced":  {waiting, named("", destroy("pve1", "a", 201), destroy("pve1", "b", 202)), "b"},
+		"what is only forgotten":  {named(""), named("", forget), ""},
 		"two":                     {named(""), named("", destroy("pve1", "b", 202), destroy("pve1", "a", 201)), "a and b"},
 	} {
 		if got := destroysMore(c.shown, c.now); got != c.want {
@@ -225,6 +232,19 @@ func TestStepsOfNoGuest(t *testing.T) {
 	wants(t, got, 1, "destroys the empty holder VM 9003")
 	if strings.Contains(got.out, "system disk") {
 		t.Errorf("a holder has none:\n%s", got.out)
+	}
+}
+
+// A guest that is gone is forgotten, and nothing is destroyed.
+func TestDeletionOfWhatIsGone(t *testing.T) {
+	r := newRig(t)
+	s := step("destroy/pve2/k3s-2", "there is no VM of it; what is remembered of it is forgotten")
+	s.Destroys = false
+	r.plan = byName(named("gone", s))
+	got := r.run("guests", "delete", "k3s-2", "--yes", "--destroy", "k3s-2")
+	wants(t, got, 0, "! delete      there is no VM of it", "k3s-2  deleted")
+	if strings.Contains(got.out, "destroys") {
+		t.Errorf("nothing is destroyed:\n%s", got.out)
 	}
 }
 

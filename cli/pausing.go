@@ -26,7 +26,7 @@ on: status, plan and why answer as always. The reason is shown to everybody.`,
 				return err
 			}
 			return a.print(map[string]string{"paused": resp.GetPaused()}, func() {
-				fmt.Fprintln(a.out, a.beside("Paused: "+resp.GetPaused(), "hlctl resume", "", 0, 0))
+				fmt.Fprintln(a.out, a.wrap("Paused: "+withNext(resp.GetPaused(), "hlctl resume"), 0))
 			})
 		},
 	}

@@ -50,7 +50,7 @@ func chainLines(g *group, d *deed) []chainLine {
 				}
 				texts = append(texts, text)
 				if s != told && slices.Contains(link.tells, action) {
-					line.why = s.GetReason()
+					line.why = sums(s.GetReason())
 				}
 			}
 		}
@@ -60,6 +60,15 @@ func chainLines(g *group, d *deed) []chainLine {
 		}
 	}
 	return lines
+}
+
+// sums is the arithmetic of the quorum in a reason, when that holds some: what
+// else it says is told by the line already.
+func sums(reason string) string {
+	if _, rest, ok := strings.Cut(reason, "("); ok && strings.HasSuffix(rest, ")") && strings.Contains(rest, " -> ") {
+		return strings.TrimSuffix(rest, ")")
+	}
+	return reason
 }
 
 // phrase is what a step does, as a part of a sentence.
@@ -83,6 +92,9 @@ func phrase(s *homelabv1.Step, d *deed) string {
 		}
 		return text + ", where they stay"
 	case homelabv1.Action_ACTION_DESTROY:
+		if !s.GetDestroys() {
+			return "forget what is remembered of it"
+		}
 		return "destroy VM " + fmt.Sprint(s.GetVmid())
 	case homelabv1.Action_ACTION_CREATE:
 		return "create it again with the same VMID, MAC and uuid"
@@ -94,14 +106,9 @@ func phrase(s *homelabv1.Step, d *deed) string {
 	case homelabv1.Action_ACTION_JOIN:
 		return "join again"
 	case homelabv1.Action_ACTION_SOAK:
-		return "stay well for a while"
+		return "soak"
 	}
 	return actions[s.GetAction()].word
-}
-
-// chainReason is why all of it is done. The step that the deed is about tells it.
-func chainReason(steps []*homelabv1.Step) string {
-	return leading(steps, deedOf(steps)).GetReason()
 }
 
 // chainLoss is what is lost by it; empty for nothing.
@@ -111,10 +118,14 @@ func chainLoss(g *group, d *deed) string {
 	case recreate:
 		text = "destroys its system disk"
 	case deletion:
-		if first := leading(g.steps, d); first.GetVmid() == first.GetHolderVmid() {
-			return fmt.Sprintf("destroys the empty holder VM %d", first.GetVmid())
+		switch last := stepOf(g.steps, homelabv1.Action_ACTION_DESTROY); {
+		case !last.GetDestroys():
+			return ""
+		case last.GetVmid() == last.GetHolderVmid():
+			return fmt.Sprintf("destroys the empty holder VM %d", last.GetVmid())
+		default:
+			text = fmt.Sprintf("destroys VM %d and its system disk", last.GetVmid())
 		}
-		text = fmt.Sprintf("destroys VM %d and its system disk", leading(g.steps, d).GetVmid())
 	default:
 		return ""
 	}
@@ -125,9 +136,9 @@ func chainLoss(g *group, d *deed) string {
 }
 
 // destroys says whether a step destroys what cannot be had again. What undoes a
-// half-built VM and what destroys one does, also when nobody said so.
+// half-built VM does, also when nobody said so.
 func destroys(s *homelabv1.Step) bool {
-	return s.GetDestroys() || s.GetAction() == homelabv1.Action_ACTION_DESTROY || s.GetAction() == homelabv1.Action_ACTION_ROLLBACK
+	return s.GetDestroys() || s.GetAction() == homelabv1.Action_ACTION_ROLLBACK
 }
 
 // destroyed are the steps of a plan that destroy something, by VM.

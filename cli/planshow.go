@@ -199,7 +199,7 @@ func (a *app) showSteps(g *group, shared map[string][]string) {
 		return
 	}
 	if d.chain {
-		a.sentence(d.mark, d.word, d.colour, chainReason(g.steps), chainLoss(g, d))
+		a.sentence(d.mark, d.word, d.colour, leading(g.steps, d).GetReason(), chainLoss(g, d))
 		for _, line := range chainLines(g, d) {
 			fmt.Fprintf(a.out, "      %s\n", a.beside(line.text, line.why, "", 6, 8))
 		}
@@ -214,10 +214,23 @@ func (a *app) showSteps(g *group, shared map[string][]string) {
 	}
 }
 
-// leading is the step whose reason is that of the whole deed.
+// leading is the step whose reason is that of the whole deed. What is destroyed is
+// stopped for the reason of it all.
 func leading(steps []*homelabv1.Step, d *deed) *homelabv1.Step {
-	i := slices.IndexFunc(steps, func(s *homelabv1.Step) bool { return s.GetAction() == d.needs[0] })
-	return steps[i]
+	if stop := stepOf(steps, homelabv1.Action_ACTION_STOP); stop != nil && (d == recreate || d == deletion) {
+		return stop
+	}
+	return stepOf(steps, d.needs[0])
+}
+
+// stepOf is the first step of an action; nil when there is none.
+func stepOf(steps []*homelabv1.Step, action homelabv1.Action) *homelabv1.Step {
+	for _, s := range steps {
+		if s.GetAction() == action {
+			return s
+		}
+	}
+	return nil
 }
 
 // sentence prints one mark, its word and a text; what is lost stands beside the

@@ -10,7 +10,10 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-const arithmetic = "3 voters, 3 healthy -> 2 of 2 stay healthy"
+const (
+	arithmetic = "3 voters, 3 healthy -> 2 of 2 stay healthy, 2 needed"
+	leaves     = "its etcd member, Node and node password must be gone before a new one joins (" + arithmetic + ")"
+)
 
 // through makes a step one that another server's host carries out.
 func through(s *homelabv1.Step, guest string) *homelabv1.Step {
@@ -24,13 +27,13 @@ func chain() []*homelabv1.Step {
 		through(step("snapshot/pve1/k3s-2", "before a server is made anew"), "k3s-1"),
 		step("save/pve2/k3s-2", "before it is destroyed", "snapshot/pve1/k3s-2"),
 		through(step("drain/pve1/k3s-2", "its pods go elsewhere", "save/pve2/k3s-2"), "k3s-1"),
-		step("stop/pve2/k3s-2", "it is made anew", "drain/pve1/k3s-2"),
-		through(step("leave/pve1/k3s-2", arithmetic, "stop/pve2/k3s-2"), "k3s-1"),
-		step("destroy/pve2/k3s-2", "stopped since 14:02 (qmstop by root@pam)", "leave/pve1/k3s-2"),
+		step("stop/pve2/k3s-2", "stopped since 14:02 (qmstop by root@pam)", "drain/pve1/k3s-2"),
+		through(step("leave/pve1/k3s-2", leaves, "stop/pve2/k3s-2"), "k3s-1"),
+		step("destroy/pve2/k3s-2", "destroys VM 202 and its system disk", "leave/pve1/k3s-2"),
 		step("create/pve2/k3s-2", "made anew", "destroy/pve2/k3s-2"),
 		step("start/pve2/k3s-2", "it is to run", "create/pve2/k3s-2"),
 		step("boot/pve2/k3s-2", "wait until it has booted", "start/pve2/k3s-2"),
-		step("join/pve2/k3s-2", "as server, through k3s-1, until Ready and a voter", "boot/pve2/k3s-2"),
+		step("join/pve2/k3s-2", "as server, until it is a voter", "boot/pve2/k3s-2"),
 	}
 	for _, s := range steps {
 		s.Vmid = 202
@@ -57,11 +60,11 @@ func byName(p *homelabv1.Plan) *homelabv1.Plan {
 func recreations() *homelabv1.Plan {
 	p := recreation()
 	p.Digest = "recreations"
-	p.Steps = append(p.Steps, step("soak/pve2/k3s-2", "2 min well before k3s-6 is made anew", "join/pve2/k3s-2"), step("fetch/pve6/noble", "pve6 does not hold it yet"))
+	p.Steps = append(p.Steps, step("soak/pve2/k3s-2", "it stays well for 2m0s before the next guest is made anew", "join/pve2/k3s-2"), step("fetch/pve6/noble", "pve6 does not hold it yet"))
 	second := []*homelabv1.Step{
-		step("stop/pve6/k3s-6", "it is made anew", "soak/pve2/k3s-2", "fetch/pve6/noble"),
+		step("stop/pve6/k3s-6", "guest agent and SSH silent since 13:50 (12 min)", "soak/pve2/k3s-2", "fetch/pve6/noble"),
 		step("detach/pve6/k3s-6", "its data disk outlives it", "stop/pve6/k3s-6"),
-		step("destroy/pve6/k3s-6", "guest agent and SSH silent since 13:50 (12 min)", "detach/pve6/k3s-6"),
+		step("destroy/pve6/k3s-6", "destroys VM 206 and its system disk", "detach/pve6/k3s-6"),
 		step("create/pve6/k3s-6", "made anew", "destroy/pve6/k3s-6"),
 		step("attach/pve6/k3s-6", "its data disk comes back", "create/pve6/k3s-6"),
 		step("start/pve6/k3s-6", "it is to run", "attach/pve6/k3s-6"),
@@ -99,7 +102,8 @@ func named(digest string, steps ...*homelabv1.Step) *homelabv1.Plan {
 func deleted() *homelabv1.Plan {
 	detach := step("detach/pve2/k3s-2", "its data disks outlive it", "leave/pve1/k3s-2")
 	detach.HolderVmid, detach.Slots = 9002, []string{"scsi1", "scsi2"}
-	p := named("delete", append(chain()[:5], detach, step("destroy/pve2/k3s-2", "asked for by admin@laptop", "detach/pve2/k3s-2"))...)
+	p := named("delete", append(chain()[:5], detach, step("destroy/pve2/k3s-2", "destroys VM 202 and its system disk, for good", "detach/pve2/k3s-2"))...)
+	p.Steps[3].Reason = "deletion asked for by name"
 	p.Steps[6].Vmid = 202
 	p.Notes = []*homelabv1.Note{note(homelabv1.NoteKind_NOTE_KIND_WARNING, "k3s-2", "pve2", "2 voters stay: the loss of either stops the cluster")}
 	return byName(p)
@@ -118,7 +122,7 @@ func adopted() *homelabv1.Plan {
 }
 
 func stopped() *homelabv1.Plan {
-	p := named("stop", step("stop/pve2/k3s-2", "asked for by admin@laptop"))
+	p := named("stop", step("stop/pve2/k3s-2", "asked for by name"))
 	p.Notes = []*homelabv1.Note{
 		note(homelabv1.NoteKind_NOTE_KIND_WARNING, "k3s-2", "pve2", "it is a voter: 3 voters, 3 healthy -> 2 healthy, 2 needed: none may fail until it is back"),
 	}
@@ -126,13 +130,13 @@ func stopped() *homelabv1.Plan {
 }
 
 func restarted() *homelabv1.Plan {
-	return named("restart", step("stop/pve2/k3s-2", "asked for by admin@laptop"), step("start/pve2/k3s-2", "it is to run", "stop/pve2/k3s-2"),
+	return named("restart", step("stop/pve2/k3s-2", "asked for by name"), step("start/pve2/k3s-2", "it is to run", "stop/pve2/k3s-2"),
 		step("boot/pve2/k3s-2", "wait until it has booted", "start/pve2/k3s-2"))
 }
 
 func removed() *homelabv1.Plan {
 	return named("remove", through(step("drain/pve1/k3s-2", "its pods go elsewhere"), "k3s-1"), step("halt/pve2/k3s-2", "it leaves", "drain/pve1/k3s-2"),
-		through(step("leave/pve1/k3s-2", arithmetic, "halt/pve2/k3s-2"), "k3s-1"), step("clean/pve2/k3s-2", "it left", "leave/pve1/k3s-2"))
+		through(step("leave/pve1/k3s-2", "asked for by name ("+arithmetic+")", "halt/pve2/k3s-2"), "k3s-1"), step("clean/pve2/k3s-2", "it left", "leave/pve1/k3s-2"))
 }
 
 func rejoined() *homelabv1.Plan {
@@ -150,7 +154,7 @@ func foreign() *homelabv1.Plan {
 }
 
 func snapshotPlan() *homelabv1.Plan {
-	return named("snapshot", through(step("snapshot/pve1/k3s-1", "asked for by admin@laptop; 3 voters, 3 healthy"), "k3s-1"))
+	return named("snapshot", through(step("snapshot/pve1/k3s-1", "asked for by name; 3 voters, 3 healthy"), "k3s-1"))
 }
 
 func snapshots() *controllerv1.ListSnapshotsResponse {
@@ -220,7 +224,7 @@ func sick() *controllerv1.StatusResponse {
 		like("k3s-2", "pve2", 202, func(g *controllerv1.GuestStatus) {
 			g.Power, g.Health, g.Reason = homelabv1.Power_POWER_STOPPED, controllerv1.Health_HEALTH_UNWELL, "stopped (qmstop by root@pam)"
 			g.Since, g.Signal, g.Generation = stamped(4*time.Minute), "stopped", 3
-			g.Parked = "its recreation failed 3 times, last at 13:40: no space left on device"
+			g.Parked = "parked: it was made 3 times in a row and never was well; look why with hlctl why k3s-2, then hlctl resume k3s-2"
 		}),
 		like("k3s-3", "pve3", 203, func(g *controllerv1.GuestStatus) {
 			g.Health, g.Reason, g.Until = controllerv1.Health_HEALTH_BOOTING, "cloud-init runs", timestamppb.New(noon.Add(8*time.Minute))
@@ -235,7 +239,9 @@ func sick() *controllerv1.StatusResponse {
 	c.Voters, c.HealthyVoters, c.Quorum, c.MayFail = 3, 1, 2, -1
 	c.Findings = []*controllerv1.ClusterFinding{
 		{Kind: "quorum", Bad: true, Text: "etcd has no quorum: 1 of 3 voters is healthy, 2 are needed; hlctl k3s status"},
-		{Kind: "certificate", Guest: "k3s-1", Name: "k3s-1", Text: "the certificate of k3s-1 lacks the name k3s.home; restart k3s there"},
+		{Kind: "certificate", Guest: "k3s-1", Text: "the certificate of its API lacks k3s.home (k3s.endpoint)"},
+		{Kind: "stopped-voter", Guest: "k3s-2", Name: "k3s-2-abcdef", Bad: true, Text: "it is stopped and still a voter; take it out with hlctl k3s remove k3s-2"},
+		{Kind: "unknown", Guest: "k3s-3", Bad: true, Text: "it could not be asked: timeout"},
 	}
 	return s
 }

@@ -85,7 +85,7 @@ func (a *app) showStatus(resp *controllerv1.StatusResponse) {
 		fmt.Fprintf(a.out, "%s run %d is going on   hlctl runs follow\n", a.paint(yellow, "-"), resp.GetRun())
 	}
 	if resp.GetPaused() != "" {
-		a.trouble("paused: "+resp.GetPaused(), "hlctl resume")
+		a.trouble("paused: "+withNext(resp.GetPaused(), "hlctl resume"), "")
 	}
 	a.showTroubles(resp)
 	a.showFleet(resp)
@@ -107,13 +107,13 @@ func (a *app) trouble(text, more string) {
 // showTroubles tells what is wrong, one line each: hosts first, with the guests
 // that cannot be seen because of them.
 func (a *app) showTroubles(resp *controllerv1.StatusResponse) {
-	mute := map[string]bool{}
+	dark := map[string]bool{}
 	for _, h := range resp.GetHosts() {
 		state := hostState(h)
 		if state == "online" || state == "disabled" {
 			continue
 		}
-		mute[h.GetName()] = !answers(h)
+		dark[h.GetName()] = !answers(h)
 		text := h.GetName() + " " + state
 		if t := troubledSince(h); !t.IsZero() {
 			text += " since " + ago(t, a.now())
@@ -133,7 +133,7 @@ func (a *app) showTroubles(resp *controllerv1.StatusResponse) {
 	for _, g := range resp.GetGuests() {
 		h := healthWord(g.GetHealth())
 		switch {
-		case h == "healthy" || h == "standby" || h == "unknown" && mute[g.GetHost()] || off(resp, g.GetHost()):
+		case h == "healthy" || h == "standby" || h == "unknown" && dark[g.GetHost()] || off(resp, g.GetHost()):
 		case g.GetPower() == homelabv1.Power_POWER_ABSENT:
 			a.trouble(g.GetName()+" absent", "not made yet; hlctl apply makes it")
 		case h == "unwell" && g.GetSince() != nil && !strings.Contains(g.GetReason(), "since "):
@@ -142,23 +142,37 @@ func (a *app) showTroubles(resp *controllerv1.StatusResponse) {
 			a.trouble(g.GetName()+" "+h, a.condition(g))
 		}
 		if g.GetParked() != "" {
-			a.trouble(g.GetName()+" parked", g.GetParked()+"; hlctl resume "+g.GetName())
+			a.trouble(g.GetName()+" parked", parkedText(g))
 		}
 	}
 	a.showClusterTroubles(resp)
 	if c := resp.GetCluster(); c != nil {
 		for _, f := range c.GetFindings() {
 			if f.GetBad() && !told(resp, f) {
-				a.trouble(f.GetText(), "")
+				a.trouble(findingText(f), "")
 			}
 		}
 	}
 }
 
-// told says whether a guest's own line tells the same as a finding.
+// findingText is a finding's sentence with the guest that it is about.
+func findingText(f *controllerv1.ClusterFinding) string {
+	if g := f.GetGuest(); g != "" && (!strings.Contains(f.GetText(), g) || strings.HasPrefix(f.GetText(), "it")) {
+		return g + ": " + f.GetText()
+	}
+	return f.GetText()
+}
+
+// told says whether another line tells the same as a finding: that of its guest,
+// or that of what did not answer.
 func told(resp *controllerv1.StatusResponse, f *controllerv1.ClusterFinding) bool {
-	if f.GetKind() != "not-ready" && f.GetKind() != "not-member" {
+	switch f.GetKind() {
+	case "unknown", "not-ready", "not-member":
+	default:
 		return false
+	}
+	if f.GetGuest() == "" {
+		return noAnswer(f)
 	}
 	for _, g := range resp.GetGuests() {
 		if g.GetName() == f.GetGuest() {
@@ -166,6 +180,11 @@ func told(resp *controllerv1.StatusResponse, f *controllerv1.ClusterFinding) boo
 		}
 	}
 	return false
+}
+
+// noAnswer says whether a finding is that something did not answer.
+func noAnswer(f *controllerv1.ClusterFinding) bool {
+	return f.GetKind() == "unknown" && f.GetGuest() == ""
 }
 
 // off says whether a host is disabled: what is on it is nobody's trouble.

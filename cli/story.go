@@ -209,9 +209,13 @@ func (s *story) event(e *homelabv1.Event, now time.Time) bool {
 func (s *story) progressed(e *homelabv1.Event) bool {
 	changed := false
 	for _, g := range s.concerned(e) {
-		changed = changed || g.text != e.GetText() || e.GetPhase() != "" && g.phase != e.GetPhase()
-		if e.GetPhase() != "" {
-			g.phase = e.GetPhase()
+		phase := e.GetPhase()
+		if len(phase) > phaseWidth {
+			phase = "" // its own word is short
+		}
+		changed = changed || g.text != e.GetText() || phase != "" && g.phase != phase
+		if phase != "" {
+			g.phase = phase
 		}
 		g.text = e.GetText()
 		if e.GetLimit() != nil {

@@ -21,6 +21,9 @@ func (a *app) tell(s *story, sum *homelabv1.Summary, took time.Duration) {
 	if len(s.steps)+len(s.guests) == 0 && bad == 0 && !sum.GetApiSilent() {
 		if s.named {
 			for _, n := range s.told {
+				if n.GetText() == "nothing to do" {
+					continue // it is said below
+				}
 				fmt.Fprintln(a.out, a.wrap(strings.TrimPrefix(n.GetGuest()+": ", ": ")+n.GetText(), 2))
 			}
 			fmt.Fprintf(a.out, "Nothing to do.  (%.1f s)\n", took.Seconds())

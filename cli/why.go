@@ -89,7 +89,7 @@ func (a *app) showWhy(guest string, resp *controllerv1.WhyResponse) {
 	text = strings.Replace(text, ": since ", " since ", 1)
 	switch {
 	case now.GetParked() != "":
-		text += "; parked: " + now.GetParked() + "; hlctl resume " + guest
+		text += "\nparked: " + parkedText(now)
 	case health == "unwell" && now.GetPolicy() != "":
 		text += "; policy " + now.GetPolicy()
 	case health == "healthy":

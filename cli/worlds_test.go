@@ -15,7 +15,7 @@ func step(id, reason string, after ...string) *homelabv1.Step {
 	host, what, _ := strings.Cut(rest, "/")
 	s := &homelabv1.Step{Id: id, Host: host, Guest: what, Reason: reason, After: after, Vmid: 201, Generation: 1}
 	s.Action = homelabv1.Action(homelabv1.Action_value["ACTION_"+strings.ToUpper(word)])
-	s.Destroys = destroys(s)
+	s.Destroys = word == "destroy" || word == "rollback"
 	if s.GetAction() == homelabv1.Action_ACTION_FETCH {
 		s.Guest, s.Image, s.Vmid, s.Generation = "", what, 0, 0
 	}
