@@ -71,6 +71,8 @@ refused or failed, and something else was done or is healthy, or the k3s API is 
 // carryOut runs the plan and shows it. It returns another plan when the world
 // changed and nothing was done.
 func (a *app) carryOut(ctx context.Context, c *controller, q *asked, p *homelabv1.Plan, o applyOptions, start time.Time) (*homelabv1.Plan, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // a run that is left begins nothing new
 	stream, err := c.Apply(ctx, q.applyRequest(p, o))
 	if err != nil {
 		return nil, err
@@ -93,6 +95,10 @@ func (a *app) carryOut(ctx context.Context, c *controller, q *asked, p *homelabv
 				break
 			}
 			show.close()
+			// A controller does not begin such a plan; should one, it is left at once.
+			if more := destroysMore(p, part.Plan); more != "" {
+				return nil, fmt.Errorf("%w\n  nothing new is begun; what was begun ends on its host: hlctl runs show", q.tooMuch(more))
+			}
 			fmt.Fprintln(a.errw, "The world changed since that plan was made; the plan now is carried out.")
 			if a.format == "table" && len(part.Plan.GetSteps()) > 0 {
 				a.showPlan(part.Plan, "")

@@ -52,6 +52,7 @@ type fake struct {
 	fails  map[string]string // step -> why it fails
 	status *controllerv1.StatusResponse
 	silent bool // the k3s API, at the end of a run
+	rash   bool // it begins what --yes does not stand for
 	kept   []*controllerv1.RunRecord
 	events []*homelabv1.Event
 	// before are events that come before anything of a run, as a wait does.
@@ -129,7 +130,7 @@ func (f *fake) Apply(req *controllerv1.ApplyRequest, stream controllerv1.Control
 			return err
 		}
 	}
-	if p.GetDigest() != req.GetDigest() && (!req.GetYes() || len(destroyed(p)) > 0) {
+	if p.GetDigest() != req.GetDigest() && (!req.GetYes() || len(destroyed(p)) > 0 && !f.rash) {
 		return send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_ChangedPlan{ChangedPlan: p}})
 	}
 	for _, guest := range p.GetByName() {

@@ -51,6 +51,11 @@ func (a *app) askPlan(ctx context.Context, q *asked) (*controller, *controllerv1
 	return c, resp, nil
 }
 
+// tooMuch is the error of a plan that destroys more than was confirmed.
+func (q *asked) tooMuch(guests string) error {
+	return fmt.Errorf("the plan now destroys more than the one that was confirmed (of %s); look at it with %s", guests, q.again)
+}
+
 // carry is the whole way of what is asked.
 func (a *app) carry(ctx context.Context, q *asked, o applyOptions) error {
 	start := a.now()
@@ -71,7 +76,7 @@ func (a *app) carry(ctx context.Context, q *asked, o applyOptions) error {
 		if err != nil || changed == nil {
 			return err
 		}
-		if countNotes(plan).waiting > 0 {
+		if len(awaited(plan)) > 0 {
 			if !waited {
 				left, waited = left+1, true
 			}
@@ -83,7 +88,7 @@ func (a *app) carry(ctx context.Context, q *asked, o applyOptions) error {
 		more := destroysMore(plan, changed)
 		switch {
 		case o.yes && more != "":
-			return fmt.Errorf("the plan now destroys more than the one that was confirmed (of %s); look at it with %s", more, q.again)
+			return q.tooMuch(more)
 		case o.yes && left == 0:
 			return errors.New("it changed again and again; look what goes on with hlctl status, then the same command")
 		}

@@ -113,6 +113,21 @@ func TestYesPlansAgainOnce(t *testing.T) {
 	wants(t, r.run("apply", "--yes"), 1, "it changed again and again")
 }
 
+// A controller that begins what was not confirmed is left before it is shown.
+func TestRunThatDestroysMoreIsLeft(t *testing.T) {
+	r := newRig(t)
+	r.plan, r.drifts, r.rash = partial(), []*homelabv1.Plan{recreation()}, true
+	left := make(chan struct{})
+	r.hold = func(ctx context.Context, part *controllerv1.ApplyResponse) {
+		if part.GetEvent().GetKind() == homelabv1.EventKind_EVENT_KIND_STEP_STARTED {
+			<-ctx.Done()
+			close(left)
+		}
+	}
+	wants(t, r.run("apply", "--yes"), 1, "destroys more than the one that was confirmed (of k3s-2)")
+	<-left
+}
+
 func TestDestroysMore(t *testing.T) {
 	destroy := func(host, guest string, vmid int32) *homelabv1.Step {
 		s := step("destroy/"+host+"/"+guest, "stopped")
@@ -141,6 +156,8 @@ func TestDestroysMore(t *testing.T) {
 		"what a wait announced":   {waiting, named("", destroy("pve1", "a", 201)), ""},
 		"what no wait announced":  {waiting, named("", destroy("pve1", "a", 201), destroy("pve1", "b", 202)), "b"},
 		"what is only forgotten":  {named(""), named("", forget), ""},
+		"what somebody works on":  {&homelabv1.Plan{Notes: []*homelabv1.Note{note(homelabv1.NoteKind_NOTE_KIND_BUSY, "a", "pve1", "in flight")}}, named("", destroy("pve1", "a", 201)), ""},
+		"what is only skipped":    {&homelabv1.Plan{Notes: []*homelabv1.Note{silentNote("a", "pve1")}}, named("", destroy("pve1", "a", 201)), "a"},
 		"two":                     {named(""), named("", destroy("pve1", "b", 202), destroy("pve1", "a", 201)), "a and b"},
 	} {
 		if got := destroysMore(c.shown, c.now); got != c.want {

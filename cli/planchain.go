@@ -153,21 +153,31 @@ func destroyed(p *homelabv1.Plan) map[string]*homelabv1.Step {
 }
 
 // destroysMore names the guests of which the plan now destroys something that the
-// plan shown did not announce; empty when there are none. A wait that was shown
-// announces what may follow when it is over.
+// plan shown did not announce; empty when there are none. What apply waits for is
+// an announcement of what may follow when the wait is over.
 func destroysMore(shown, now *homelabv1.Plan) string {
-	announced, waits := destroyed(shown), map[string]bool{}
-	for _, n := range shown.GetNotes() {
-		if n.GetKind() == homelabv1.NoteKind_NOTE_KIND_WAITING && n.GetGuest() != "" {
-			waits[n.GetGuest()] = true
-		}
-	}
+	announced, waits := destroyed(shown), awaited(shown)
 	var names []string
 	for key, s := range destroyed(now) {
-		if announced[key] == nil && !waits[s.GetGuest()] {
+		if announced[key] == nil && !slices.Contains(waits, s.GetGuest()) {
 			names = append(names, s.GetGuest())
 		}
 	}
 	slices.Sort(names)
 	return enumerate(slices.Compact(names))
+}
+
+// awaited are the guests for which apply waits before it does anything: what was
+// seen of them must last, or somebody works on them.
+func awaited(p *homelabv1.Plan) []string {
+	var guests []string
+	for _, n := range p.GetNotes() {
+		switch n.GetKind() {
+		case homelabv1.NoteKind_NOTE_KIND_WAITING, homelabv1.NoteKind_NOTE_KIND_BUSY:
+			if n.GetGuest() != "" {
+				guests = append(guests, n.GetGuest())
+			}
+		}
+	}
+	return guests
 }
