@@ -72,6 +72,7 @@ func (d *Driver) observe(ctx context.Context) *driverv1.ObserveResponse {
 	}
 	d.configs.sweep()
 	d.containers.sweep()
+	d.ended.sweep()
 	d.forgetProbes(configs)
 	return s
 }
@@ -107,6 +108,11 @@ func (d *Driver) observeVMs(ctx context.Context, configs map[int32]*parse.Config
 			atOnce <- struct{}{}
 			defer func() { <-atOnce }()
 			vms[i] = describe(id, c, d.probe(ctx, id, c, false), ha[id], atWork[id].names)
+			clones, err := d.linkedClones(id, c, func(_ func([]byte) *parse.Config, path string) (*parse.Config, error) { return d.configs.read(path) })
+			if err != nil {
+				clones = []string{fmt.Sprintf("not known: %v", err)} // none would be a claim
+			}
+			vms[i].LinkedClones = clones
 		})
 	}
 	asking.Wait()
@@ -124,6 +130,7 @@ func (d *Driver) observeVMs(ctx context.Context, configs map[int32]*parse.Config
 			there = append(there, vm)
 		}
 	}
+	d.lastStops(there)
 	sort.Slice(there, func(i, j int) bool { return there[i].Vmid < there[j].Vmid })
 	return there, yes()
 }

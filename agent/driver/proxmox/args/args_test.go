@@ -124,7 +124,7 @@ func calls(t *rapid.T) []args.Call {
 	n := rapid.Int64Range(0, 1<<50).Draw(t, "n")
 	all := []args.Call{
 		args.Start(id), args.Stop(id), args.Shutdown(id, int(n%1000)), args.Unlock(id), args.Destroy(id, false),
-		args.Claim(id, text, "d"), args.Resize(id, "scsi0", n), args.Set(id, int32(n%100), n, "d"),
+		args.Describe(id, text, "d"), args.Resize(id, "scsi0", n), args.Set(id, int32(n%100), n, "d"),
 		args.Storages(), args.Volumes("local", id), args.Free("local:"+text, id), args.GuestExec(id, 5, true, []string{"sh", "-c", "x"}),
 	}
 	r := whole()
