@@ -26,6 +26,7 @@ var aboutPowers = []contract{
 	{"a disk in a slot to keep is not destroyed", slotKept},
 	{"snapshots go along only when that is named", destroyNamed},
 	{"a configuration is read as it is", configs},
+	{"a VM of somebody else at a VMID of ours survives every call", foreignSurvives},
 }
 
 // holderID is the VMID of the tests' holder VM.
@@ -282,10 +283,10 @@ func moveRefused(c *caller) {
 	c.must(c.destroy(&driverv1.DestroyRequest{Identity: Identity(another)}))
 	unlock := c.w.Lock(holderID)
 	_, err := c.w.Driver.MoveDisk(c.context(), &driverv1.MoveDiskRequest{From: Holder(), To: Identity(vmid), Slot: "scsi1",
-		Deadline: durationpb.New(time.Second)}, c.report)
+		Deadline: durationpb.New(300 * time.Millisecond)}, c.report)
 	wantKind(c.t, err, rpc.ErrBusy, "203")
 	_, err = c.w.Driver.MoveDisk(c.context(), &driverv1.MoveDiskRequest{From: Identity(vmid), To: Holder(), Slot: "scsi1",
-		Deadline: durationpb.New(time.Second)}, c.report)
+		Deadline: durationpb.New(300 * time.Millisecond)}, c.report)
 	wantKind(c.t, err, rpc.ErrBusy, "203")
 	unlock()
 	c.must(c.move(Holder(), Identity(vmid)))
@@ -396,5 +397,58 @@ func configs(c *caller) {
 	_, err = c.w.Driver.Config(c.context(), &homelabv1.Identity{Vmid: vmid})
 	if !errors.Is(err, rpc.ErrInvalid) {
 		c.t.Errorf("error %v", err)
+	}
+}
+
+func foreignSurvives(c *caller) {
+	c.must(c.holder())
+	c.w.MakeForeign(vmid, "dns")
+	extra := c.w.AddVolume(vmid)
+	before, volumes := c.w.Digest(vmid), inspect(c, vmid)
+	holder := c.w.Digest(holderID)
+	id, ctx, deadline := Identity(vmid), c.context(), durationpb.New(30*time.Second)
+	for name, call := range map[string]func() error{
+		"create":  func() error { _, err := c.create(vmid); return err },
+		"start":   func() error { _, err := c.start(id); return err },
+		"resume":  func() error { _, err := c.resume(); return err },
+		"stop":    func() error { _, err := c.stop(id); return err },
+		"destroy": func() error { _, err := c.destroy(&driverv1.DestroyRequest{Identity: id}); return err },
+		"destroy named": func() error {
+			_, err := c.destroy(&driverv1.DestroyRequest{Identity: id, Named: true, Purge: true})
+			return err
+		},
+		"roll back": func() error { _, err := c.destroy(&driverv1.DestroyRequest{Identity: id, HalfBuilt: true}); return err },
+		"move from": func() error { _, err := c.move(id, Holder()); return err },
+		"move to":   func() error { _, err := c.move(Holder(), id); return err },
+		"update": func() error {
+			_, err := c.w.Driver.Update(ctx, &driverv1.UpdateRequest{Identity: id, Hardware: Request(c.w, vmid).GetHardware(), Deadline: deadline}, c.report)
+			return err
+		},
+		"reset": func() error {
+			_, err := c.w.Driver.Reset(ctx, &driverv1.ResetRequest{Identity: id, Deadline: deadline}, c.report)
+			return err
+		},
+		"adopt": func() error {
+			_, err := c.w.Driver.Adopt(ctx, &driverv1.AdoptRequest{Identity: id, Deadline: deadline}, c.report)
+			return err
+		},
+		"hold": func() error {
+			_, err := c.w.Driver.CreateHolder(ctx, &driverv1.CreateHolderRequest{Identity: id, Name: "hl-holder-x", Deadline: deadline}, c.report)
+			return err
+		},
+		"exec": func() error {
+			_, err := c.w.Driver.Exec(ctx, &driverv1.ExecRequest{Identity: id, Argv: []string{"true"}})
+			return err
+		},
+		"config": func() error { _, err := c.w.Driver.Config(ctx, id); return err },
+	} {
+		c.reset()
+		if err := call(); rpc.KindOf(err) != rpc.ErrRefused || !strings.Contains(err.Error(), "201") {
+			c.t.Errorf("%s: %v", name, err)
+		}
+		c.unchanged(before)
+		if got := inspect(c, vmid); !slices.Equal(got, volumes) || !slices.Contains(got, extra) || c.w.Digest(holderID) != holder {
+			c.t.Errorf("%s: volumes %v, before %v", name, got, volumes)
+		}
 	}
 }

@@ -43,7 +43,7 @@ func (s *session) adopt(ctx context.Context, digest string) error {
 	}
 	digest = c.Digest
 	var want string
-	_, err = s.attemptOnce(ctx, func() (args.Call, bool, error) {
+	err = s.attemptOnce(ctx, func() (args.Call, bool, error) {
 		c, err := s.adoptable(digest)
 		if err != nil || c.Mark() == text {
 			return args.Call{}, true, err
@@ -63,7 +63,7 @@ func (s *session) adopt(ctx context.Context, digest string) error {
 	case c.UUID() == strings.ToLower(s.id.GetUuid()) && c.Mark() == text && (want == "" || c.Main.Description == want):
 		return nil
 	case errors.Is(err, rpc.ErrBusy) && c.Digest != digest:
-		return rpc.Errorf(rpc.ErrRefused, "VM %d changed since it was looked at: %w; look at it and try again (qm config %d)", vmid, err, vmid)
+		return rpc.Errorf(rpc.ErrRefused, "VM %d changed since it was looked at: %v; look at it and try again (qm config %d)", vmid, err, vmid)
 	case err != nil:
 		return err
 	}

@@ -52,13 +52,11 @@ func TestTheMarkIsWrittenBelowTheDescription(t *testing.T) {
 		}
 		const line = "#hl1%3Ahome%3Ag-201%3A0%3Affeeddccbbaa99887766554433221100\n"
 		i := strings.LastIndex("\n"+before, "\n#")
-		rest := before
+		end := 0 // of the description
 		if i >= 0 {
-			end := i + strings.Index(before[i:], "\n") + 1
-			rest = before[:end] + line + before[end:]
-		} else {
-			rest = line + before
+			end = i + strings.Index(before[i:], "\n") + 1
 		}
+		rest := before[:end] + line + before[end:]
 		if got := h.read(h.conf(201)); got != rest {
 			t.Errorf("%q:\n%s\nwant\n%s", description, got, rest)
 		}

@@ -50,6 +50,7 @@ func (s *session) destroy(ctx context.Context, req *driverv1.DestroyRequest) err
 		if !slices.Equal(c.Volumes(), claimed.Volumes()) || len(c.Snapshots) != len(claimed.Snapshots) {
 			return args.Call{}, true, rpc.Errorf(rpc.ErrRefused, "VM %d changed while it was to be destroyed; look at it and try again (qm config %d)", vmid, vmid)
 		}
+		own = nil
 		for _, v := range c.Volumes() {
 			if parse.Owner(v) == vmid {
 				own = append(own, v)
@@ -79,7 +80,7 @@ func (s *session) claim(ctx context.Context, req *driverv1.DestroyRequest) (*par
 	vmid := s.id.GetVmid()
 	for tries := 0; ; tries++ {
 		var seen *parse.Config
-		_, err := s.attemptOnce(ctx, func() (args.Call, bool, error) {
+		err := s.attemptOnce(ctx, func() (args.Call, bool, error) {
 			c, err := s.destroyable(req)
 			seen = c
 			if c == nil || err != nil {
@@ -102,15 +103,16 @@ func (s *session) claim(ctx context.Context, req *driverv1.DestroyRequest) (*par
 }
 
 // attemptOnce is attempt without a second try: the caller must look again.
-func (s *session) attemptOnce(ctx context.Context, next func() (args.Call, bool, error)) (output, error) {
+func (s *session) attemptOnce(ctx context.Context, next func() (args.Call, bool, error)) error {
 	if err := s.idle(ctx); err != nil {
-		return output{}, err
+		return err
 	}
 	call, done, err := next()
 	if done || err != nil {
-		return output{}, err
+		return err
 	}
-	return s.d.exec(ctx, call, nil, s.report)
+	_, err = s.d.exec(ctx, call, nil, s.report)
+	return err
 }
 
 // destroyable reads the VM and gives its configuration when it is ours and nothing
@@ -129,9 +131,11 @@ func (s *session) destroyable(req *driverv1.DestroyRequest) (*parse.Config, erro
 	if err != nil {
 		return nil, err
 	}
-	switch pid, err := s.d.process(vmid); {
+	switch pid, stray, err := s.d.anyProcess(vmid); {
 	case err != nil:
 		return nil, rpc.Errorf(rpc.ErrUnavailable, "VM %d: %w", vmid, err)
+	case stray:
+		return nil, refuse("it runs, though its pid file is gone; end process %d first (kill %d)", pid, pid)
 	case pid != 0:
 		return nil, refuse("it runs; stop it first")
 	case ha[vmid]:

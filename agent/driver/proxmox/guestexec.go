@@ -95,7 +95,7 @@ func (d *Driver) outcome(ctx context.Context, vmid int32, pid int64, deadline ti
 		switch {
 		case err != nil && !errors.Is(err, rpc.ErrUnavailable):
 			// The agent was started anew, or the VM: nobody knows of the command any more.
-			return parse.GuestResult{}, rpc.Errorf(rpc.ErrUnavailable, "what became of the command in VM %d cannot be known (process %d there): %w", vmid, pid, err)
+			return parse.GuestResult{}, rpc.Errorf(rpc.ErrUnavailable, "what became of the command in VM %d cannot be known (process %d there): %v", vmid, pid, err)
 		case err != nil:
 			continue
 		}

@@ -131,11 +131,11 @@ func (m *move) ready() (source, target *parse.Config, done bool, err error) {
 		if _, err := s.changeable(); err != nil {
 			return nil, nil, false, err
 		}
-		switch pid, err := s.d.process(s.id.GetVmid()); {
+		switch pid, _, err := s.d.anyProcess(s.id.GetVmid()); {
 		case err != nil:
 			return nil, nil, false, rpc.Errorf(rpc.ErrUnavailable, "VM %d: %w", s.id.GetVmid(), err)
 		case pid != 0:
-			return refuse("VM %d runs; stop it first", s.id.GetVmid())
+			return refuse("VM %d runs (process %d); stop it first", s.id.GetVmid(), pid)
 		}
 	}
 	_, waits := source.Pending.Keys[m.slot]

@@ -64,7 +64,7 @@ func (d *Driver) naming(except int32) (*naming, error) {
 // has tells whether a configuration names the volume: as it is, by a linked clone's
 // longer name, by another storage that shows the same place, or by its path.
 func (n *naming) has(volid string) bool {
-	if n.volumes[volid] || namedAs(n.volumes, volid) || n.paths[n.path(volid)] {
+	if n.volumes[volid] || namedAs(n.volumes, volid) || n.atPath(volid) {
 		return true
 	}
 	here, name, _ := strings.Cut(volid, ":")
@@ -79,13 +79,16 @@ func (n *naming) has(volid string) bool {
 	return false
 }
 
-// path is where the volume lies on its host; empty when that is not known.
-func (n *naming) path(volid string) string {
+// atPath tells whether a configuration names the file or device that the volume is.
+func (n *naming) atPath(volid string) bool {
 	storage, name, _ := strings.Cut(volid, ":")
-	if base, _ := folder(n.storages[storage]); base != "" {
-		return filepath.Join(base, name)
+	s := n.storages[storage]
+	base, _ := folder(s)
+	if base == "" {
+		return false
 	}
-	return ""
+	mapper := func(s string) string { return strings.ReplaceAll(s, "-", "--") }
+	return n.paths[filepath.Join(base, name)] || s.VG != "" && n.paths["/dev/mapper/"+mapper(s.VG)+"-"+mapper(name)]
 }
 
 // samePlace tells whether two storages may show the same volumes. Of kinds that

@@ -126,7 +126,7 @@ func (d *Driver) observeVMs(ctx context.Context, configs map[int32]*parse.Config
 		// A create has begun and has not come to write the configuration yet: the
 		// VMID is taken, and somebody is at work on it.
 		if w.creating && configs[id] == nil && !slices.ContainsFunc(there, func(vm *homelabv1.VirtualMachine) bool { return vm.GetVmid() == id }) {
-			vm := describe(id, parse.VM(nil), probe{life: life{power: homelabv1.Power_POWER_STOPPED}}, ha[id], w.names)
+			vm := describe(id, parse.VM(nil), probe{life: life{power: homelabv1.Power_POWER_STOPPED, there: no("it is being created")}}, ha[id], w.names)
 			there = append(there, vm)
 		}
 	}

@@ -26,7 +26,11 @@ func (d *Driver) Orphans(ctx context.Context) (*driverv1.OrphansResponse, error)
 	if err != nil {
 		return &driverv1.OrphansResponse{Known: unknown("%v", err)}, nil
 	}
-	listed, unseen, err := d.allVolumes(ctx, members.NodeName)
+	storages, err := d.storages(members.NodeName)
+	if err != nil {
+		return &driverv1.OrphansResponse{Known: unknown("%v", err)}, nil
+	}
+	listed, unseen, err := d.allVolumes(ctx, storages)
 	if err != nil {
 		return nil, err
 	}
@@ -47,24 +51,20 @@ func (d *Driver) Orphans(ctx context.Context) (*driverv1.OrphansResponse, error)
 		seen.Known = unknown("%s", strings.Join(unseen, "; "))
 	}
 	for _, v := range listed {
-		owner := cmp.Or(parse.Owner(v.Volid), v.VMID)
+		owner := cmp.Or(parse.Owner(v.Volid), v.VMID) // a file of any name may lie in a VMID's folder
 		if named.has(v.Volid) || len(atWork[owner].names) > 0 || d.unfinished(owner) {
 			continue
 		}
 		seen.Orphans = append(seen.Orphans, &homelabv1.Orphan{
-			Host: members.NodeName, Volid: v.Volid, Vmid: owner, Storage: parse.Storage(v.Volid), SizeBytes: v.SizeBytes,
+			Host: members.NodeName, Volid: v.Volid, Vmid: parse.Owner(v.Volid), Storage: parse.Storage(v.Volid), SizeBytes: v.SizeBytes,
 		})
 	}
 	return seen, nil
 }
 
-// allVolumes lists the disk images on all storages of this host that may hold them,
-// and says what could not be listed.
-func (d *Driver) allVolumes(ctx context.Context, node string) (all []parse.ListedVolume, unseen []string, err error) {
-	storages, err := d.storages(node)
-	if err != nil {
-		return nil, []string{err.Error()}, nil
-	}
+// allVolumes lists the disk images on all storages that may hold them, and says what
+// could not be listed.
+func (d *Driver) allVolumes(ctx context.Context, storages []parse.StorageConfig) (all []parse.ListedVolume, unseen []string, err error) {
 	for _, s := range storages {
 		if !s.Holds("images") {
 			continue

@@ -61,6 +61,32 @@ func (d *Driver) process(vmid int32) (pid int, err error) {
 	return pid, nil
 }
 
+// anyProcess is process, and finds a kvm whose pid file was lost too: Proxmox takes
+// such a VM for stopped, and would take its disks away from under it. It reads all
+// of /proc, so it is for changes that cannot be undone.
+func (d *Driver) anyProcess(vmid int32) (pid int, stray bool, err error) {
+	if pid, err := d.process(vmid); pid != 0 || err != nil {
+		return pid, false, err
+	}
+	entries, err := os.ReadDir(d.proc)
+	if err != nil {
+		return 0, false, err
+	}
+	kvm := d.host("usr/bin/kvm") + "\x00"
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		// One that cannot be read has ended.
+		cmdline, _ := os.ReadFile(filepath.Join(d.proc, e.Name(), "cmdline"))
+		if strings.HasPrefix(string(cmdline), kvm) && parse.KVM(cmdline, vmid) {
+			return pid, true, nil
+		}
+	}
+	return 0, false, nil
+}
+
 // living looks at the VM's process and asks QEMU.
 func (d *Driver) living(ctx context.Context, vmid int32) life {
 	pid, err := d.process(vmid)

@@ -173,7 +173,9 @@ func TestAProxmoxThatCannotOverruleWaitsForTheShutdown(t *testing.T) {
 		return strings.Contains(h.read("var/log/pve/tasks/active"), "qmshutdown")
 	})
 	cancel()
-	<-asked
+	if err := <-asked; !errors.Is(err, rpc.ErrUnavailable) {
+		t.Errorf("the one that was left: %v", err)
+	}
 	h.wrap("qm", `if [ "$3" = --overrule-shutdown ]; then echo "Unknown option: overrule-shutdown" >&2; echo "400 unable to parse option" >&2; exit 255; fi`)
 	vm, err := d.Stop(t.Context(), &driverv1.StopRequest{Identity: drivertest.Identity(201), Force: true}, quiet)
 	if err != nil || vm.GetPower() != homelabv1.Power_POWER_STOPPED {
@@ -223,6 +225,27 @@ func TestADestroyThatWasCutOffAtItsLastStepIsEnded(t *testing.T) {
 	left, err := d.Inspect(t.Context(), 201)
 	if err != nil || left.GetVm().GetPower() != homelabv1.Power_POWER_ABSENT || len(left.GetVolumes()) != 1 {
 		t.Errorf("%v, %v", left, err)
+	}
+}
+
+// TestAVMWithoutAPidFileMayRun: Proxmox takes it for stopped.
+func TestAVMWithoutAPidFileMayRun(t *testing.T) {
+	h := newHost(t)
+	d := started(t, h)
+	if _, err := d.CreateHolder(t.Context(), &driverv1.CreateHolderRequest{Identity: drivertest.Holder(), Name: "hl-holder-g-201"}, quiet); err != nil {
+		t.Fatal(err)
+	}
+	pid := h.read("run/qemu-server/201.pid")
+	if err := os.Remove(h.path("run/qemu-server/201.pid")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.write("run/qemu-server/201.pid", pid) }) // by it the process is ended
+	before := h.read(h.conf(201))
+	wantRefused(t, destroy(t, d), "pid file is gone", strings.TrimSpace(pid))
+	_, err := d.MoveDisk(t.Context(), &driverv1.MoveDiskRequest{From: drivertest.Identity(201), To: drivertest.Holder(), Slot: "scsi1"}, quiet)
+	wantRefused(t, err, "runs")
+	if h.read(h.conf(201)) != before {
+		t.Error("it was changed")
 	}
 }
 

@@ -22,7 +22,7 @@ const (
 	settleLimit = 10 * time.Second
 	failedLimit = time.Second
 	// steadyFor is how long a resumed VM must go on.
-	steadyFor = 1500 * time.Millisecond
+	steadyFor = time.Second
 )
 
 // Start implements driver.Driver. A paused VM goes on only when it is asked for:
@@ -185,7 +185,7 @@ func (s *session) stop(ctx context.Context, force bool) error {
 	switch {
 	case now.power == homelabv1.Power_POWER_STOPPED:
 		return nil
-	case err != nil && !force:
+	case !force && (rpc.KindOf(err) == "" && err != nil || errors.Is(err, rpc.ErrUnavailable)):
 		return rpc.Errorf(rpc.ErrUnavailable, "VM %d was asked to shut down and still runs (process %d): %w (to cut its power: qm stop %d)", vmid, now.pid, err, vmid)
 	case err != nil:
 		return err

@@ -16,7 +16,7 @@ import (
 
 // absent is a VMID that nobody uses here.
 func absent(vmid int32) *homelabv1.VirtualMachine {
-	return &homelabv1.VirtualMachine{Vmid: vmid, Power: homelabv1.Power_POWER_ABSENT, Readable: yes()}
+	return &homelabv1.VirtualMachine{Vmid: vmid, Power: homelabv1.Power_POWER_ABSENT, Process: no("there is no such VM"), Readable: yes()}
 }
 
 // describe is a VM as its configuration and its sockets show it.
