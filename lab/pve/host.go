@@ -42,6 +42,8 @@ type HostConfig struct {
 	Mounts []string `json:"mounts,omitempty"`
 	// NoQMEventd leaves run files of dead guests where they are.
 	NoQMEventd bool `json:"noQMEventd,omitempty"`
+	// Trouble is what is wrong with the host.
+	Trouble Trouble `json:"trouble,omitzero"`
 }
 
 // StorageConfig is one storage as the host has it. Which storages exist is in
@@ -106,7 +108,7 @@ func Open(hostDir string) (*Host, error) {
 		return nil, err
 	}
 	h := &Host{
-		dir: abs, clock: wallClock{}, newUUID: randomUUID, newMAC: randomMAC,
+		dir: abs, newUUID: randomUUID, newMAC: randomMAC,
 		times: timeouts{
 			qmpConnect: 5 * time.Second, qmpStatus: 3 * time.Second,
 			agent: 3 * time.Second, kvmReady: 30 * time.Second,
@@ -115,6 +117,7 @@ func Open(hostDir string) (*Host, error) {
 	if err := json.Unmarshal(data, &h.cfg); err != nil {
 		return nil, fmt.Errorf("%s/host.json: %w", hostDir, err)
 	}
+	h.clock = wallClock{ahead: h.cfg.Trouble.ClockSkew}
 	return h, nil
 }
 

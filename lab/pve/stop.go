@@ -24,11 +24,14 @@ type stopOptions struct {
 // stop is qm stop.
 func (r *run) stop(p params) error {
 	vmid := p["vmid"]
+	o := stopOptions{skiplock: p.on("skiplock"), force: true, timeout: seconds(p["timeout"], 60*time.Second)}
+	if done, err := r.haRequest("stop", vmid, func(t *run) error { return t.end(vmid, o) }); done || err != nil {
+		return err
+	}
 	return r.task("qmstop", vmid, func(t *run) error {
 		if p.on("overrule-shutdown") {
 			t.overrule(vmid)
 		}
-		o := stopOptions{skiplock: p.on("skiplock"), force: true, timeout: seconds(p["timeout"], 60*time.Second)}
 		return t.withLock(vmid, func() error { return t.end(vmid, o) })
 	})
 }
