@@ -84,6 +84,8 @@ DIR/homelab-N.yaml beside it when hosts were added).`,
 	f.StringVar(&o.QMCost, "qm-cost", "", "real: simulated programs take the time the real ones were measured to take; none (a new lab's) does not")
 	f.StringVar(&o.PVE, "pve", "", "cluster (a new lab's): one Proxmox cluster; standalone: each host for itself")
 	f.DurationVar(&o.LearnerTick, "learner-tick", 0, "how often etcd learners are promoted (15s for a new lab, as in life)")
+	f.DurationVar(&o.NodeGrace, "node-grace", 0, "until a Node whose kubelet is silent is not Ready (5s for a new lab; 40s in life)")
+	f.IntVar(&o.AgentOutput, "agent-output", 0, "how many bytes of a command's output the guest agent keeps (16777216 for a new lab, as in life)")
 	f.DurationVar(&o.Boot, "boot-time", 0, "how long a guest takes to boot (300ms for a new lab)")
 	f.DurationVar(&o.CloudInit, "cloud-init-time", 0, "how long its cloud-init takes (500ms for a new lab)")
 	f.BoolVar(&detach, "detach", false, "return when it is ready and leave it running")

@@ -71,6 +71,8 @@ func prepare(o Options) (*Lab, error) {
 	set(&l.LearnerTickMs, int(o.LearnerTick.Milliseconds()), 15000)
 	set(&l.BootMs, int(o.Boot.Milliseconds()), 300)
 	set(&l.CloudInitMs, int(o.CloudInit.Milliseconds()), 500)
+	set(&l.NodeGraceMs, int(o.NodeGrace.Milliseconds()), 0)
+	set(&l.AgentOutputBytes, o.AgentOutput, 0)
 	switch o.QMCost {
 	case "real", "none":
 		l.QMCost = o.QMCost

@@ -89,6 +89,7 @@ type Host struct {
 type timeouts struct {
 	qmpConnect time.Duration // until a QMP greeting
 	qmpStatus  time.Duration // the same for qm status
+	qmpQuit    time.Duration // the same for qm stop
 	agent      time.Duration // until a guest agent answers a ping
 	kvmReady   time.Duration // from exec of kvm to its pid file and QMP
 }
@@ -110,7 +111,7 @@ func Open(hostDir string) (*Host, error) {
 	h := &Host{
 		dir: abs, newUUID: randomUUID, newMAC: randomMAC,
 		times: timeouts{
-			qmpConnect: 5 * time.Second, qmpStatus: 3 * time.Second,
+			qmpConnect: 5 * time.Second, qmpStatus: 3 * time.Second, qmpQuit: 5 * time.Second,
 			agent: 3 * time.Second, kvmReady: 30 * time.Second,
 		},
 	}
@@ -118,6 +119,9 @@ func Open(hostDir string) (*Host, error) {
 		return nil, fmt.Errorf("%s/host.json: %w", hostDir, err)
 	}
 	h.clock = wallClock{ahead: h.cfg.Trouble.ClockSkew}
+	if h.cfg.QMCost == "real" {
+		h.times.qmpQuit = 60 * time.Second // a hung kvm was stopped after 72 s
+	}
 	return h, nil
 }
 

@@ -118,7 +118,7 @@ func (r *run) askToEnd(vmid string, c *conf, o stopOptions) error {
 			r.printf("QEMU Guest Agent is not running - VM %s qga command 'guest-ping' failed - got timeout\n", vmid)
 		}
 	}
-	_, err := r.qmp(vmid, r.times.qmpConnect, command, nil)
+	_, err := r.qmp(vmid, r.times.qmpQuit, command, nil)
 	if err != nil && !r.isKVM(r.running(vmid), vmid) {
 		return nil // QEMU was gone before its answer
 	}
