@@ -40,7 +40,7 @@ and nothing outside the folder is touched. It needs no root.
   hl-lab down --dir /tmp/lab`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	root.AddCommand(upCommand(), downCommand(), qmCommand(), faultCommand(), tourCommand(), hostCommand(), etcdCommand())
+	root.AddCommand(upCommand(), downCommand(), qmCommand(), faultCommand(), tourCommand(), hostCommand(), etcdCommand(), impostorCommand())
 	return root
 }
 
@@ -190,7 +190,7 @@ func tourCommand() *cobra.Command {
 	}
 }
 
-// hostCommand and etcdCommand are the lab's own daemons, started by up.
+// hostCommand, etcdCommand and impostorCommand are the lab's own daemons.
 func hostCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "host --dir DIR NAME", Hidden: true, Args: cobra.ExactArgs(1)}
 	dir := dirFlag(cmd)
@@ -204,6 +204,19 @@ func hostCommand() *cobra.Command {
 			return err
 		}
 		return m.Run(cmd.Context())
+	}
+	return cmd
+}
+
+func impostorCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "impostor --dir DIR GUEST", Hidden: true, Args: cobra.ExactArgs(1)}
+	dir := dirFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		l, err := Open(*dir)
+		if err != nil {
+			return err
+		}
+		return l.RunImpostor(cmd.Context(), args[0])
 	}
 	return cmd
 }

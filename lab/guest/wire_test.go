@@ -266,7 +266,9 @@ func TestTheGuestAgentCutsLongOutput(t *testing.T) {
 			t.Fatal(err)
 		}
 		var pid struct{ Return struct{ PID int } }
-		eventually(t, "the guest agent", func() bool { return json.Unmarshal([]byte(g.agentSays(string(cmd))), &pid) == nil && pid.Return.PID > 0 })
+		eventually(t, "the guest agent", func() bool {
+			return json.Unmarshal([]byte(g.agentSays(string(cmd))), &pid) == nil && pid.Return.PID > 0
+		})
 		var st struct{ Return map[string]any }
 		eventually(t, "the command's end", func() bool {
 			said := g.agentSays(fmt.Sprintf(`{"execute":"guest-exec-status","arguments":{"pid":%d}}`, pid.Return.PID))
