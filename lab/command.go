@@ -40,7 +40,7 @@ and nothing outside the folder is touched. It needs no root.
   hl-lab down --dir /tmp/lab`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	root.AddCommand(upCommand(), downCommand(), qmCommand(), faultCommand(), tourCommand(), hostCommand(), etcdCommand(), impostorCommand())
+	root.AddCommand(upCommand(), downCommand(), qmCommand(), faultCommand(), tourCommand(), demoCommand(), hostCommand(), etcdCommand(), impostorCommand())
 	return root
 }
 
@@ -139,7 +139,7 @@ func qmCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if code := l.QM(rest[0], rest[1:], os.Stdin, cmd.OutOrStdout(), cmd.ErrOrStderr()); code != 0 {
+		if code := l.QM(cmd.Context(), rest[0], rest[1:], os.Stdin, cmd.OutOrStdout(), cmd.ErrOrStderr()); code != 0 {
 			return exitError(code)
 		}
 		return nil

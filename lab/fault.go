@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -187,8 +188,8 @@ func (l *Lab) findGuest(name string) (host string, vmid int, err error) {
 }
 
 // QM is an administrator's hand on a host: it runs qm there and returns its
-// exit code.
-func (l *Lab) QM(host string, args []string, stdin *os.File, stdout, stderr interface{ Write([]byte) (int, error) }) int {
+// exit code. When ctx ends, qm is asked to end.
+func (l *Lab) QM(ctx context.Context, host string, args []string, stdin *os.File, stdout, stderr interface{ Write([]byte) (int, error) }) int {
 	if _, err := l.hostIndex(host); err != nil {
 		fmt.Fprintln(stderr, "hl-lab:", err)
 		return 1
@@ -197,7 +198,8 @@ func (l *Lab) QM(host string, args []string, stdin *os.File, stdout, stderr inte
 		fmt.Fprintf(stderr, "hl-lab: %s is switched off\n", host)
 		return 255
 	}
-	cmd := exec.Command(filepath.Join(l.hostRoot(host), "usr/sbin/qm"), args...)
+	cmd := exec.CommandContext(ctx, filepath.Join(l.hostRoot(host), "usr/sbin/qm"), args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin", "LANG=C.UTF-8", "HL_LAB_HAND=admin"}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	if stdin != nil {

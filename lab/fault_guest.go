@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -28,7 +29,7 @@ func (l *Lab) adminQM(verb, guest string) error {
 		return err
 	}
 	var stderr bytes.Buffer
-	if code := l.QM(host, []string{verb, fmt.Sprint(vmid)}, nil, &bytes.Buffer{}, &stderr); code != 0 {
+	if code := l.QM(context.Background(), host, []string{verb, fmt.Sprint(vmid)}, nil, &bytes.Buffer{}, &stderr); code != 0 {
 		return fmt.Errorf("qm %s %d on %s: exit %d: %s", verb, vmid, host, code, strings.TrimSpace(stderr.String()))
 	}
 	return nil

@@ -174,6 +174,9 @@ func (l *Lab) faultSSHWrong(target string, values []string) error {
 	if _, ok := l.impostorProcess(target); ok {
 		return nil
 	}
+	if m, err := l.runningGuest(target); err == nil && stopped(m.os) {
+		return errors.New("the guest hangs and holds its port; make it wrong first, then let it hang")
+	}
 	if err := l.setWire(target, system.WireRefuse, l.SSHPort); err != nil {
 		return err
 	}
