@@ -64,7 +64,7 @@ func NewService(cfg Config, fleet string, d driver.Driver, log *slog.Logger) (*S
 	return &Service{
 		name: cfg.Name, fleet: fleet, root: cfg.Root, pauseFile: cfg.PauseFile, sshPort: cfg.SSHPort,
 		driver: d, host: host.New(cfg.Root), images: image.New(files), files: files, keys: keys,
-		fence: fence, intents: intents, flights: newFlights(cfg.Name, log), now: time.Now,
+		fence: fence, intents: intents, flights: newFlights(cfg.Name, log), now: clock(cfg.Clock),
 	}, nil
 }
 
