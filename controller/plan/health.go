@@ -33,6 +33,12 @@ type GuestState struct {
 	Look       *homelabv1.GuestLook      // nil unless it was looked into
 	Health     Health
 	Reason     string // empty for healthy
+
+	Signal       Signal
+	Since, Until time.Time
+	Parked       string
+	Policy       spec.Policy
+	Adopted      bool
 }
 
 // Survey tells how every guest of the Spec does, by name.
