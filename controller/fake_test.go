@@ -33,6 +33,8 @@ type fleet struct {
 
 	// at is called before and after each step is carried out, with no lock held.
 	at func(when, host string, s *homelabv1.Step)
+	// tune changes a controller before it serves; nil changes nothing.
+	tune func(*Controller)
 
 	mu      sync.Mutex
 	agents  map[string]*fakeAgent
