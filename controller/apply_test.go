@@ -118,8 +118,12 @@ type outcome struct {
 }
 
 func (r *running) apply(ctx context.Context, text []byte, digest string, yes bool) outcome {
+	return r.ask(ctx, &controllerv1.ApplyRequest{Spec: text, SpecName: "homelab.yaml", Digest: digest, Yes: yes})
+}
+
+func (r *running) ask(ctx context.Context, req *controllerv1.ApplyRequest) outcome {
 	var o outcome
-	stream, err := r.client.Apply(ctx, &controllerv1.ApplyRequest{Spec: text, SpecName: "homelab.yaml", Digest: digest, Yes: yes})
+	stream, err := r.client.Apply(ctx, req)
 	for o.err = err; o.err == nil; {
 		var part *controllerv1.ApplyResponse
 		if part, o.err = stream.Recv(); o.err != nil {

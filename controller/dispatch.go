@@ -27,6 +27,8 @@ type dispatch struct {
 	sizes map[string]int64 // memory in bytes of guests that the plan creates
 	emit  func(*homelabv1.Event)
 
+	remade map[string]bool // guests that the plan destroys and makes again
+
 	mu       sync.Mutex
 	guests   map[string]store.Guest
 	cluster  *homelabv1.ClusterRecord
@@ -61,7 +63,10 @@ func (d *dispatch) request(ctx context.Context, s *homelabv1.Step) (*agentv1.Run
 	if err != nil {
 		return nil, err
 	}
-	rec, err := d.record(ctx, s)
+	if err := d.begun(ctx, s); err != nil {
+		return nil, err
+	}
+	rec, err := d.record(ctx, s, w)
 	if err != nil {
 		return nil, err
 	}
@@ -103,8 +108,13 @@ func (d *dispatch) fetch(s *homelabv1.Step, req *agentv1.RunRequest) error {
 }
 
 // record is what is remembered of the guest that a step is for.
-func (d *dispatch) record(ctx context.Context, s *homelabv1.Step) (store.Guest, error) {
+func (d *dispatch) record(ctx context.Context, s *homelabv1.Step, w world) (store.Guest, error) {
 	switch s.GetAction() {
+	case homelabv1.Action_ACTION_DESTROY:
+		if d.purges(s.GetGuest()) {
+			return d.deleted(s, w)
+		}
+		return d.remembered(s)
 	case homelabv1.Action_ACTION_CREATE:
 		return d.prepare(ctx, s)
 	case homelabv1.Action_ACTION_ROLLBACK:

@@ -68,7 +68,7 @@ func making(rec store.Guest, s *homelabv1.Step, drawn string, now time.Time) (st
 	switch {
 	case here && (rec.Generation == s.GetGeneration() || rec.UUID == drawn):
 		return rec, nil // another attempt at the same
-	case here && s.GetUuid() != "" && s.GetGeneration() == rec.Generation+1:
+	case here && (s.GetUuid() != "" || rec.Recreating) && s.GetGeneration() == rec.Generation+1:
 		return recreated(rec, now), nil
 	case s.GetUuid() != "":
 		return rec, rpc.Errorf(rpc.ErrRefused, "guest %s is remembered as VM %d (%s, generation %d) on %s, the step is for VM %d (%s, generation %d) on %s",
@@ -92,7 +92,7 @@ func recreated(old store.Guest, now time.Time) store.Guest {
 	next := store.Guest{
 		Name: old.Name, Host: old.Host, VMID: old.VMID, UUID: old.UUID, Generation: old.Generation + 1,
 		MACs: old.MACs, MemoryBytes: old.MemoryBytes, Addresses: old.Addresses, Holder: old.Holder,
-		SavedConfig: old.SavedConfig, SavedAt: old.SavedAt, Volumes: old.Volumes, Began: now,
+		SavedConfig: old.SavedConfig, SavedAt: old.SavedAt, Volumes: old.Volumes, Began: now, Recreating: old.Recreating,
 	}
 	if old.ReadyAt.IsZero() && old.Generation > 1 {
 		next.Failures = old.Failures + 1

@@ -59,6 +59,9 @@ func (d *dispatch) learned(ctx context.Context, s *homelabv1.Step, l *agentv1.Le
 			*rec = d.adopted(s)
 		}
 		learn(rec, s.GetAction(), l, g != nil && g.IsMember(), d.c.now())
+		if s.GetAction() == homelabv1.Action_ACTION_STOP && !d.remade[guest] && !d.purges(guest) {
+			rec.Resting = true
+		}
 		return nil
 	})
 	if err != nil {
@@ -104,6 +107,8 @@ func learn(rec *store.Guest, action homelabv1.Action, l *agentv1.Learned, member
 		rec.Joined, ready = true, true
 	case homelabv1.Action_ACTION_BOOT:
 		ready = !member
+	case homelabv1.Action_ACTION_START:
+		rec.Resting = false
 	case homelabv1.Action_ACTION_VERIFY:
 		rec.Unverified = false
 	case homelabv1.Action_ACTION_SAVE:
@@ -119,7 +124,11 @@ func learn(rec *store.Guest, action homelabv1.Action, l *agentv1.Learned, member
 		rec.User = l.GetUser()
 	default:
 	}
-	if ready && rec.ReadyAt.IsZero() {
+	if !ready {
+		return
+	}
+	rec.Recreating = false
+	if rec.ReadyAt.IsZero() {
 		rec.ReadyAt = now
 	}
 }

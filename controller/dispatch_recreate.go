@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"maps"
 	"slices"
 
 	"github.com/google/uuid"
@@ -57,6 +58,54 @@ func (d *dispatch) guard(ctx context.Context, s *homelabv1.Step) (world, error) 
 	defer d.mu.Unlock()
 	d.allowed[s.GetId()] = true
 	return w, nil
+}
+
+// begun notes, before it is sent, that a step begins or carries on a recreation:
+// what is found half done later is then known to be ours to end.
+func (d *dispatch) begun(ctx context.Context, s *homelabv1.Step) error {
+	d.mu.Lock()
+	rec, known := d.guests[s.GetGuest()]
+	d.mu.Unlock()
+	if !known || !d.remade[s.GetGuest()] || rec.Recreating || !guarded(s.GetAction()) {
+		return nil
+	}
+	_, err := d.change(ctx, s.GetGuest(), func(g *store.Guest) error {
+		g.Recreating = true
+		return nil
+	})
+	return err
+}
+
+// remaking are the guests that a plan destroys and makes again.
+func remaking(p *homelabv1.Plan) map[string]bool {
+	destroyed, again := make(map[string]bool), make(map[string]bool)
+	for _, s := range p.GetSteps() {
+		switch s.GetAction() {
+		case homelabv1.Action_ACTION_DESTROY:
+			destroyed[s.GetGuest()] = true
+		case homelabv1.Action_ACTION_CREATE:
+			again[s.GetGuest()] = true
+		default:
+		}
+	}
+	maps.DeleteFunc(again, func(guest string, _ bool) bool { return !destroyed[guest] })
+	return again
+}
+
+// deleted is the guest that goes for good. When its VM is gone already, or none
+// was ever made, what is remembered is all that goes.
+func (d *dispatch) deleted(s *homelabv1.Step, w world) (store.Guest, error) {
+	there := slices.ContainsFunc(w.sights[s.GetHost()].obs.GetVms(), func(vm *homelabv1.VirtualMachine) bool { return vm.GetVmid() == s.GetVmid() })
+	d.mu.Lock()
+	rec, known := d.guests[s.GetGuest()]
+	d.mu.Unlock()
+	if there || known && rec.UUID != "" && rec.Host != s.GetHost() {
+		return d.remembered(s)
+	}
+	if !known || rec.UUID == "" {
+		rec.Name, rec.Host, rec.VMID, rec.UUID, rec.Generation = s.GetGuest(), s.GetHost(), s.GetVmid(), s.GetUuid(), s.GetGeneration()
+	}
+	return rec, nil
 }
 
 // spokenOf is the guest that others are told of: it need not be on the step's
@@ -246,6 +295,6 @@ func (d *dispatch) adopted(s *homelabv1.Step) store.Guest {
 // attached are those of the disks that a VM has.
 func attached(disks []store.Disk, vm *homelabv1.VirtualMachine) []store.Disk {
 	return slices.DeleteFunc(disks, func(d store.Disk) bool {
-		return !slices.ContainsFunc(vm.GetVolumes(), func(v *homelabv1.Volume) bool { return v.GetSlot() == d.Slot })
+		return !slices.ContainsFunc(vm.GetDisks(), func(have *homelabv1.Disk) bool { return have.GetSlot() == d.Slot })
 	})
 }

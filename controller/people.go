@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -165,22 +164,13 @@ func (c *Controller) holders(ctx context.Context, sp *spec.Spec, sights map[stri
 	w := world{recollection: mem, sights: sights}
 	var list []*controllerv1.HolderStatus
 	for _, h := range plan.Holders(c.want(sp, w), seen(sp, w)) {
-		s := &controllerv1.HolderStatus{Host: h.Host, Vmid: h.VM.GetVmid(), Guest: h.Guest}
-		for _, v := range h.VM.GetVolumes() {
-			s.Disks = append(s.Disks, &homelabv1.Disk{Slot: v.GetSlot(), Storage: storageOf(v), SizeBytes: v.GetSizeBytes()})
-		}
+		s := &controllerv1.HolderStatus{Host: h.Host, Vmid: h.VM.GetVmid(), Guest: h.Guest, Disks: h.VM.GetDisks()}
 		list = append(list, s)
 	}
 	slices.SortFunc(list, func(a, b *controllerv1.HolderStatus) int {
 		return cmp.Or(cmp.Compare(a.GetHost(), b.GetHost()), cmp.Compare(a.GetVmid(), b.GetVmid()))
 	})
 	return list, nil
-}
-
-// storageOf is the storage in a volume's id: local-zfs of local-zfs:vm-201-disk-0.
-func storageOf(v *homelabv1.Volume) string {
-	storage, _, _ := strings.Cut(v.GetVolid(), ":")
-	return storage
 }
 
 // ListSnapshots lists the etcd snapshots that the hosts keep.

@@ -103,6 +103,13 @@ func learnFromSight(sp *spec.Spec, w world) map[string]store.Guest {
 				rec.DataDisks = attached(dataDisks(sp, g), vmOf(w.sights[rec.Host], rec))
 			}
 		}
+		switch vm := vmOf(w.sights[rec.Host], rec); {
+		case rec.UUID == "" || !answers(w.sights[rec.Host]):
+		case rec.Resting && vm.GetPower() == homelabv1.Power_POWER_RUNNING:
+			rec.Resting, changed = false, true
+		case !rec.Resting && g.Standby() && vm.GetPower() == homelabv1.Power_POWER_STOPPED:
+			rec.Resting, changed = true, true
+		}
 		look := w.sights[rec.Host].looks[name]
 		if look.GetIdentity().GetUuid() == rec.UUID && yes(look.GetSsh()) {
 			if rec.MachineID == "" && look.GetMachineId() != "" && yes(look.GetBooted()) {

@@ -134,7 +134,7 @@ func (r *run) carryOut(ctx context.Context) error {
 	if err := r.begin(ctx); err != nil {
 		return err
 	}
-	if err := r.prepare(ctx, w); err != nil {
+	if err := r.prepare(ctx, w, p); err != nil {
 		return r.abandon(err)
 	}
 	if err := r.send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Plan{Plan: p}}); err != nil {
@@ -216,7 +216,7 @@ func (r *run) begin(ctx context.Context) error {
 }
 
 // prepare remembers what the run stands on, before its first step.
-func (r *run) prepare(ctx context.Context, w world) error {
+func (r *run) prepare(ctx context.Context, w world, p *homelabv1.Plan) error {
 	c := r.c
 	fence, err := c.fence(ctx, r.record.GetRun(), w.sights)
 	if err != nil {
@@ -243,7 +243,7 @@ func (r *run) prepare(ctx context.Context, w world) error {
 		w.guests[name] = kept
 	}
 	r.dispatch = c.newDispatch(r.req.sp, r.lock, fence, w)
-	r.dispatch.emit = r.pass
+	r.dispatch.emit, r.dispatch.remade = r.pass, remaking(p)
 	return nil
 }
 

@@ -190,14 +190,14 @@ var errNothingNew = errors.New("nothing new")
 // seenWell remembers that a guest was seen well: what was tried until then is over.
 func (c *Controller) seenWell(ctx context.Context, w *world, name string) {
 	rec, ok := w.guests[name]
-	if !ok || !rec.ReadyAt.IsZero() && len(rec.Attempts) == 0 {
+	if !ok || !rec.ReadyAt.IsZero() && len(rec.Attempts) == 0 && !rec.Resting && !rec.Recreating {
 		return
 	}
 	well := func(g *store.Guest) error {
 		if g.UUID != rec.UUID || g.Generation != rec.Generation {
 			return errNothingNew // not remembered yet, or another one by now
 		}
-		g.Attempts = nil
+		g.Attempts, g.Resting, g.Recreating = nil, false, false
 		if g.ReadyAt.IsZero() {
 			g.ReadyAt = c.now()
 		}

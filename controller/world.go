@@ -240,7 +240,7 @@ func recalled(g store.Guest) plan.Remembered {
 		HostKeys: g.HostKeys, MachineID: g.MachineID, Addresses: g.Addresses, ImageSHA256: g.ImageSHA256,
 		MemoryBytes: g.MemoryBytes, Joined: g.Joined, Made: g.Made, Unverified: g.Unverified,
 		NodeName: g.NodeName, Role: g.Role, Holder: plan.Holder{VMID: g.Holder.VMID, UUID: g.Holder.UUID},
-		Began: g.Began, ReadyAt: g.ReadyAt, Failures: g.Failures,
+		Began: g.Began, ReadyAt: g.ReadyAt, Failures: g.Failures, Resting: g.Resting, Recreating: g.Recreating,
 	}
 	for _, d := range g.DataDisks {
 		r.DataDisks = append(r.DataDisks, &homelabv1.Disk{Slot: d.Slot, Storage: d.Storage, SizeBytes: d.Size})

@@ -85,6 +85,12 @@ type Remembered struct {
 	Failures int
 	// Attempts are what was tried since it was last seen well, oldest first.
 	Attempts []Attempt
+	// Resting says that it was last stopped on purpose, by us or as a standby, and
+	// was not seen to run since: it is started when it is to run.
+	Resting bool
+	// Recreating says that its recreation was begun (its VM is being stopped or
+	// destroyed for that) and it was not well since.
+	Recreating bool
 }
 
 // Attempt is one try to get a guest well without making it anew.

@@ -66,6 +66,11 @@ type Guest struct {
 	Failures int `json:"failures,omitempty"`
 	// Attempts are what was tried since it was last seen well, oldest first.
 	Attempts []Attempt `json:"attempts,omitempty"`
+	// Resting says that it was last stopped on purpose, by us or as a standby, and
+	// was not seen to run since.
+	Resting bool `json:"resting,omitempty"`
+	// Recreating says that its recreation was begun and it was not well since.
+	Recreating bool `json:"recreating,omitempty"`
 	// SavedConfig is the VM's configuration as it was before its last destruction,
 	// SavedAt when it was read. Volumes are the volume ids that it had then.
 	SavedConfig string    `json:"savedConfig,omitempty"`
