@@ -110,6 +110,9 @@ func learnFromSight(sp *spec.Spec, w world) map[string]store.Guest {
 		case !rec.Resting && g.Standby() && vm.GetPower() == homelabv1.Power_POWER_STOPPED:
 			rec.Resting, changed = true, true
 		}
+		if rec.Holder.UUID != "" && broughtBack(w.sights[rec.Host], rec) {
+			rec.Holder, changed = store.HolderVM{}, true
+		}
 		look := w.sights[rec.Host].looks[name]
 		if look.GetIdentity().GetUuid() == rec.UUID && yes(look.GetSsh()) {
 			if rec.MachineID == "" && look.GetMachineId() != "" && yes(look.GetBooted()) {
@@ -128,6 +131,16 @@ func learnFromSight(sp *spec.Spec, w world) map[string]store.Guest {
 		}
 	}
 	return learned
+}
+
+// broughtBack says whether a guest was seen to have all its data disks, and its
+// holder to be gone.
+func broughtBack(s sight, rec store.Guest) bool {
+	vm := vmOf(s, rec)
+	if vm == nil || !answers(s) || !yes(s.obs.GetVmsKnown()) || len(attached(slices.Clone(rec.DataDisks), vm)) < len(rec.DataDisks) {
+		return false
+	}
+	return !slices.ContainsFunc(s.obs.GetVms(), func(vm *homelabv1.VirtualMachine) bool { return vm.GetUuid() == rec.Holder.UUID })
 }
 
 // vmOf is the VM of a record as its host shows it; nil when it does not.

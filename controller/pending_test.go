@@ -1,0 +1,3 @@
+package controller
+
+func init() { planned = false }
