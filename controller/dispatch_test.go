@@ -179,6 +179,10 @@ func TestAHistoryIsWrittenDownWhenItChangesAndNowAndThen(t *testing.T) {
 		}
 	}
 	look(since(plan.SignalSilent, noon), noon.Add(2*time.Minute))
+	if _, changed := tr.carryOn(func(map[string]plan.History) map[string]plan.History { return nil }, nil, noon.Add(3*time.Minute)); len(changed) != 1 || len(tr.histories()) != 0 {
+		t.Errorf("one that the Spec dropped: wrote %v, tracked %v", changed, tr.histories())
+	}
+	look(since(plan.SignalSilent, noon), noon.Add(4*time.Minute))
 	if tr.forget("k3s-1"); len(tr.histories()) != 0 {
 		t.Errorf("not forgotten: %v", tr.histories())
 	}

@@ -187,6 +187,34 @@ func TestAVMOfElsewhereIsAdoptedAndNotCountedAsOurs(t *testing.T) {
 	}
 }
 
+func TestAnAdoptedVMThatIsMadeAnewIsOursFromThen(t *testing.T) {
+	needsPlanner(t)
+	f := newFleet(t, "pve1")
+	c := f.up()
+	c.apply(t.Context(), standalone(), "", true).did(t)
+	if err := c.store.ForgetGuest(t.Context(), nil, "k3s-1"); err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	f.agents["pve1"].vms[201].id = &homelabv1.Identity{Vmid: 201, Uuid: "99999999-2222-4333-8444-555555555555"}
+	f.mu.Unlock()
+	c.operate(t, opAdopt, "k3s-1").did(t)
+	c.operate(t, opRecreate, "k3s-1", "k3s-1").did(t)
+	rec := c.guest(t, "k3s-1")
+	if rec.Generation != 1 || rec.UUID != "99999999-2222-4333-8444-555555555555" || !rec.Made || rec.User != "ubuntu" || rec.Recreating {
+		t.Errorf("remembered %+v", rec)
+	}
+	if o := c.apply(t.Context(), standalone(), "", true); o.err != nil || len(o.plan.GetSteps()) != 0 || o.summary.GetUnchanged() != 1 {
+		t.Errorf("again: %v, %v", o.err, o.plan)
+	}
+}
+
+// standalone is a Spec of one guest that is no member of any cluster.
+func standalone() []byte {
+	text := strings.Replace(string(specOf(1)), "    k3s: {role: server}\n", "", 1)
+	return []byte(strings.Replace(text, "k3s: {version: v1.35.0+k3s1}\n", "", 1))
+}
+
 func TestAMemberLeavesAndJoinsAgain(t *testing.T) {
 	f := newFleet(t, hostNames(3)...)
 	c := whole(t, f)

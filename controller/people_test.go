@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/homeiac/homelab/controller/store"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
@@ -112,6 +113,42 @@ func TestAGuestIsTakenOutOfItsPark(t *testing.T) {
 	}
 	if text := c.resumeNow(t, ""); text != "changes were not paused" {
 		t.Errorf("said %q", text)
+	}
+}
+
+func TestAGuestThatNeverGetsWellIsParkedWithOneNotice(t *testing.T) {
+	needsPlanner(t)
+	f := newFleet(t, hostNames(3)...)
+	c := whole(t, f)
+	f.stopped()
+	// The third making in a row came to nothing.
+	rec, err := c.store.ChangeGuest(t.Context(), nil, "k3s-2", func(g *store.Guest) error {
+		g.Generation, g.ReadyAt, g.Failures, g.Began = 4, time.Time{}, 2, c.now()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	f.agents["pve2"].vms[202].id = c.signer.identity(rec)
+	f.mu.Unlock()
+	for range 2 {
+		if o := c.apply(t.Context(), withDisk(), "", true); o.err != nil || o.summary.GetRefused() != 1 || len(o.plan.GetSteps()) != 0 {
+			t.Fatalf("%v, %v", o.err, o.summary)
+		}
+	}
+	entries, now := c.story(t, "k3s-2")
+	if now.GetParked() == "" {
+		t.Errorf("now %v", now)
+	}
+	for _, kind := range []string{"parked ", "refused "} {
+		if n := len(slices.DeleteFunc(slices.Clone(entries), func(e string) bool { return !strings.HasPrefix(e, kind) })); n != 1 {
+			t.Errorf("%q is told %d times:\n%s", kind, n, strings.Join(entries, "\n"))
+		}
+	}
+	c.resumeNow(t, "k3s-2")
+	if _, now := c.story(t, "k3s-2"); now.GetParked() != "" {
+		t.Errorf("still parked: %v", now)
 	}
 }
 

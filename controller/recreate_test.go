@@ -188,6 +188,39 @@ func TestARecreationKilledAtAnyStepBoundaryIsFinishedByTheNextApply(t *testing.T
 	}
 }
 
+func TestAnAgentKilledAtAnyStepBoundaryOfARecreationIsWaitedFor(t *testing.T) {
+	needsPlanner(t)
+	for _, verb := range []string{"snapshot", "save", "stop", "leave", "detach", "destroy", "create", "attach", "start", "boot", "join"} {
+		t.Run(verb, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t, hostNames(3)...)
+			c := whole(t, f)
+			before := c.guest(t, "k3s-2")
+			f.stopped()
+			restarted := make(chan struct{})
+			f.at = func(when, host string, s *homelabv1.Step) {
+				if when == "after" && verbOf(s) == verb {
+					select {
+					case <-restarted:
+					default:
+						close(restarted)
+						f.stop(host) // the answer is lost
+						f.start(host)
+					}
+				}
+			}
+			c.apply(t.Context(), withDisk(), "", true).did(t)
+			select {
+			case <-restarted:
+			default:
+				t.Fatal("never came to it")
+			}
+			f.well(3, 3)
+			f.anew(before, c.guest(t, "k3s-2"))
+		})
+	}
+}
+
 func TestWhatSpeaksAgainstAStepIsSeenRightBeforeIt(t *testing.T) {
 	f := newFleet(t, hostNames(3)...)
 	c := whole(t, f)

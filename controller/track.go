@@ -107,6 +107,11 @@ func (t *tracker) carryOn(track func(map[string]plan.History) map[string]plan.Hi
 	defer t.mu.Unlock()
 	next := track(maps.Clone(t.now))
 	store = make(map[string]plan.History)
+	for name := range t.stored { // what the Spec dropped goes too
+		if !slices.Contains(guests, name) {
+			guests = append(guests, name)
+		}
+	}
 	for _, name := range guests {
 		h := next[name]
 		if len(h) == 0 {
@@ -115,11 +120,14 @@ func (t *tracker) carryOn(track func(map[string]plan.History) map[string]plan.Hi
 			t.now[name] = h
 		}
 		old, known := t.stored[name]
-		if known && sameButLast(old.history, h) && now.Sub(old.at) < historyEvery || !known && len(h) == 0 {
+		if known && len(h) > 0 && sameButLast(old.history, h) && now.Sub(old.at) < historyEvery || !known && len(h) == 0 {
 			continue
 		}
-		t.stored[name] = kept{history: h, at: now}
-		store[name] = h
+		if store[name] = h; len(h) == 0 {
+			delete(t.stored, name)
+		} else {
+			t.stored[name] = kept{history: h, at: now}
+		}
 	}
 	return maps.Clone(t.now), store
 }
