@@ -37,7 +37,6 @@ func (r *running) listed(t *testing.T) []*controllerv1.RunRecord {
 }
 
 func TestAControllerThatMayHealBeginsARunByItself(t *testing.T) {
-	needsPlanner(t)
 	f := newFleet(t, hostNames(3)...)
 	f.tune = func(c *Controller) { c.pace.watch, c.pace.look = 20*time.Millisecond, 20*time.Millisecond }
 	c := f.up()

@@ -144,7 +144,6 @@ func TestAGuestIsDeletedOnlyWhenItIsConfirmedByName(t *testing.T) {
 }
 
 func TestAGuestThatTheSpecDroppedCanBeDeleted(t *testing.T) {
-	needsPlanner(t)
 	f := newFleet(t, hostNames(4)...)
 	c := f.up()
 	c.apply(t.Context(), specOf(4), "", true).did(t)
@@ -166,7 +165,6 @@ func TestAGuestThatTheSpecDroppedCanBeDeleted(t *testing.T) {
 }
 
 func TestAVMOfElsewhereIsAdoptedAndNotCountedAsOurs(t *testing.T) {
-	needsPlanner(t)
 	f := newFleet(t, "pve1")
 	c := f.up()
 	f.agents["pve1"].vms[201] = &fakeVM{
@@ -188,7 +186,6 @@ func TestAVMOfElsewhereIsAdoptedAndNotCountedAsOurs(t *testing.T) {
 }
 
 func TestAnAdoptedVMThatIsMadeAnewIsOursFromThen(t *testing.T) {
-	needsPlanner(t)
 	f := newFleet(t, "pve1")
 	c := f.up()
 	c.apply(t.Context(), standalone(), "", true).did(t)

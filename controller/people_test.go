@@ -117,7 +117,6 @@ func TestAGuestIsTakenOutOfItsPark(t *testing.T) {
 }
 
 func TestAGuestThatNeverGetsWellIsParkedWithOneNotice(t *testing.T) {
-	needsPlanner(t)
 	f := newFleet(t, hostNames(3)...)
 	c := whole(t, f)
 	f.stopped()

@@ -20,20 +20,9 @@ func withDisk() []byte {
 	return []byte(strings.Replace(text, "    vmid: 202\n", "    vmid: 202\n    dataDisks: [{slot: scsi1, storage: disks, size: 1GiB}]\n", 1))
 }
 
-// planned says that the planner knows recreations and operations.
-var planned = true
-
-func needsPlanner(t *testing.T) {
-	t.Helper()
-	if !planned {
-		t.Skip("the planner does not know it yet")
-	}
-}
-
 // whole makes the three servers of withDisk, and has them remembered.
 func whole(t *testing.T, f *fleet) *running {
 	t.Helper()
-	needsPlanner(t)
 	c := f.up()
 	if o := c.apply(t.Context(), withDisk(), "", true); o.err != nil || o.summary.GetFailed()+o.summary.GetSkipped()+o.summary.GetRefused() != 0 {
 		t.Fatalf("%v, %v\n%s", o.err, o.summary, o.texts(homelabv1.EventKind_EVENT_KIND_STEP_FAILED))
@@ -189,7 +178,6 @@ func TestARecreationKilledAtAnyStepBoundaryIsFinishedByTheNextApply(t *testing.T
 }
 
 func TestAnAgentKilledAtAnyStepBoundaryOfARecreationIsWaitedFor(t *testing.T) {
-	needsPlanner(t)
 	for _, verb := range []string{"snapshot", "save", "stop", "leave", "detach", "destroy", "create", "attach", "start", "boot", "join"} {
 		t.Run(verb, func(t *testing.T) {
 			t.Parallel()

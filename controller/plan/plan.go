@@ -12,6 +12,7 @@
 package plan
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -154,16 +155,29 @@ func VerifyWith(key mark.Key, fleet string) func(*homelabv1.VirtualMachine, stri
 // all fetches, roll-backs, creates, starts, boots, inits, joins, verifications.
 func Make(want Want, seen Seen, now time.Time) *homelabv1.Plan {
 	m := newModel(want, seen, now)
+	if want.Operation != nil {
+		m.planOperation(*want.Operation)
+	} else {
+		m.planSpec()
+	}
+	if want.HealOnly {
+		m.onlyHealing()
+	}
+	p := &homelabv1.Plan{Steps: m.sortedSteps(), Notes: m.sortedNotes()}
+	p.ByName = slices.Compact(slices.Sorted(slices.Values(m.byNameOnly)))
+	p.Digest = digest(p.Steps, m.specDigest())
+	return p
+}
+
+// planSpec makes seen equal wanted.
+func (m *model) planSpec() {
 	for _, g := range m.guests {
 		m.planGuest(g)
 	}
-	m.planCluster()
+	m.planCluster(m.planRecreations())
 	for _, g := range m.guests {
 		m.finishGuest(g)
 	}
 	m.noteHosts()
 	m.noteDropped()
-	p := &homelabv1.Plan{Steps: m.sortedSteps(), Notes: m.sortedNotes()}
-	p.Digest = digest(p.Steps, m.specDigest())
-	return p
 }

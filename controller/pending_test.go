@@ -1,3 +1,0 @@
-package controller
-
-func init() { planned = false }
