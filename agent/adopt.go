@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -29,7 +30,7 @@ func (s *Service) adopt(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 		return nil, rpc.Errorf(rpc.ErrUnavailable, "the configuration of VM %d cannot be read: %s", id.GetVmid(), vm.GetReadable().GetReason())
 	case vm.GetUuid() != id.GetUuid():
 		return nil, rpc.Errorf(rpc.ErrRefused, "VM %d (%s) has uuid %s by now and not %s, so it is left alone; look again: hlctl guests adopt",
-			id.GetVmid(), vm.GetName(), orNone(vm.GetUuid()), id.GetUuid())
+			id.GetVmid(), vm.GetName(), cmp.Or(vm.GetUuid(), "none"), id.GetUuid())
 	case vm.GetMark() != "" && vm.GetMark() != id.GetMark():
 		return nil, rpc.Errorf(rpc.ErrRefused, "VM %d (%s) bears a mark already, so it is left alone", id.GetVmid(), vm.GetName())
 	}

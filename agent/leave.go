@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,7 +87,7 @@ func nodeOf(ctx context.Context, sh *guest.Shell, ref *homelabv1.MemberRef) (*k3
 			continue
 		case n.UID != ref.GetNodeUid():
 			return nil, rpc.Errorf(rpc.ErrRefused, "Node %s is another one than was planned with (uid %s, not %s), so it is left alone; see hlctl k3s status, and plan again: hlctl plan",
-				n.Name, n.UID, orNone(ref.GetNodeUid()))
+				n.Name, n.UID, cmp.Or(ref.GetNodeUid(), "none"))
 		}
 		return &n, nil
 	}
@@ -186,9 +187,6 @@ func (s *Service) leave(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 	}
 	defer m.close()
 	// All of it is looked at before anything is done: half a leave is worse than none.
-	if _, _, err := judgeLeave(m.view(ctx), ref); err != nil {
-		return nil, err
-	}
 	node, err := nodeOf(ctx, sh, ref)
 	if err != nil {
 		return nil, err
@@ -197,6 +195,7 @@ func (s *Service) leave(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 	if err != nil {
 		return nil, err
 	}
+	// Judged by removeMember, immediately before.
 	var removed []string
 	what, err := m.removeMember(ctx, ref, e)
 	if err != nil {
