@@ -213,6 +213,10 @@ func (s *Service) leave(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 			return nil, rpc.Errorf(rpc.ErrUnavailable, "Node %s is not seen gone (%v); see hlctl k3s status", node.Name, firstOf(err, lookErr, errStillThere))
 		}
 		removed = append(removed, "Node "+node.Name)
+		// The Node's end usually takes its password along.
+		if secret, err = secretOf(ctx, sh, ref.GetNode()); err != nil {
+			return nil, err
+		}
 	}
 	if secret {
 		e.progress("leaving", "deleting the Node's password")
