@@ -190,6 +190,8 @@ type fakeVM struct {
 	name    string
 	power   homelabv1.Power
 	booted  bool
+	mute    bool      // it hangs: nothing in it answers
+	started time.Time // its process
 	hw      *homelabv1.Hardware
 	address string
 	k3s     string            // node name once k3s is there
@@ -243,10 +245,11 @@ func (a *fakeAgent) Observe(_ context.Context, req *agentv1.ObserveRequest) (*ag
 		vm := a.vms[id]
 		o.Vms = append(o.Vms, &homelabv1.VirtualMachine{
 			Vmid: id, Name: vm.name, Uuid: vm.id.GetUuid(), Mark: vm.id.GetMark(), Power: vm.power, Readable: yesFact(),
-			MemoryBytes: vm.hw.GetMemoryBytes(), Cpus: vm.hw.GetCpus(), GuestAgent: truth(vm.booted), Digest: "d",
+			MemoryBytes: vm.hw.GetMemoryBytes(), Cpus: vm.hw.GetCpus(), GuestAgent: truth(vm.booted && !vm.mute), Digest: "d",
 			Process: truth(vm.power != homelabv1.Power_POWER_STOPPED), Volumes: vm.volumes(), Disks: vm.dataDisks(),
 		})
 		if vm.power == homelabv1.Power_POWER_RUNNING {
+			o.Vms[len(o.Vms)-1].ProcessStarted = timestamppb.New(vm.started)
 			o.GuestsMemoryBytes += vm.hw.GetMemoryBytes()
 		}
 	}
@@ -280,6 +283,12 @@ func (f *fleet) look(vm *fakeVM, cluster bool) *homelabv1.GuestLook {
 			Looked: truth(vm.booted), ServerActive: truth(server), ServerData: truth(server),
 			AgentActive: truth(vm.k3s != "" && !server), AgentData: truth(vm.k3s != ""),
 		},
+	}
+	if vm.mute {
+		mute := &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_UNKNOWN, Reason: "it does not answer"}
+		l.Ssh, l.SshWhy, l.GuestAgent = &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_NO, Reason: "timeout"}, "timeout", noFact()
+		l.Booted, l.CloudInit, l.K3S = mute, mute, &homelabv1.K3SLook{Looked: mute}
+		return l
 	}
 	if vm.booted {
 		l.MachineId, l.Addresses = "machine-"+vm.id.GetUuid(), []string{vm.address + "/24"}
@@ -394,7 +403,7 @@ func (a *fakeAgent) carry(req *agentv1.RunRequest) (*agentv1.StepResult, []*home
 	case homelabv1.Action_ACTION_START:
 		if vm.power != homelabv1.Power_POWER_RUNNING {
 			change("qm", "start", fmt.Sprint(id.GetVmid()))
-			vm.power = homelabv1.Power_POWER_RUNNING
+			vm.power, vm.started = homelabv1.Power_POWER_RUNNING, time.Now()
 		}
 	case homelabv1.Action_ACTION_BOOT:
 		vm.booted = true
