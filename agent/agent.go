@@ -38,6 +38,7 @@ func allow() rpc.Allow {
 	for _, method := range []string{
 		agentv1.AgentService_Observe_FullMethodName, agentv1.AgentService_Run_FullMethodName,
 		agentv1.AgentService_Exec_FullMethodName, agentv1.AgentService_Credentials_FullMethodName,
+		agentv1.AgentService_Orphans_FullMethodName, agentv1.AgentService_ListSnapshots_FullMethodName,
 	} {
 		a[method] = []string{rpc.RoleController}
 	}

@@ -71,17 +71,27 @@ func (s *Service) awaitShell(ctx context.Context, want *homelabv1.GuestWant, e e
 			return false, "", err
 		}
 		sh, err = guest.Open(ctx, t, s.agentOf(vm), want.GetIdentity(), guest.Who{})
+		ssh := err
 		if err == nil {
-			return true, "", nil
+			ssh = sh.SSHError()
 		}
-		if !errors.Is(err, rpc.ErrDenied) {
+		if !errors.Is(ssh, rpc.ErrDenied) {
 			wrongSince = time.Time{}
 		} else if wrongSince.IsZero() {
 			wrongSince = time.Now()
-		} else if time.Since(wrongSince) > wrongFor {
+		}
+		patient := !wrongSince.IsZero() && time.Since(wrongSince) <= s.wrongFor
+		switch {
+		case err == nil && !patient:
+			return true, "", nil
+		case err == nil:
+			// The guest agent answers, and SSH will in a moment.
+			_ = sh.Close()
+			sh = nil
+		case errors.Is(err, rpc.ErrDenied) && !patient:
 			return false, "", err
 		}
-		return false, "waiting for SSH: " + err.Error(), nil
+		return false, "waiting for SSH: " + ssh.Error(), nil
 	}, overdue: func(text string) error {
 		return rpc.Errorf(rpc.ErrUnavailable, "not reachable within %s: %s; look at its console: qm terminal %d", bootLimit(want), text, want.GetIdentity().GetVmid())
 	}})

@@ -18,7 +18,8 @@ const (
 	callImage   program = "image"   // writes an image file
 	callSnippet program = "snippet" // writes or removes a user-data snippet
 	callGuest   program = "guest"   // runs a script in a guest
-	callEtcd    program = "etcd"    // changes etcd's membership
+	callEtcd    program = "etcd"    // changes etcd's membership, or copies it
+	callNode    program = "node"    // changes a Node through a server
 )
 
 // mutatingCalls is the one table of what counts as changing something: for the
@@ -28,7 +29,8 @@ var mutatingCalls = map[program][]string{
 	callImage:   {"fetch"},
 	callSnippet: {"write", "remove"},
 	callGuest:   {"config", "token", "script", "binary", "images", "install", "stop", "clean"},
-	callEtcd:    {"remove-learner"},
+	callEtcd:    {"remove-learner", "remove-member"}, // a snapshot changes nothing there
+	callNode:    {"cordon", "drain", "delete", "delete-password"},
 }
 
 func mutating(p program, verb string) bool { return slices.Contains(mutatingCalls[p], verb) }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/homeiac/homelab/agent/guest"
 	"github.com/homeiac/homelab/agent/image"
@@ -120,7 +119,7 @@ func (s *Service) create(ctx context.Context, req *agentv1.RunRequest, e emit) (
 	if err != nil {
 		return nil, err
 	}
-	intent, err := s.intend(ctx, req)
+	intent, err := s.intend(ctx, id, req.GetStep().GetId())
 	if err != nil {
 		return nil, err
 	}
@@ -149,56 +148,6 @@ func (s *Service) create(ctx context.Context, req *agentv1.RunRequest, e emit) (
 	r.Learned.Macs, r.Learned.Volumes = vm.GetMacs(), vm.GetVolumes()
 	r.Learned.HostKeys, r.Learned.ImageSha256 = []string{key.Public}, img.Record.SHA256
 	return r, nil
-}
-
-// intend writes the intent, synced, before anything of the VM exists. One that
-// is open already for the same VM stays: only it knows which volumes were there
-// before the first attempt.
-func (s *Service) intend(ctx context.Context, req *agentv1.RunRequest) (*homelabv1.Intent, error) {
-	id := req.GetWant().GetIdentity()
-	if open := s.intents.of(id.GetVmid()); open != nil {
-		if !sameVM(open.GetIdentity(), id) {
-			return nil, rpc.Errorf(rpc.ErrRefused, "VMID %d holds an unfinished create of guest %s, which must be rolled back first",
-				id.GetVmid(), open.GetIdentity().GetGuest())
-		}
-		return open, nil
-	}
-	was, err := s.driver.Inspect(ctx, id.GetVmid())
-	if err != nil {
-		return nil, err
-	}
-	if !isYes(was.GetVolumesKnown()) {
-		return nil, rpc.Errorf(rpc.ErrUnavailable, "the volumes of VMID %d cannot be listed: %s", id.GetVmid(), was.GetVolumesKnown().GetReason())
-	}
-	intent := &homelabv1.Intent{Identity: id, Step: req.GetStep().GetId(), At: timestamppb.New(s.now())}
-	for _, v := range was.GetVolumes() {
-		intent.VolumesBefore = append(intent.VolumesBefore, v.GetVolid())
-	}
-	if err := s.intents.write(intent); err != nil {
-		return nil, err
-	}
-	return intent, nil
-}
-
-// unintend takes back what a create that was refused had prepared. It looks
-// first: with anything of that VMID there, the intent stays.
-func (s *Service) unintend(ctx context.Context, intent *homelabv1.Intent, snip snippet, written bool, e emit) error {
-	vmid := intent.GetIdentity().GetVmid()
-	now, err := s.driver.Inspect(ctx, vmid)
-	if err != nil || !isYes(now.GetVolumesKnown()) || now.GetVm().GetPower() != homelabv1.Power_POWER_ABSENT {
-		return nil //nolint:nilerr // not known: the intent stays, the next run rolls back
-	}
-	for _, v := range now.GetVolumes() {
-		if !slices.Contains(intent.GetVolumesBefore(), v.GetVolid()) {
-			return nil
-		}
-	}
-	if written {
-		if err := s.removeSnippet(snip, e); err != nil {
-			return err
-		}
-	}
-	return s.intents.close(vmid)
 }
 
 // snippet is the user-data file of a guest's generation.
@@ -253,78 +202,6 @@ func (s *Service) removeSnippet(snip snippet, e emit) error {
 	return e.call(callSnippet, []string{"remove", snip.host}, func() (int, error) { return 0, durable.Remove(snip.local) })
 }
 
-// undoing stands for the step in the intent of a VM whose rollback was begun.
-const undoing = "rollback"
-
-// rollback undoes a half-built VM. Only an open intent of this very VM proves
-// that it is ours; without one nothing is touched.
-func (s *Service) rollback(ctx context.Context, req *agentv1.RunRequest, e emit) (*agentv1.StepResult, error) {
-	id := req.GetWant().GetIdentity()
-	intent := s.intents.of(id.GetVmid())
-	switch {
-	case intent == nil:
-		now, err := s.driver.Inspect(ctx, id.GetVmid())
-		if err != nil {
-			return nil, err
-		}
-		if now.GetVm().GetPower() == homelabv1.Power_POWER_ABSENT {
-			return done(false, "nothing of VM %d is there", id.GetVmid()), nil
-		}
-		return nil, rpc.Errorf(rpc.ErrRefused, "this agent has not begun to make VM %d, so it is left alone", id.GetVmid())
-	case intent.GetIdentity().GetGuest() != id.GetGuest() || intent.GetIdentity().GetFleet() != id.GetFleet():
-		return nil, rpc.Errorf(rpc.ErrRefused, "the unfinished create at VMID %d is guest %s's", id.GetVmid(), intent.GetIdentity().GetGuest())
-	}
-	if err := s.settled(s.host.Observe(s.now())); err != nil {
-		return nil, err
-	}
-	if left, gone, err := s.undone(ctx, intent); gone || err != nil {
-		if err == nil {
-			err = s.intents.close(id.GetVmid())
-		}
-		return done(false, "nothing of half-built VM %d is there any more%s", id.GetVmid(), left), err
-	}
-	// From here on what is left of it is ours, also when the VM itself is gone.
-	intent.Step = undoing
-	if err := s.intents.write(intent); err != nil {
-		return nil, err
-	}
-	e.progress("rolling back", fmt.Sprintf("removing half-built VM %d", id.GetVmid()))
-	// The intent's identity, not the request's: what was begun is what is undone.
-	_, err := s.driver.Destroy(ctx, &driverv1.DestroyRequest{
-		Identity: intent.GetIdentity(), HalfBuilt: true, VolumesBefore: intent.GetVolumesBefore(), Deadline: remaining(ctx),
-	}, e.report())
-	if err != nil {
-		return nil, err
-	}
-	if err := s.intents.close(id.GetVmid()); err != nil {
-		return nil, err
-	}
-	return done(true, "removed half-built VM %d", id.GetVmid()), nil
-}
-
-// undone says whether the half-built VM is gone without a rollback of ours having
-// removed it. Then a person did, and may have used the VMID since: volumes that
-// were not there before our create are not proved to be ours, and stay. left names
-// them.
-func (s *Service) undone(ctx context.Context, intent *homelabv1.Intent) (left string, gone bool, err error) {
-	if intent.GetStep() == undoing {
-		return "", false, nil
-	}
-	now, err := s.driver.Inspect(ctx, intent.GetIdentity().GetVmid())
-	if err != nil || now.GetVm().GetPower() != homelabv1.Power_POWER_ABSENT {
-		return "", false, err
-	}
-	if !isYes(now.GetVolumesKnown()) {
-		return "", false, rpc.Errorf(rpc.ErrUnavailable, "the volumes of VMID %d cannot be listed: %s", intent.GetIdentity().GetVmid(), now.GetVolumesKnown().GetReason())
-	}
-	for _, v := range now.GetVolumes() {
-		if !slices.Contains(intent.GetVolumesBefore(), v.GetVolid()) {
-			left += "; " + v.GetVolid() + " is left alone (pvesm free removes it)"
-		}
-	}
-	return left, true, nil
-}
-
 // start starts the VM.
 func (s *Service) start(ctx context.Context, req *agentv1.RunRequest, e emit) (*agentv1.StepResult, error) {
 	id := req.GetWant().GetIdentity()
@@ -333,7 +210,7 @@ func (s *Service) start(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 		return nil, err
 	}
 	if vm.GetPower() == homelabv1.Power_POWER_RUNNING {
-		return done(false, "VM %d runs", id.GetVmid()), nil
+		return done(false, "VM %d runs", id.GetVmid()), s.liveOn(id)
 	}
 	o := s.host.Observe(s.now())
 	if err := s.settled(o); err != nil {
@@ -349,5 +226,5 @@ func (s *Service) start(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 	if vm.GetPower() != homelabv1.Power_POWER_RUNNING {
 		return nil, rpc.Errorf(rpc.ErrUnavailable, "VM %d is %s", id.GetVmid(), powerText(vm))
 	}
-	return done(true, "started VM %d", id.GetVmid()), nil
+	return done(true, "started VM %d", id.GetVmid()), s.liveOn(id)
 }

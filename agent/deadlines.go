@@ -3,6 +3,7 @@ package agent
 import (
 	"time"
 
+	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 )
 
@@ -19,8 +20,9 @@ const slack = 2 * time.Minute
 
 // deadline is the longest that a step may take, the one table of it. A step runs
 // without its caller's deadline, so this is what ends it when all else fails.
-func deadline(action homelabv1.Action, want *homelabv1.GuestWant) time.Duration {
-	switch action {
+func deadline(req *agentv1.RunRequest) time.Duration {
+	want := req.GetWant()
+	switch req.GetStep().GetAction() {
 	case homelabv1.Action_ACTION_FETCH:
 		return 2 * time.Hour // gigabytes over a home's line; a stall ends it earlier
 	case homelabv1.Action_ACTION_ROLLBACK:
@@ -35,6 +37,22 @@ func deadline(action homelabv1.Action, want *homelabv1.GuestWant) time.Duration 
 		return joinLimit(want) + 2*slack
 	case homelabv1.Action_ACTION_VERIFY:
 		return 10 * time.Minute
+	case homelabv1.Action_ACTION_SNAPSHOT:
+		return 15 * time.Minute // gigabytes at most, from a small VM's disk
+	case homelabv1.Action_ACTION_DRAIN:
+		return drainLimit + slack
+	case homelabv1.Action_ACTION_STOP:
+		return quietLimit + shutdownLimit + 2*slack
+	case homelabv1.Action_ACTION_HALT, homelabv1.Action_ACTION_LEAVE:
+		return 5 * time.Minute
+	case homelabv1.Action_ACTION_CLEAN:
+		return 10 * time.Minute
+	case homelabv1.Action_ACTION_DETACH, homelabv1.Action_ACTION_ATTACH, homelabv1.Action_ACTION_DESTROY:
+		return 15 * time.Minute // of waiting for locks: each is quick in itself
+	case homelabv1.Action_ACTION_SOAK:
+		return req.GetSoak().AsDuration() + slack
+	case homelabv1.Action_ACTION_SAVE, homelabv1.Action_ACTION_RESET, homelabv1.Action_ACTION_RESUME, homelabv1.Action_ACTION_ADOPT:
+		return slack
 	}
 	return slack
 }

@@ -138,6 +138,11 @@ func etcdView(ctx context.Context, sh *guest.Shell) *homelabv1.EtcdView {
 		return &homelabv1.EtcdView{Known: factUnknown(err.Error())}
 	}
 	defer m.close()
+	return m.view(ctx)
+}
+
+// view lists the members and asks each of them. It never fails.
+func (m *etcdMember) view(ctx context.Context) *homelabv1.EtcdView {
 	list, err := m.members(ctx)
 	if err != nil {
 		return &homelabv1.EtcdView{Known: factUnknown(err.Error())}

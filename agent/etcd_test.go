@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -62,7 +64,7 @@ func newPKI(t *testing.T) pki {
 		k := key()
 		leaf := &x509.Certificate{
 			SerialNumber: big.NewInt(int64(i) + 2), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour),
-			IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+			DNSNames: []string{name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(127, 79, 0, 1), net.IPv4(127, 79, 0, 2), net.IPv4(127, 79, 0, 3)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		}
 		if der, err = x509.CreateCertificate(rand.Reader, leaf, ca, k.Public(), caKey); err != nil {
 			t.Fatal(err)
@@ -72,42 +74,77 @@ func newPKI(t *testing.T) pki {
 	return p
 }
 
-// etcdServer starts a real etcd member with TLS and gives its client address.
-func etcdServer(t *testing.T, p pki) string {
+// put writes the certificates into a folder.
+func (p pki) put(t *testing.T) (dir string) {
 	t.Helper()
-	dir := t.TempDir()
+	dir = t.TempDir()
 	for name, data := range p {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	free := func(scheme string) url.URL {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	return dir
+}
+
+// etcdServer starts a real etcd member with TLS and gives its client address.
+func etcdServer(t *testing.T, p pki) string {
+	t.Helper()
+	return etcdCluster(t, p, "127.0.0.1")[0].client
+}
+
+// etcdNode is one member of a real etcd.
+type etcdNode struct {
+	*embed.Etcd
+	name   string
+	client string // host:port
+	stop   func() // may be called again
+}
+
+// etcdCluster starts a real etcd of members k3s-1, k3s-2... at those addresses.
+func etcdCluster(t *testing.T, p pki, hosts ...string) []*etcdNode {
+	t.Helper()
+	dir := p.put(t)
+	free := func(scheme, host string) url.URL {
+		l, err := net.Listen("tcp", host+":0")
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer l.Close()
 		return url.URL{Scheme: scheme, Host: l.Addr().String()}
 	}
-	cfg := embed.NewConfig()
-	cfg.Dir, cfg.Name, cfg.LogLevel, cfg.UnsafeNoFsync = filepath.Join(dir, "data"), "k3s-1-0a1b2c3d", "fatal", true
-	client, peer := free("https"), free("http")
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
-	cfg.InitialCluster = cfg.Name + "=" + peer.String()
-	cfg.ClientTLSInfo.CertFile, cfg.ClientTLSInfo.KeyFile = filepath.Join(dir, "server.crt"), filepath.Join(dir, "server.key")
-	cfg.ClientTLSInfo.TrustedCAFile, cfg.ClientTLSInfo.ClientCertAuth = filepath.Join(dir, "ca.crt"), true
-	e, err := embed.StartEtcd(cfg)
-	if err != nil {
-		t.Fatal(err)
+	var nodes []*etcdNode
+	var configs []*embed.Config
+	var initial []string
+	for i, host := range hosts {
+		cfg := embed.NewConfig()
+		cfg.Name = fmt.Sprintf("k3s-%d-%da1b2c3d", i+1, i)
+		cfg.Dir, cfg.LogLevel, cfg.UnsafeNoFsync = filepath.Join(dir, cfg.Name), "fatal", true
+		client, peer := free("https", host), free("http", host)
+		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
+		cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+		cfg.ClientTLSInfo.CertFile, cfg.ClientTLSInfo.KeyFile = filepath.Join(dir, "server.crt"), filepath.Join(dir, "server.key")
+		cfg.ClientTLSInfo.TrustedCAFile, cfg.ClientTLSInfo.ClientCertAuth = filepath.Join(dir, "ca.crt"), true
+		initial = append(initial, cfg.Name+"="+peer.String())
+		configs = append(configs, cfg)
+		nodes = append(nodes, &etcdNode{name: cfg.Name, client: client.Host})
 	}
-	t.Cleanup(e.Close)
-	select {
-	case <-e.Server.ReadyNotify():
-	case <-time.After(20 * time.Second):
-		t.Fatal("etcd is not ready")
+	for i, cfg := range configs {
+		cfg.InitialCluster = strings.Join(initial, ",")
+		e, err := embed.StartEtcd(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nodes[i].Etcd, nodes[i].stop = e, sync.OnceFunc(e.Close)
+		t.Cleanup(nodes[i].stop)
 	}
-	return client.Host
+	for _, n := range nodes {
+		select {
+		case <-n.Server.ReadyNotify():
+		case <-time.After(20 * time.Second):
+			t.Fatal("etcd is not ready")
+		}
+	}
+	return nodes
 }
 
 // files prints what k3s.EtcdFilesScript prints.

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -37,14 +36,20 @@ type hypervisor struct {
 	at    func(where string) error
 	calls []string
 	exec  func(*driverv1.ExecRequest) (*driverv1.ExecResponse, error)
+	// data is what is on the data disks, by volume: it goes with the volume.
+	data map[string]string
+	// hangs makes guests not shut down when they are asked.
+	hangs bool
+	// stops are the Stop calls: shutdown or stop.
+	stops []string
 }
 
-var _ driver.Driver = (*hypervisor)(nil)
+var _ driver.Full = (*hypervisor)(nil)
 
 func newHypervisor() *hypervisor {
 	return &hypervisor{
 		vms: map[int32]*homelabv1.VirtualMachine{}, volumes: map[int32][]string{},
-		at: func(string) error { return nil },
+		at: func(string) error { return nil }, data: map[string]string{},
 	}
 }
 
@@ -112,6 +117,9 @@ func (h *hypervisor) Create(_ context.Context, req *driverv1.CreateRequest, repo
 	for _, n := range req.GetHardware().GetNics() {
 		vm.Macs = append(vm.Macs, n.GetMac())
 	}
+	for _, d := range req.GetHardware().GetDataDisks() {
+		vm.Volumes = append(vm.Volumes, &homelabv1.Volume{Volid: h.allocate(id.GetVmid()), Slot: d.GetSlot()})
+	}
 	h.vms[id.GetVmid()] = vm
 	h.mu.Unlock()
 	if err := h.at("created"); err != nil {
@@ -122,38 +130,6 @@ func (h *hypervisor) Create(_ context.Context, req *driverv1.CreateRequest, repo
 
 func (h *hypervisor) Update(context.Context, *driverv1.UpdateRequest, driver.Report) (*homelabv1.VirtualMachine, error) {
 	return nil, rpc.Errorf(rpc.ErrUnsupported, "update")
-}
-
-func (h *hypervisor) Start(_ context.Context, req *driverv1.StartRequest, report driver.Report) (*homelabv1.VirtualMachine, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	vm := h.vms[req.GetIdentity().GetVmid()]
-	h.called(report, "start", fmt.Sprint(vm.GetVmid()))
-	vm.Power = homelabv1.Power_POWER_RUNNING
-	return proto.CloneOf(vm), nil
-}
-
-func (h *hypervisor) Stop(context.Context, *driverv1.StopRequest, driver.Report) (*homelabv1.VirtualMachine, error) {
-	return nil, rpc.Errorf(rpc.ErrUnsupported, "stop")
-}
-
-func (h *hypervisor) Destroy(_ context.Context, req *driverv1.DestroyRequest, report driver.Report) (*homelabv1.VirtualMachine, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	vmid := req.GetIdentity().GetVmid()
-	gone := &homelabv1.VirtualMachine{Vmid: vmid, Power: homelabv1.Power_POWER_ABSENT}
-	if vm := h.vms[vmid]; vm != nil {
-		if !req.GetHalfBuilt() || !vm.GetHalfBuilt() {
-			return nil, rpc.Errorf(rpc.ErrRefused, "VM %d is whole", vmid)
-		}
-		h.called(report, "destroy", fmt.Sprint(vmid))
-		delete(h.vms, vmid)
-		if err := h.at("destroyed"); err != nil {
-			return nil, err
-		}
-	}
-	h.volumes[vmid] = slices.DeleteFunc(h.volumes[vmid], func(v string) bool { return !slices.Contains(req.GetVolumesBefore(), v) })
-	return gone, nil
 }
 
 func (h *hypervisor) Exec(_ context.Context, req *driverv1.ExecRequest) (*driverv1.ExecResponse, error) {

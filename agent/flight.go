@@ -121,7 +121,7 @@ func (f *flights) works(vmid int32) (step string, yes bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, fl := range f.byKey {
-		if fl.step.GetVmid() == vmid {
+		if fl.step.GetVmid() == vmid || fl.step.GetHolderVmid() == vmid {
 			return fl.step.GetId(), true
 		}
 	}

@@ -48,7 +48,7 @@ func (j *joining) install(ctx context.Context, p k3s.Probe) error {
 		if !spent || j.joined || j.init {
 			return j.giveUp(ctx, err)
 		}
-		if cerr := j.clean(ctx); cerr != nil {
+		if cerr := j.clean(ctx, j.role); cerr != nil {
 			return errors.Join(err, cerr)
 		}
 		if attempt > 1 || time.Until(j.until) < worthTrying {
@@ -289,7 +289,7 @@ func (j *joining) member(ctx context.Context) (missing string, err error) {
 			continue
 		case n.Ready != k3s.True:
 			missing = "its Node is not Ready: " + n.ReadyReason
-		case n.Version != j.k3s.GetVersion():
+		case j.k3s.GetVersion() != "" && n.Version != j.k3s.GetVersion():
 			return "", rpc.Errorf(rpc.ErrRefused, "it runs k3s %s and should run %s", n.Version, j.k3s.GetVersion())
 		default:
 			missing = ""
@@ -383,11 +383,13 @@ func (j *joining) votes(ctx context.Context) (voter, known bool) {
 	return voter, err == nil
 }
 
-// clean removes what is left of a member that the cluster has removed.
-func (j *joining) clean(ctx context.Context) error {
+// clean removes what is left of a member that the cluster has removed, or of an
+// older k3s that holds nothing to lose. The Node's password stays: the cluster may
+// remember it, and would refuse another one.
+func (j *joining) clean(ctx context.Context, role k3s.Role) error {
 	j.e.progress("joining", "removing what an earlier attempt left")
-	return j.e.call(callGuest, []string{"clean", j.role.Unit()}, func() (int, error) {
-		res, err := j.sh.Run(ctx, k3s.CleanScript(j.role), nil)
+	return j.e.call(callGuest, []string{"clean", role.Unit()}, func() (int, error) {
+		res, err := j.sh.Run(ctx, k3s.CleanScript(role), nil)
 		if err != nil {
 			return 0, err
 		}

@@ -33,6 +33,8 @@ type joining struct {
 	// joined: it was a whole member once. What it holds may be all that there is of
 	// the cluster, so it is never cleaned away.
 	began, learner, joined bool
+	// older is the role of a k3s which was there before and is cleaned away first.
+	older k3s.Role
 }
 
 // join installs k3s and has the guest start or join the cluster, until its Node
@@ -64,6 +66,11 @@ func (s *Service) join(ctx context.Context, req *agentv1.RunRequest, e emit) (*a
 	if !in {
 		if err := s.settled(s.host.Observe(s.now())); err != nil {
 			return nil, err
+		}
+		if j.older != "" {
+			if err := j.clean(ctx, j.older); err != nil {
+				return nil, err
+			}
 		}
 		if err := j.install(ctx, p); err != nil {
 			return nil, err
@@ -176,6 +183,9 @@ func (j *joining) stand(ctx context.Context, p k3s.Probe) (in bool, err error) {
 		other = p.ServerUnit.Value
 	}
 	if present && unitThere(other) {
+		if err := j.mayReplace(ctx, p, word); err != nil || j.older != "" {
+			return false, err
+		}
 		return false, rpc.Errorf(rpc.ErrRefused, "it holds k3s in another role than %s; remove it first: hlctl exec %s -- sh -c 'k3s-uninstall.sh || k3s-agent-uninstall.sh'",
 			j.role, j.want.GetIdentity().GetGuest())
 	}
@@ -196,6 +206,9 @@ func (j *joining) stand(ctx context.Context, p k3s.Probe) (in bool, err error) {
 		}
 	}
 	if !j.began {
+		if err := j.mayReplace(ctx, p, word); err != nil || j.older != "" {
+			return false, err
+		}
 		return false, rpc.Errorf(rpc.ErrRefused, "it holds an older k3s (%s) that was not begun by this guest's own join; remove it first: hlctl exec %s -- sh -c 'k3s-uninstall.sh || k3s-agent-uninstall.sh'",
 			orNone(p.Version.Value), j.want.GetIdentity().GetGuest())
 	}
@@ -203,6 +216,33 @@ func (j *joining) stand(ctx context.Context, p k3s.Probe) (in bool, err error) {
 		return j.patience(ctx)
 	}
 	return false, nil
+}
+
+// mayReplace finds the leftovers of an older k3s that can be cleaned away: no
+// server's data is among them, no unit runs or starts, no pod's volume lies there,
+// its uninstall script is there, and it was not this guest's own join that made it.
+// Anything else may be all that there is of a cluster, or of somebody's work.
+func (j *joining) mayReplace(ctx context.Context, p k3s.Probe, word string) error {
+	if p.ServerData.Value || active(p, k3s.Server) || active(p, k3s.Agent) || strings.HasPrefix(word, j.want.GetIdentity().GetMark()) {
+		return nil
+	}
+	l, err := leftovers(p)
+	if err != nil || len(l.roles) != 1 {
+		return err
+	}
+	for _, state := range []string{p.ServerUnit.Value, p.AgentUnit.Value} {
+		if unitThere(state) && state != "failed" {
+			return nil
+		}
+	}
+	res, err := j.sh.Run(ctx, k3s.LocalVolumesScript, nil)
+	if err != nil {
+		return err
+	}
+	if res.Exit == 0 && len(strings.TrimSpace(string(res.Stdout))) == 0 {
+		j.older = l.roles[0]
+	}
+	return nil
 }
 
 // patience gives a member of ours that is up but not yet good some time, as after

@@ -80,7 +80,7 @@ func (g *k3sGuest) answer(c guesttest.Command) int {
 		g.scripts = append(g.scripts, "clean")
 		g.unit, g.version, g.data = "", "", false
 		fmt.Fprint(c.Stdout, "@@hl begin uninstall\n\n@@hl end uninstall 0\n@@hl begin unit\nunknown\n@@hl end unit 4\n@@hl begin files\n")
-		for _, f := range []string{k3s.EtcdMember, k3s.SQLite, k3s.AgentData} {
+		for _, f := range []string{k3s.EtcdMember, k3s.SQLite, k3s.AgentData, k3s.NodePass} {
 			fmt.Fprintf(c.Stdout, "ls: cannot access '%s': No such file or directory\n", f)
 		}
 		fmt.Fprint(c.Stdout, "@@hl end files 2\n")

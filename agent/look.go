@@ -2,7 +2,13 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -57,21 +63,21 @@ func (s *Service) look(ctx context.Context, req *agentv1.LookRequest, vm *homela
 	sh, err := guest.Open(ctx, t, nil, nil, guest.Who{})
 	l.Ssh = sshFact(err)
 	if err != nil {
+		l.SshWhy = sshWhy(err)
 		l.Addresses = vm.GetAddresses()
 		return blind(err.Error())
 	}
 	defer sh.Close()
 	var etcd *homelabv1.EtcdView
-	asked := make(chan struct{})
-	go func() {
-		defer close(asked)
-		if req.GetCluster() {
-			etcd = etcdView(ctx, sh)
-		}
-	}()
+	var names []string
+	var asked sync.WaitGroup
+	if req.GetCluster() {
+		asked.Go(func() { etcd = etcdView(ctx, sh) })
+		asked.Go(func() { names = servingNames(ctx, sh) })
+	}
 	// A look that is cut off tells what it saw until then.
 	res, runErr := sh.Run(ctx, k3s.ProbeScript, nil)
-	<-asked
+	asked.Wait()
 	p, err := k3s.ParseProbe(res.Stdout)
 	if err != nil {
 		if runErr != nil {
@@ -84,7 +90,7 @@ func (s *Service) look(ctx context.Context, req *agentv1.LookRequest, vm *homela
 		// or does not hold, is not the guest's.
 		why := "another machine answers: its machine-id is " + p.MachineID.Value + " and should be " + id
 		blind(why)
-		l.MachineId, l.Ssh, l.Booted = p.MachineID.Value, factNo(why), factNo(why)
+		l.MachineId, l.Ssh, l.Booted, l.SshWhy = p.MachineID.Value, factNo(why), factNo(why), anotherMachine
 		return l
 	}
 	fillLook(l, want, p)
@@ -96,8 +102,56 @@ func (s *Service) look(ctx context.Context, req *agentv1.LookRequest, vm *homela
 	if req.GetCluster() {
 		l.K3S.Nodes = nodesView(p.Nodes)
 		l.K3S.Etcd = etcd
+		l.K3S.ServingNames = names
 	}
 	return l
+}
+
+// anotherMachine is the word for SSH that answers as another machine than the guest
+// would: a clone has its host key.
+const anotherMachine = "machine"
+
+// sshWhy is the word for how SSH failed.
+func sshWhy(err error) string {
+	var se *guest.SSHError
+	if errors.As(err, &se) {
+		return string(se.Why)
+	}
+	return string(guest.Broken)
+}
+
+// servingLimit bounds the look at the API's certificate.
+const servingLimit = time.Second
+
+// servingNames are the names in the certificate that the API on this server shows,
+// nil when none was seen. Nothing is sent to it, so it need not be trusted.
+func servingNames(ctx context.Context, sh *guest.Shell) []string {
+	ctx, cancel := context.WithTimeout(ctx, servingLimit)
+	defer cancel()
+	raw, err := sh.Conn().DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(k3s.APIPort)))
+	if err != nil {
+		return nil
+	}
+	defer raw.Close()
+	// A tunnel through SSH knows no deadline.
+	defer context.AfterFunc(ctx, func() { _ = raw.Close() })()
+	var names []string
+	conn := tls.Client(raw, &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		InsecureSkipVerify: true, //nolint:gosec // its names are told, it is not believed
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			if len(cs.PeerCertificates) > 0 {
+				names = slices.Clone(cs.PeerCertificates[0].DNSNames)
+				for _, ip := range cs.PeerCertificates[0].IPAddresses {
+					names = append(names, ip.String())
+				}
+			}
+			return nil
+		},
+	})
+	_ = conn.HandshakeContext(ctx) // one that asks for our certificate has shown its own
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // fillLook turns what the probe saw into facts.
@@ -113,6 +167,10 @@ func fillLook(l *homelabv1.GuestLook, want *homelabv1.GuestWant, p k3s.Probe) {
 		if l.CloudInit = factNo(text); c.Done() {
 			l.CloudInit = factYes(text)
 		}
+	}
+	// Before cloud-init is done a guest has the image's hostname.
+	if p.CloudInit.Known && p.CloudInit.Value.Done() && p.Hostname.Known && want.GetNodeName() != "" && p.Hostname.Value != want.GetNodeName() {
+		l.SshWhy = anotherMachine
 	}
 	v := guest.Judge(want, p)
 	switch {
@@ -132,6 +190,7 @@ func fillLook(l *homelabv1.GuestLook, want *homelabv1.GuestWant, p k3s.Probe) {
 		AgentActive:  unitFact(p.AgentUnit),
 		ServerData:   readingFact(p.ServerData),
 		AgentData:    readingFact(p.AgentData),
+		ConfigYaml:   p.Config.Value,
 	}
 	if !p.Version.Known {
 		l.K3S.Looked = factUnknown(p.Version.Reason)

@@ -41,24 +41,34 @@ func (s *Service) mayCreate(o *homelabv1.Observation, seen *driverv1.ObserveResp
 		return there, err
 	}
 	hw := want.GetHardware()
-	if err := networksReady(o, hw.GetNics()); err != nil {
-		return there, err
-	}
-	for _, d := range append([]*homelabv1.Disk{hw.GetSystemDisk()}, hw.GetDataDisks()...) {
-		if _, err := usable(o, d.GetStorage(), "images"); err != nil {
-			return there, err
-		}
-	}
-	if err := devicesThere(o, hw); err != nil {
+	if err := resources(o, hw); err != nil {
 		return there, err
 	}
 	if there {
 		return there, nil // its memory is counted already
 	}
-	if o.GetCpus() > 0 && hw.GetCpus() > o.GetCpus() {
-		return there, rpc.Errorf(rpc.ErrRefused, "CPUs: %d needed, the host has %d", hw.GetCpus(), o.GetCpus())
+	return there, roomFor(o, want, seen.GetGuestsMemoryBytes())
+}
+
+// resources checks what a VM stands on: bridges, storages, devices.
+func resources(o *homelabv1.Observation, hw *homelabv1.Hardware) error {
+	if err := networksReady(o, hw.GetNics()); err != nil {
+		return err
 	}
-	return there, memoryFor(o, seen, want)
+	for _, d := range append([]*homelabv1.Disk{hw.GetSystemDisk()}, hw.GetDataDisks()...) {
+		if _, err := usable(o, d.GetStorage(), "images"); err != nil {
+			return err
+		}
+	}
+	return devicesThere(o, hw)
+}
+
+// roomFor checks CPUs and memory, beside the memory of other guests.
+func roomFor(o *homelabv1.Observation, want *homelabv1.GuestWant, others int64) error {
+	if n := want.GetHardware().GetCpus(); o.GetCpus() > 0 && n > o.GetCpus() {
+		return rpc.Errorf(rpc.ErrRefused, "CPUs: %d needed, the host has %d", n, o.GetCpus())
+	}
+	return memoryFor(o, want, others)
 }
 
 // freeOrOurs says whether the VMID is free, on this host and in its whole PVE
@@ -159,14 +169,14 @@ func usable(o *homelabv1.Observation, name, content string) (*homelabv1.Storage,
 }
 
 // memoryFor compares what is asked with total - reserve - other guests.
-func memoryFor(o *homelabv1.Observation, seen *driverv1.ObserveResponse, want *homelabv1.GuestWant) error {
+func memoryFor(o *homelabv1.Observation, want *homelabv1.GuestWant, others int64) error {
 	if o.GetMemoryBytes() == 0 {
 		return rpc.Errorf(rpc.ErrUnavailable, "the host's memory is not known")
 	}
-	free := o.GetMemoryBytes() - want.GetReserveMemoryBytes() - seen.GetGuestsMemoryBytes()
+	free := o.GetMemoryBytes() - want.GetReserveMemoryBytes() - others
 	if need := want.GetHardware().GetMemoryBytes(); need > free {
 		return rpc.Errorf(rpc.ErrRefused, "memory: %s needed, %s available (%s in all, %s reserved, %s for other guests)",
-			human.Size(need), human.Size(max(free, 0)), human.Size(o.GetMemoryBytes()), human.Size(want.GetReserveMemoryBytes()), human.Size(seen.GetGuestsMemoryBytes()))
+			human.Size(need), human.Size(max(free, 0)), human.Size(o.GetMemoryBytes()), human.Size(want.GetReserveMemoryBytes()), human.Size(others))
 	}
 	return nil
 }

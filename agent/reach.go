@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/homeiac/homelab/agent/guest"
+	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
 )
@@ -51,6 +52,37 @@ func (s *Service) vm(ctx context.Context, id *homelabv1.Identity) (*homelabv1.Vi
 		return vm, nil
 	}
 	return nil, rpc.Errorf(rpc.ErrNotFound, "there is no VM %d on this host", id.GetVmid())
+}
+
+// at finds the VM of a VMID on this host, whoever's it is; nil when there is none.
+func (s *Service) at(ctx context.Context, vmid int32) (*homelabv1.VirtualMachine, *driverv1.ObserveResponse, error) {
+	seen, err := s.driver.Observe(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !isYes(seen.GetVmsKnown()) {
+		return nil, nil, rpc.Errorf(rpc.ErrUnavailable, "the VMs of this host cannot be listed: %s", seen.GetVmsKnown().GetReason())
+	}
+	for _, vm := range seen.GetVms() {
+		if vm.GetVmid() == vmid {
+			return vm, seen, nil
+		}
+	}
+	return nil, seen, nil
+}
+
+// free says that nothing in the PVE cluster uses a VMID that no VM of this host
+// has: no container, and no VM that went to another node.
+func free(seen *driverv1.ObserveResponse, vmid int32) error {
+	if !isYes(seen.GetClusterVmidsKnown()) {
+		return rpc.Errorf(rpc.ErrUnavailable, "the VMIDs of the PVE cluster cannot be listed: %s", seen.GetClusterVmidsKnown().GetReason())
+	}
+	for _, c := range seen.GetClusterVmids() {
+		if c.GetVmid() == vmid {
+			return rpc.Errorf(rpc.ErrRefused, "VMID %d is in use on node %s (%s), so nothing of it is touched", vmid, c.GetNode(), c.GetType())
+		}
+	}
+	return nil
 }
 
 // ours compares all of the identity. A clone copies the mark but has another uuid.

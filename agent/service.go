@@ -31,7 +31,7 @@ type Service struct {
 	name, fleet, root, pauseFile string
 	sshPort                      int
 
-	driver  driver.Driver
+	driver  driver.Full
 	host    *host.Host
 	images  *image.Store
 	files   image.Roots
@@ -40,11 +40,17 @@ type Service struct {
 	intents *intents
 	flights *flights
 	now     func() time.Time
+
+	saved     string // folder of saved configurations
+	snapshots *snapshots
+	// How long another machine that answers SSH is taken for a guest that has not
+	// put its host key in yet, and how long a guest that soaks may be unwell.
+	wrongFor, soakGrace time.Duration
 }
 
 // NewService opens the agent's state, and makes it at the first start: its SSH
 // key, fence and intents.
-func NewService(cfg Config, fleet string, d driver.Driver, log *slog.Logger) (*Service, error) {
+func NewService(cfg Config, fleet string, d driver.Full, log *slog.Logger) (*Service, error) {
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
 		return nil, err
 	}
@@ -64,7 +70,9 @@ func NewService(cfg Config, fleet string, d driver.Driver, log *slog.Logger) (*S
 	return &Service{
 		name: cfg.Name, fleet: fleet, root: cfg.Root, pauseFile: cfg.PauseFile, sshPort: cfg.SSHPort,
 		driver: d, host: host.New(cfg.Root), images: image.New(files), files: files, keys: keys,
-		fence: fence, intents: intents, flights: newFlights(cfg.Name, log), now: time.Now,
+		fence: fence, intents: intents, flights: newFlights(cfg.Name, log), now: clock(cfg.Clock),
+		saved: filepath.Join(cfg.State, "saved"), snapshots: &snapshots{dir: filepath.Join(cfg.State, "snapshots"), host: cfg.Name},
+		wrongFor: wrongFor, soakGrace: soakGrace,
 	}, nil
 }
 
@@ -97,7 +105,7 @@ func (s *Service) begin(ctx context.Context, req *agentv1.RunRequest) (*flight, 
 		return nil, err
 	}
 	fl := &flight{
-		step: req.GetStep(), run: req.GetFence().GetRun(), limit: deadline(req.GetStep().GetAction(), req.GetWant()),
+		step: req.GetStep(), run: req.GetFence().GetRun(), limit: deadline(req),
 		carry: func(ctx context.Context, e emit) (*agentv1.StepResult, error) { return s.carry(ctx, req, e) },
 	}
 	return fl, s.flights.begin(ctx, flightKey(req), fl)

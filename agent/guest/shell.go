@@ -7,9 +7,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
-
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -43,10 +40,11 @@ type Who struct {
 }
 
 // Open reaches a guest: over SSH, or else through the guest agent (agent nil:
-// SSH only). It runs nothing on a machine that is not the guest: another host
-// key ends it (Denied), even though the guest agent may answer, because others
-// would reach that machine too; so does another hostname or machine-id than
-// who says. When both ways fail the error tells both.
+// SSH only). It runs nothing on a machine that is not the guest: when another one
+// answers SSH (another host key, Denied), the guest agent is the way in, since it
+// goes through the VM's own channel and cannot be the wrong one; SSHError tells of
+// it. Whichever way, a hostname or machine-id other than who says ends it
+// (Denied). When both ways fail the error tells both.
 func Open(ctx context.Context, t Target, agent Execer, id *homelabv1.Identity, who Who) (*Shell, error) {
 	s := &Shell{agent: agent, id: id}
 	conn, err := Dial(ctx, t)
@@ -54,16 +52,30 @@ func Open(ctx context.Context, t Target, agent Execer, id *homelabv1.Identity, w
 		s.conn = conn
 	} else {
 		s.sshErr = err
-		if agent == nil || errors.Is(err, rpc.ErrDenied) || errors.Is(err, rpc.ErrInvalid) {
+		if agent == nil || errors.Is(err, rpc.ErrInvalid) {
 			return nil, err
 		}
 		if _, aerr := s.Run(ctx, ":", nil); aerr != nil {
-			return nil, rpc.Errorf(rpc.ErrUnavailable, "%w; guest agent: %w", err, aerr)
+			kind := rpc.ErrUnavailable
+			if errors.Is(err, rpc.ErrDenied) {
+				kind = rpc.ErrDenied
+			}
+			return nil, rpc.Errorf(kind, "%w; guest agent: %w", err, aerr)
 		}
 	}
 	if err := s.recognise(ctx, who); err != nil {
 		_ = s.Close()
 		return nil, err
+	}
+	return s, nil
+}
+
+// OpenAgent reaches a guest through its guest agent only: for one of which
+// nothing is known by which it could be recognised over SSH.
+func OpenAgent(ctx context.Context, agent Execer, id *homelabv1.Identity) (*Shell, error) {
+	s := &Shell{agent: agent, id: id, sshErr: rpc.Errorf(rpc.ErrUnavailable, "ssh: not tried")}
+	if _, err := s.Run(ctx, ":", nil); err != nil {
+		return nil, fmt.Errorf("guest agent: %w", err)
 	}
 	return s, nil
 }
@@ -116,9 +128,6 @@ func (s *Shell) Close() error {
 	return s.conn.Close()
 }
 
-// agentDeadline is for commands through the guest agent whose context has none.
-const agentDeadline = time.Minute
-
 // Run runs a POSIX sh script as root and gives what it left. The script's own
 // failure is an exit code, not an error; with an error the result holds what came
 // until then. Secrets go through stdin, never into
@@ -132,19 +141,14 @@ func (s *Shell) Run(ctx context.Context, script string, stdin io.Reader) (Result
 	return Result{Stdout: out.buf.Bytes(), Stderr: errs.buf.Bytes(), Exit: exit}, err
 }
 
-// Command runs argv as it is, as root, and streams its output.
+// Command runs argv as it is, as root, and streams its output; through the guest
+// agent the output comes when the command has ended, however long it is.
 func (s *Shell) Command(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) (exit int, err error) {
 	if len(argv) == 0 || argv[0] == "" {
 		return 0, rpc.Errorf(rpc.ErrInvalid, "no command")
 	}
 	if s.conn == nil {
-		res, err := s.runByAgent(ctx, argv, stdin)
-		if err != nil {
-			return 0, err
-		}
-		_, _ = stdout.Write(res.Stdout)
-		_, _ = stderr.Write(res.Stderr)
-		return res.Exit, nil
+		return s.commandByAgent(ctx, argv, stdin, stdout, stderr)
 	}
 	// Through sh: sudo itself would read A=b and -x before the command as its own.
 	line := `sudo -n sh -c 'exec "$@"' sh`
@@ -152,35 +156,6 @@ func (s *Shell) Command(ctx context.Context, argv []string, stdin io.Reader, std
 		line += " " + Quote(a)
 	}
 	return s.conn.Exec(ctx, line, stdin, stdout, stderr)
-}
-
-// maxAgentInput bounds what can be sent through the guest agent, in bytes; it is
-// `qm guest exec --pass-stdin`'s own limit.
-const maxAgentInput = 1 << 20
-
-func (s *Shell) runByAgent(ctx context.Context, argv []string, stdin io.Reader) (Result, error) {
-	var input []byte
-	if stdin != nil {
-		var err error
-		if input, err = io.ReadAll(io.LimitReader(stdin, maxAgentInput+1)); err != nil {
-			return Result{}, err
-		}
-		if len(input) > maxAgentInput {
-			return Result{}, rpc.Errorf(rpc.ErrUnsupported, "more than %d bytes cannot be sent through the guest agent; SSH is needed: %w", maxAgentInput, s.sshErr)
-		}
-	}
-	limit := agentDeadline
-	if end, ok := ctx.Deadline(); ok {
-		limit = time.Until(end)
-	}
-	res, err := s.agent.Exec(ctx, &driverv1.ExecRequest{Identity: s.id, Argv: argv, Stdin: input, Deadline: durationpb.New(limit)})
-	if err != nil {
-		return Result{}, err
-	}
-	if res.GetTruncated() {
-		return Result{}, rpc.Errorf(rpc.ErrUnsupported, "the output is longer than the guest agent passes on")
-	}
-	return Result{Stdout: res.GetStdout(), Stderr: res.GetStderr(), Exit: int(res.GetExit())}, nil
 }
 
 // Check makes a failed script an error that holds its last words.

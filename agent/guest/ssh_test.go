@@ -234,12 +234,30 @@ func TestNothingRunsOnTheWrongMachine(t *testing.T) {
 		s, target := server(t)
 		s.Run = func(c guesttest.Command) int { t.Errorf("ran %s", c.Line); return 0 }
 		target.HostKeys = []string{guesttest.Line(guesttest.NewKey(t).PublicKey())}
-		a := &agent{exec: func(req *driverv1.ExecRequest) (*driverv1.ExecResponse, error) {
-			t.Errorf("ran %v through the guest agent", req.GetArgv())
-			return &driverv1.ExecResponse{}, nil
-		}}
-		if _, err := guest.Open(t.Context(), target, a, nil, guest.Who{}); !errors.Is(err, rpc.ErrDenied) {
+		if _, err := guest.Open(t.Context(), target, nil, nil, guest.Who{}); !errors.Is(err, rpc.ErrDenied) {
 			t.Errorf("got %v", err)
+		}
+		// The guest agent is the VM's own: it is the way in then, and tells who it is.
+		a := &agent{exec: func(*driverv1.ExecRequest) (*driverv1.ExecResponse, error) {
+			return &driverv1.ExecResponse{Stdout: []byte("k3s-1\nabc\n")}, nil
+		}}
+		sh, err := guest.Open(t.Context(), target, a, nil, guest.Who{Hostname: "k3s-1", MachineID: "abc"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sh.Way() != "guest agent" || !errors.Is(sh.SSHError(), rpc.ErrDenied) {
+			t.Errorf("way %s, ssh %v", sh.Way(), sh.SSHError())
+		}
+		for _, who := range []guest.Who{{Hostname: "k3s-2"}, {MachineID: "other"}} {
+			if _, err := guest.Open(t.Context(), target, a, nil, who); !errors.Is(err, rpc.ErrDenied) || !strings.Contains(err.Error(), "another machine") {
+				t.Errorf("%v: got %v", who, err)
+			}
+		}
+		a.exec = func(*driverv1.ExecRequest) (*driverv1.ExecResponse, error) {
+			return nil, rpc.Errorf(rpc.ErrUnavailable, "QEMU guest agent is not running")
+		}
+		if _, err := guest.Open(t.Context(), target, a, nil, guest.Who{}); rpc.KindOf(err) != rpc.ErrDenied || !strings.Contains(err.Error(), "is not running") {
+			t.Errorf("both ways shut: %v", err)
 		}
 	})
 	for name, who := range map[string]guest.Who{"hostname": {Hostname: "k3s-2"}, "machine-id": {MachineID: "other"}} {

@@ -27,7 +27,7 @@ fi
 section addresses 2 ip -j addr
 section version 3 k3s --version
 section unit-agent 2 systemctl is-active k3s-agent
-` + lookForFiles + `section unit-server 2 systemctl is-active k3s
+` + lookForFiles + configSection + `section unit-server 2 systemctl is-active k3s
 if [ "$code" = 0 ]; then
 	section nodes 5 k3s kubectl get nodes -o json --request-timeout=4s
 else
@@ -70,6 +70,8 @@ type Probe struct {
 	NodePassword    Reading[bool]
 	ServerUninstall Reading[bool]
 	AgentUninstall  Reading[bool]
+	// Config is config.yaml without anything secret; "" when nothing else is in it.
+	Config Reading[string]
 	// Nodes as the API on this guest lists them; unknown where no server runs.
 	Nodes Reading[[]Node]
 }
@@ -116,6 +118,7 @@ func ParseProbe(out []byte) (Probe, error) {
 	p.NodePassword = found[NodePass]
 	p.ServerUninstall = found[Server.Uninstall()]
 	p.AgentUninstall = found[Agent.Uninstall()]
+	p.Config = readConfig(sections)
 	p.Nodes = readNodes(sections)
 	return p, nil
 }

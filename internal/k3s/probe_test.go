@@ -24,6 +24,7 @@ func server(t *testing.T) *guest {
 		"k3s --version":                   {"k3s version v1.35.0+k3s1 (c2b2f0d1)\ngo version go1.25.1\n", 0},
 		"systemctl is-active k3s":         {"active\n", 0},
 		"systemctl is-active k3s-agent":   {"inactive\n", 4},
+		"sh":                              {"disable:\n- servicelb\n", 0}, // the config's filter
 		"ls": {BinaryPath + "\n" + EtcdMember + "\n" + AgentData + "\n" + NodePass + "\n/usr/local/bin/k3s-uninstall.sh\n" +
 			"ls: cannot access '/var/lib/rancher/k3s/server/db/state.db': No such file or directory\n" +
 			"ls: /usr/local/bin/k3s-agent-uninstall.sh: No such file or directory\n", 2},
@@ -57,6 +58,7 @@ func TestAHealthyServerIsSeenWhole(t *testing.T) {
 		Version: known("v1.35.0+k3s1"), ServerUnit: known("active"), AgentUnit: known("inactive"),
 		ServerData: known(true), AgentData: known(true), NodePassword: known(true),
 		ServerUninstall: known(true), AgentUninstall: known(false), Nodes: known(nodes),
+		Config: known("disable:\n    - servicelb\n"),
 	}
 	if diff := cmp.Diff(want, got, comparePrefix); diff != "" {
 		t.Error(diff)
