@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
@@ -273,6 +274,15 @@ func (a *fakeAgent) Observe(_ context.Context, req *agentv1.ObserveRequest) (*ag
 	return &agentv1.ObserveResponse{Observation: o}, nil
 }
 
+// copies are what an answer may hold: it is written out when the mutex is free.
+func copies[M proto.Message](all map[string]M) []M {
+	var list []M
+	for _, m := range all {
+		list = append(list, proto.CloneOf(m))
+	}
+	return list
+}
+
 // look is called with the fleet's mutex held.
 func (f *fleet) look(vm *fakeVM, cluster bool) *homelabv1.GuestLook {
 	server := vm.k3s != "" && f.members[vm.k3s] != nil
@@ -294,8 +304,8 @@ func (f *fleet) look(vm *fakeVM, cluster bool) *homelabv1.GuestLook {
 		l.MachineId, l.Addresses = "machine-"+vm.id.GetUuid(), []string{vm.address + "/24"}
 	}
 	if server && cluster {
-		l.K3S.Nodes = &homelabv1.NodesView{Known: yesFact(), Nodes: slices.Collect(maps.Values(f.nodes))}
-		l.K3S.Etcd = &homelabv1.EtcdView{Known: yesFact(), Members: slices.Collect(maps.Values(f.members)), ClusterId: "c1"}
+		l.K3S.Nodes = &homelabv1.NodesView{Known: yesFact(), Nodes: copies(f.nodes)}
+		l.K3S.Etcd = &homelabv1.EtcdView{Known: yesFact(), Members: copies(f.members), ClusterId: "c1"}
 	}
 	return l
 }

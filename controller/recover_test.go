@@ -21,21 +21,24 @@ func TestDataDisksOutliveTheLossOfTheStoreInTheMiddleOfARecreation(t *testing.T)
 		t.Run(verb, func(t *testing.T) {
 			t.Parallel()
 			f := newFleet(t, hostNames(3)...)
-			c := whole(t, f)
+			first := whole(t, f)
 			f.stopped()
 			killed := make(chan struct{})
 			f.at = func(when, _ string, s *homelabv1.Step) {
 				if when == "after" && verbOf(s) == verb {
-					close(killed)
-					c.end()
+					select {
+					case <-killed:
+					default:
+						close(killed)
+						first.end()
+					}
 				}
 			}
-			c.apply(t.Context(), withDisk(), "", true)
+			first.apply(t.Context(), withDisk(), "", true)
 			<-killed
-			c.kill()
+			first.kill()
 			f.lose()
-			f.at = func(string, string, *homelabv1.Step) {}
-			c = f.up()
+			c := f.up()
 			c.apply(t.Context(), withDisk(), "", true).did(t)
 			f.well(3, 3)
 			f.mu.Lock()
