@@ -50,6 +50,8 @@ type run struct {
 	record   *controllerv1.RunRecord // nil before it was begun
 	journal  *journal
 	dispatch *dispatch
+	// announced are guests that were said to be waited for.
+	announced map[string]bool
 
 	mu  sync.Mutex
 	sum homelabv1.Summary
@@ -118,7 +120,9 @@ func (r *run) carryOut(ctx context.Context) error {
 	if err != nil {
 		return r.abandon(err)
 	}
-	if p.GetDigest() != r.req.digest && !r.req.yes {
+	// Yes stands for what was shown, and not for whatever else would be destroyed:
+	// whoever confirmed compares, and asks again. Without a digest nothing was shown.
+	if p.GetDigest() != r.req.digest && (!r.req.yes || r.req.digest != "" && r.surprising(p) != "") {
 		if err := r.abandon(nil); err != nil {
 			return err
 		}
@@ -278,7 +282,8 @@ func (r *run) tellPlanned(p *homelabv1.Plan) {
 			continue
 		}
 		words[s.GetGuest()] = append(words[s.GetGuest()], verbOf(s))
-		if reasons[s.GetGuest()] == "" {
+		// What is saved first says less than why the VM is stopped.
+		if reasons[s.GetGuest()] == "" || s.GetAction() == homelabv1.Action_ACTION_STOP {
 			reasons[s.GetGuest()] = s.GetReason()
 		}
 	}

@@ -36,6 +36,7 @@ func (r *run) settle(ctx context.Context) (world, *homelabv1.Plan, error) {
 			return world{}, nil, err
 		}
 		p := r.c.plan(r.req.sp, w)
+		r.announce(p, w)
 		wait := waiting{pace: r.c.pace.poll}
 		if steps := inFlight(w.sights); len(steps) > 0 {
 			wait.text, wait.until = waitingFor(steps[0]), flight
@@ -63,6 +64,35 @@ func (r *run) settle(ctx context.Context) (world, *homelabv1.Plan, error) {
 			return world{}, nil, why(ctx)
 		}
 	}
+}
+
+// announce notes of which guests it was said that they are waited for: what
+// follows from that was to be expected by whoever saw the plan.
+func (r *run) announce(p *homelabv1.Plan, w world) {
+	if r.announced == nil {
+		r.announced = make(map[string]bool)
+	}
+	for _, n := range p.GetNotes() {
+		switch n.GetKind() {
+		case homelabv1.NoteKind_NOTE_KIND_WAITING, homelabv1.NoteKind_NOTE_KIND_BUSY:
+			r.announced[n.GetGuest()] = true
+		default:
+		}
+	}
+	for _, s := range inFlight(w.sights) {
+		r.announced[s.GetGuest()] = true
+	}
+}
+
+// surprising is a guest that another plan than the one that was confirmed
+// destroys, and of which nothing was said; empty for none.
+func (r *run) surprising(p *homelabv1.Plan) string {
+	for _, s := range p.GetSteps() {
+		if s.GetDestroys() && !r.announced[s.GetGuest()] {
+			return s.GetGuest()
+		}
+	}
+	return ""
 }
 
 // waiting is what is waited for before a plan is carried out.

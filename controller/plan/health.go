@@ -166,7 +166,7 @@ func (m *model) booting(g *guestView) (c condition, over bool) {
 			return condition{health: OnItsWay, reason: waits, until: until}, true
 		}
 		return condition{health: Unwell, reason: waits}, true
-	case g.halfMute() != "":
+	case m.halfMute(g) != "":
 		return condition{}, false
 	}
 	return condition{health: Unknown, reason: "whether it has booted is not known" + because(g.look.GetBooted())}, true
@@ -174,9 +174,9 @@ func (m *model) booting(g *guestView) (c condition, over bool) {
 
 // halfMute is what is said of a guest of which one of guest agent and SSH is
 // mute: it lives, and what is in it is told by others. Empty when it is not so.
-func (g *guestView) halfMute() string {
+func (m *model) halfMute(g *guestView) string {
 	switch {
-	case g.look == nil || g.neverBooted():
+	case g.look == nil || g.neverBooted() || m.justStarted(g): // what the host tells of it may be some seconds old
 	case yes(g.look.GetBooted()) && no(g.look.GetGuestAgent()) && g.vm.GetPower() == homelabv1.Power_POWER_RUNNING:
 		return "its guest agent is mute, SSH answers" + because(g.look.GetGuestAgent())
 	case no(g.look.GetSsh()) && muteSSH(g.look.GetSshWhy()) && yes(g.vm.GetGuestAgent()):
@@ -185,9 +185,16 @@ func (g *guestView) halfMute() string {
 	return ""
 }
 
+// justStarted says that the guest's process is younger than what counts as
+// silence.
+func (m *model) justStarted(g *guestView) bool {
+	at := g.vm.GetProcessStarted()
+	return at != nil && m.now.Sub(at.AsTime()) < g.want.Timeouts.UnwellAfter
+}
+
 // member is how a guest is that has booted, by what the cluster says of it.
 func (m *model) member(g *guestView, seen []Sighting) condition {
-	doubt := g.halfMute()
+	doubt := m.halfMute(g)
 	if !g.want.IsMember() {
 		return condition{health: Healthy, doubt: doubt}
 	}

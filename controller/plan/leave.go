@@ -164,10 +164,10 @@ func (m *model) planSnapshot(g, server *guestView, after []string) {
 	s.Through = server.name
 }
 
-// planDrain adds the draining of a Node that is Ready; one whose kubelet is
-// silent cannot be drained.
+// planDrain adds the draining of a Node that is Ready and whose guest runs; one
+// whose kubelet is silent cannot be drained.
 func (m *model) planDrain(g *guestView, l leaving, server *guestView) {
-	if !yes(l.node.GetReady()) {
+	if !yes(l.node.GetReady()) || g.situation == Stopped || g.situation == Paused {
 		return
 	}
 	s := m.stepOn(server.host, g, homelabv1.Action_ACTION_DRAIN, "drain", nil, "its workloads move first")

@@ -117,6 +117,10 @@ func muteSSH(why string) bool {
 	return why == sshFiltered || why == sshUnreachable || why == sshTimeout
 }
 
+// taskSlack is how inexact the times of Proxmox's tasks are, which are whole
+// seconds of the host's clock.
+const taskSlack = 3 * time.Second
+
 // stopped says how a VM came to be stopped, and when, as far as that is known.
 // A task from before it was last seen well did not stop it.
 func (m *model) stopped(g *guestView) (text string, since time.Time) {
@@ -124,7 +128,7 @@ func (m *model) stopped(g *guestView) (text string, since time.Time) {
 	if t.GetEnded() != nil {
 		since = t.GetEnded().AsTime()
 	}
-	if since.IsZero() || since.Before(g.mem.Began) || m.bootedSince(g, since) {
+	if since.IsZero() || since.Before(g.mem.Began) || m.bootedSince(g, since.Add(taskSlack)) {
 		return "stopped: its process ended, and no task of Proxmox did that", time.Time{}
 	}
 	return fmt.Sprintf("stopped: %s by %s", t.GetType(), t.GetUser()), since
