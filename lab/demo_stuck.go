@@ -19,7 +19,7 @@ type breaking struct {
 var breakings = []breaking{
 	{"guest-stop", "k3s-2", []string{"stopped"}},
 	{"guest-pause", "k3s-3", []string{"paused"}},
-	{"guest-hang", "k3s-1", []string{"mute", "silent"}},
+	{"guest-hang", "k3s-1", []string{"mute", "silent", "hang"}},
 	{"guest-crash", "k3s-2", []string{"crashed", "process", "stopped", "gone"}},
 }
 
