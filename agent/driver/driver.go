@@ -6,7 +6,9 @@
 // Words of the contract. The identity of a VM is its VMID, its smbios1 uuid and
 // the mark in its description; a VM is meant only when all three agree. A VM is
 // half-built when its configuration holds nothing but the lock of an unfinished
-// create. A call is changing when it is Create, Update, Start, Stop or Destroy.
+// create or destroy. A call is changing when it is Create, Update, Start, Stop or
+// Destroy, or one of Powers that says so. A holder VM is one whose mark's guest
+// begins with "holder@": it never has a system of its own, only disks of another.
 package driver
 
 import (
@@ -53,18 +55,30 @@ type Driver interface {
 	// Update makes cores, memory and disks larger. What cannot be changed, or would
 	// shrink, is Refused before any change.
 	Update(ctx context.Context, req *driverv1.UpdateRequest, report Report) (*homelabv1.VirtualMachine, error)
-	// Start starts the VM; one that runs is started already. No such VM: NotFound.
+	// Start starts the VM; one that runs is started already. No such VM: NotFound. A
+	// paused VM is Refused, or with resume goes on; one that pauses again at once is
+	// Unavailable, with QEMU's word for why.
 	Start(ctx context.Context, req *driverv1.StartRequest, report Report) (*homelabv1.VirtualMachine, error)
-	// Stop stops the VM; one that is stopped, or gone, is stopped already.
+	// Stop stops the VM; one that is stopped, or gone, is stopped already. Without
+	// force the guest is asked: one that does not go down in time is Unavailable and
+	// runs on, a paused one is Refused. With force the power is cut, also of a VM
+	// whose QEMU hangs (which takes Proxmox more than a minute), and over an earlier
+	// shutdown that is still at work.
 	Stop(ctx context.Context, req *driverv1.StopRequest, report Report) (*homelabv1.VirtualMachine, error)
 	// Destroy removes the stopped VM and its own volumes; one that is gone is
-	// destroyed already. Refused: running, protected, under HA, with snapshots,
-	// with pending changes, with linked clones, with a volume to keep, or with a
-	// volume on a storage that is not active. With half_built it removes only a
-	// half-built VM and the volumes of that VMID that are not in volumes_before,
-	// and a VM that is whole is Refused.
+	// destroyed already. Refused: running, protected, under HA, with linked clones,
+	// with a volume to keep or a disk in a slot to keep (in snapshots and pending
+	// changes too), with a volume that another configuration names too or that lies
+	// on a storage that is not active, a holder VM with any volume, and, unless
+	// named, with snapshots or pending changes. Volumes that no configuration names
+	// are never destroyed by it. With half_built it removes only a half-built VM,
+	// and, also when there is no VM any more, the volumes of that VMID that are not
+	// in volumes_before and that no configuration names; a VM that is whole is
+	// Refused.
 	Destroy(ctx context.Context, req *driverv1.DestroyRequest, report Report) (*homelabv1.VirtualMachine, error)
-	// Exec runs a command in the guest through its agent. The command's own failure
-	// is an exit code, not an error. Unsupported where there is no guest agent.
+	// Exec runs a command in the guest through its agent, its arguments as they are,
+	// and waits for its end until the deadline. The command's own failure is an exit
+	// code, not an error; one that has not ended is Unavailable and goes on.
+	// Unsupported where there is no guest agent.
 	Exec(ctx context.Context, req *driverv1.ExecRequest) (*driverv1.ExecResponse, error)
 }

@@ -12,23 +12,26 @@ import (
 // Unsupported. Adopt, CreateHolder, MoveDisk and Reset are changing calls, to
 // which all applies that Driver says of them.
 type Powers interface {
-	// Reset presses the reset button of a VM that runs, also when its guest hangs.
-	// One that is stopped is Refused.
+	// Reset presses the reset button of a VM that runs, also when its guest hangs;
+	// asked again it is pressed again. One that is stopped is Refused, one whose QEMU
+	// does not answer is Unavailable, and one that is paused stays paused.
 	Reset(ctx context.Context, req *driverv1.ResetRequest, report Report) (*homelabv1.VirtualMachine, error)
 	// Adopt writes the identity's mark into the description of a VM of that VMID
 	// and uuid, below what stands there. One that bears that very mark is adopted
-	// already; another mark, another uuid, another digest than the one in the
-	// request, a lock, HA or protection are Refused.
+	// already; another mark, another uuid or none, another digest than the one in
+	// the request, a lock, HA or protection are Refused.
 	Adopt(ctx context.Context, req *driverv1.AdoptRequest, report Report) (*homelabv1.VirtualMachine, error)
 	// CreateHolder makes a VM without disks and network, which never starts with
 	// its host. One of that identity is made already; anybody else's is Refused.
 	CreateHolder(ctx context.Context, req *driverv1.CreateHolderRequest, report Report) (*homelabv1.VirtualMachine, error)
 	// MoveDisk reassigns a disk from one stopped VM of ours to the same slot of
-	// another. A disk that the other has in that slot is moved already; one that
-	// neither has is NotFound, a slot that is taken in both is Refused.
+	// another. A disk that the other has in that slot is moved already, also when
+	// the one is gone; one that neither has is NotFound, a slot that is taken in
+	// both is Refused.
 	MoveDisk(ctx context.Context, req *driverv1.MoveDiskRequest, report Report) (*homelabv1.VirtualMachine, error)
 	// Orphans lists volumes that no configuration of any VM or container of the
-	// PVE cluster names, in its main section, pending values or snapshots.
+	// PVE cluster names, in its main section, pending values or snapshots, whichever
+	// of several names of one storage it uses.
 	Orphans(ctx context.Context) (*driverv1.OrphansResponse, error)
 	// Config reads a VM's configuration as its file holds it. No such VM: NotFound.
 	Config(ctx context.Context, identity *homelabv1.Identity) ([]byte, error)

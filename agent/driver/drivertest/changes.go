@@ -77,6 +77,18 @@ func wrongIdentity(c *caller) {
 		wantKind(c.t, err, rpc.ErrRefused, "201")
 		_, err = c.destroy(&driverv1.DestroyRequest{Identity: id, HalfBuilt: true})
 		wantKind(c.t, err, rpc.ErrRefused, "201")
+		_, err = c.destroy(&driverv1.DestroyRequest{Identity: id, Named: true, Purge: true})
+		wantKind(c.t, err, rpc.ErrRefused, "201")
+		_, err = c.w.Driver.Start(c.context(), &driverv1.StartRequest{Identity: id, Resume: true}, c.report)
+		wantKind(c.t, err, rpc.ErrRefused, "201")
+		_, err = c.w.Driver.Reset(c.context(), &driverv1.ResetRequest{Identity: id}, c.report)
+		wantKind(c.t, err, rpc.ErrRefused, "201")
+		_, err = c.w.Driver.Adopt(c.context(), &driverv1.AdoptRequest{Identity: id}, c.report)
+		wantKind(c.t, err, rpc.ErrRefused, "201")
+		_, err = c.w.Driver.CreateHolder(c.context(), &driverv1.CreateHolderRequest{Identity: id, Name: "hl-holder-x"}, c.report)
+		wantKind(c.t, err, rpc.ErrRefused, "201")
+		_, err = c.w.Driver.Config(c.context(), id)
+		wantKind(c.t, err, rpc.ErrRefused, "201")
 	}
 	_, err := c.start(&homelabv1.Identity{Vmid: vmid})
 	wantKind(c.t, err, rpc.ErrInvalid)
@@ -195,6 +207,19 @@ func blind(c *caller) {
 	wantKind(c.t, err, rpc.ErrUnavailable)
 	_, err = c.destroy(&driverv1.DestroyRequest{Identity: Identity(another), HalfBuilt: true})
 	wantKind(c.t, err, rpc.ErrUnavailable)
+	_, err = c.w.Driver.Reset(c.context(), &driverv1.ResetRequest{Identity: Identity(vmid)}, c.report)
+	wantKind(c.t, err, rpc.ErrUnavailable)
+	_, err = c.w.Driver.Adopt(c.context(), &driverv1.AdoptRequest{Identity: Identity(vmid)}, c.report)
+	wantKind(c.t, err, rpc.ErrUnavailable)
+	_, err = c.holder()
+	wantKind(c.t, err, rpc.ErrUnavailable)
+	_, err = c.move(Identity(vmid), Holder())
+	wantKind(c.t, err, rpc.ErrUnavailable)
+	_, err = c.w.Driver.Config(c.context(), Identity(vmid))
+	wantKind(c.t, err, rpc.ErrUnavailable)
+	if all, err := c.w.Driver.Orphans(c.context()); err != nil || all.GetKnown().GetTruth() != homelabv1.Truth_TRUTH_UNKNOWN || len(all.GetOrphans()) != 0 {
+		c.t.Errorf("orphans: %v, %v", all, err)
+	}
 	if _, err := c.w.Driver.Inspect(c.context(), vmid); rpc.KindOf(err) != rpc.ErrUnavailable {
 		c.t.Errorf("inspection: %v", err)
 	}

@@ -23,7 +23,7 @@ import (
 // they are asked.
 type World struct {
 	// Driver is what is tested.
-	Driver driver.Driver
+	Driver driver.Full
 	// Image is the path of an image on the host, smaller than 1 GiB.
 	Image string
 	// UserData is a snippet's volume; empty when the driver needs none.
@@ -45,6 +45,10 @@ type World struct {
 	Lock func(vmid int32) (unlock func())
 	// Protect switches the VM's protection on.
 	Protect func(vmid int32)
+	// Pause pauses the VM, which runs.
+	Pause func(vmid int32)
+	// Snapshot makes a snapshot of the VM, which is stopped.
+	Snapshot func(vmid int32, name string)
 	// Blind makes it impossible to see VMs until see is called.
 	Blind func() (see func())
 	// Digest is a text that changes whenever the VM's configuration does.
@@ -170,6 +174,9 @@ var aboutVolumes = []contract{
 	{"a destroyed VM is gone with its volumes, also twice", destroyTwice},
 	{"a half-built VM is rolled back without the volumes that were there before", rollBack},
 	{"an update makes larger, never smaller", updates},
+	{"a disk moves to another VM and back, also twice", moveDiskAndBack},
+	{"a destroy that was broken off is ended by name", destroyBrokenOff},
+	{"orphans are volumes that nobody names", orphansAreUnnamed},
 }
 
 var aboutTheRest = []contract{
@@ -197,6 +204,7 @@ var aboutTheRest = []contract{
 func Run(t *testing.T, newWorld func(t *testing.T) World) {
 	run(t, aboutVolumes, newWorld)
 	run(t, aboutTheRest, newWorld)
+	run(t, aboutPowers, newWorld)
 }
 
 // RunVolumes tests what of the contract has to do with volumes, for a driver that

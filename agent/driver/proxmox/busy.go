@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,13 +57,15 @@ func (d *Driver) atWork() (map[int32]workers, error) {
 		all[vmid] = w
 	}
 	for _, t := range tasks {
-		if t.VMID() != 0 {
-			add(t.VMID(), t.Text, t.Type == "qmcreate")
+		for _, id := range t.VMIDs() {
+			add(id, t.Text, t.Type == "qmcreate")
 		}
 	}
 	for _, r := range d.records(0) {
-		if len(all[r.VMID].names) == 0 {
-			add(r.VMID, fmt.Sprintf("%s (process %d)", r.Call, r.PID), strings.HasPrefix(r.Call, "qm create "))
+		for _, id := range r.vmids() {
+			if len(all[id].names) == 0 {
+				add(id, fmt.Sprintf("%s (process %d)", r.Call, r.PID), strings.HasPrefix(r.Call, "qm create "))
+			}
 		}
 	}
 	return all, nil
@@ -83,31 +86,40 @@ func (d *Driver) locked(vmid int32) bool {
 	return false
 }
 
-// worker says who is at work on a VMID; empty is nobody.
-func (d *Driver) worker(vmid int32) (string, error) {
+// worker is who is at work on a VMID; without a text it is nobody.
+type worker struct {
+	text     string
+	shutdown bool // it is a shutdown, which a stop may overrule
+}
+
+// worker looks who is at work on a VMID.
+func (d *Driver) worker(vmid int32) (worker, error) {
 	d.mu.Lock()
 	w := d.working[vmid]
 	d.mu.Unlock()
 	if w != nil {
-		return fmt.Sprintf("%s (process %d) is at work", words(w.call), w.pid), nil
+		return worker{fmt.Sprintf("%s (process %d) is at work", words(w.call), w.pid), shutsDown(words(w.call))}, nil
 	}
 	if r := d.records(vmid); len(r) > 0 {
-		return fmt.Sprintf("%s (process %d) is at work", r[0].Call, r[0].PID), nil
+		return worker{fmt.Sprintf("%s (process %d) is at work", r[0].Call, r[0].PID), shutsDown(r[0].Call)}, nil
 	}
 	tasks, err := d.tasks()
 	if err != nil {
-		return "", err
+		return worker{}, err
 	}
 	for _, t := range tasks {
-		if t.VMID() == vmid {
-			return fmt.Sprintf("a task of Proxmox is at work (%s since %s, process %d)", t.Type, t.Start.UTC().Format(time.TimeOnly), t.PID), nil
+		if slices.Contains(t.VMIDs(), vmid) {
+			return worker{fmt.Sprintf("a task of Proxmox is at work (%s since %s, process %d)", t.Type, t.Start.UTC().Format(time.TimeOnly), t.PID),
+				t.Type == "qmshutdown"}, nil
 		}
 	}
 	if d.locked(vmid) {
-		return "another program holds its lock file", nil
+		return worker{text: "another program holds its lock file"}, nil
 	}
-	return "", nil
+	return worker{}, nil
 }
+
+func shutsDown(call string) bool { return strings.HasPrefix(call, "qm shutdown ") }
 
 // session is one changing call.
 type session struct {
@@ -115,6 +127,8 @@ type session struct {
 	id     *homelabv1.Identity
 	phase  string
 	report driver.Report
+	// overrule tells that a shutdown at work is not waited for.
+	overrule bool
 }
 
 // change runs one changing call: alone for its VMID, and within its deadline.
@@ -124,30 +138,42 @@ func (d *Driver) change(ctx context.Context, phase string, id *homelabv1.Identit
 	if err := checkIdentity(id); err != nil {
 		return nil, err
 	}
+	return d.alone(ctx, []int32{id.GetVmid()}, deadline, func(ctx context.Context) (*homelabv1.VirtualMachine, error) {
+		return call(ctx, &session{d: d, id: id, phase: phase, report: report})
+	})
+}
+
+// alone runs a call when no other is at work on its VMIDs, which it takes in their
+// order: two calls for the same two VMs would else wait for each other for ever.
+func (d *Driver) alone(ctx context.Context, vmids []int32, deadline time.Duration,
+	call func(context.Context) (*homelabv1.VirtualMachine, error),
+) (*homelabv1.VirtualMachine, error) {
 	if deadline <= 0 {
 		deadline = defaultDeadline
 	}
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
-	d.mu.Lock()
-	turn, ok := d.turns[id.GetVmid()]
-	if !ok {
-		turn = make(chan struct{}, 1)
-		d.turns[id.GetVmid()] = turn
+	for _, vmid := range slices.Sorted(slices.Values(vmids)) {
+		d.mu.Lock()
+		turn, ok := d.turns[vmid]
+		if !ok {
+			turn = make(chan struct{}, 1)
+			d.turns[vmid] = turn
+		}
+		d.mu.Unlock()
+		select {
+		case turn <- struct{}{}:
+			defer func() { <-turn }()
+		case <-ctx.Done():
+			return nil, rpc.Errorf(rpc.ErrBusy, "VM %d: another call of this agent is at work on it: %w", vmid, ctx.Err())
+		}
 	}
-	d.mu.Unlock()
-	select {
-	case turn <- struct{}{}:
-		defer func() { <-turn }()
-	case <-ctx.Done():
-		return nil, rpc.Errorf(rpc.ErrBusy, "VM %d: another call of this agent is at work on it: %w", id.GetVmid(), ctx.Err())
-	}
-	return call(ctx, &session{d: d, id: id, phase: phase, report: report})
+	return call(ctx)
 }
 
 // checkIdentity refuses an identity that would fit anything.
 func checkIdentity(id *homelabv1.Identity) error {
-	if id.GetVmid() < 100 || id.GetUuid() == "" || !strings.HasPrefix(id.GetMark(), "hl1:") {
+	if id.GetVmid() < 100 || id.GetUuid() == "" || !args.Mark(id.GetMark()) {
 		return rpc.Errorf(rpc.ErrInvalid, "the identity is not whole: VMID %d, uuid %q, mark %q", id.GetVmid(), id.GetUuid(), id.GetMark())
 	}
 	return nil
@@ -161,9 +187,13 @@ func (s *session) idle(ctx context.Context) error {
 	var told time.Time
 	var toldWhy string
 	for {
-		why, err := s.d.worker(vmid)
+		who, err := s.d.worker(vmid)
 		if err != nil {
 			return err
+		}
+		why := who.text
+		if s.overrule && who.shutdown {
+			why = ""
 		}
 		if why == "" {
 			c, err := s.d.read(vmid)

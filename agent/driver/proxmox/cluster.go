@@ -84,9 +84,9 @@ func (d *Driver) haManaged() (map[int32]bool, error) {
 
 // storages reads storage.cfg, the storages that are for this node.
 func (d *Driver) storages(node string) ([]parse.StorageConfig, error) {
-	text, err := os.ReadFile(d.pve("storage.cfg"))
+	text, err := d.storageText()
 	if err != nil {
-		return nil, rpc.Errorf(rpc.ErrUnavailable, "read /etc/pve/storage.cfg: %w", err)
+		return nil, err
 	}
 	var here []parse.StorageConfig
 	for _, s := range parse.Storages(text) {
@@ -95,6 +95,14 @@ func (d *Driver) storages(node string) ([]parse.StorageConfig, error) {
 		}
 	}
 	return here, nil
+}
+
+func (d *Driver) storageText() ([]byte, error) {
+	text, err := os.ReadFile(d.pve("storage.cfg"))
+	if err != nil {
+		return nil, rpc.Errorf(rpc.ErrUnavailable, "read /etc/pve/storage.cfg: %w", err)
+	}
+	return text, nil
 }
 
 // confIDs lists the VMIDs with a configuration in a folder of /etc/pve.

@@ -52,7 +52,9 @@ func (h *host) plugin() *driver.Process {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	p := driver.New(driver.Config{Command: []string{exe, "driver-plugin", h.path(), filepath.Join(h.lab, "state")}})
+	// A binary with the race detector in it would take a second to end, each time.
+	p := driver.New(driver.Config{Command: []string{"/usr/bin/env", "GORACE=atexit_sleep_ms=0",
+		exe, "driver-plugin", h.path(), filepath.Join(h.lab, "state")}})
 	ctx, cancel := context.WithCancel(h.t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- p.Run(ctx) }()

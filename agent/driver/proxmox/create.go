@@ -33,6 +33,12 @@ func (d *Driver) Create(ctx context.Context, req *driverv1.CreateRequest, report
 
 // create makes the VM unless it is there.
 func (s *session) create(ctx context.Context, req *driverv1.CreateRequest, call args.Call) error {
+	return s.make(ctx, call, "from "+req.GetImagePath(), func() error { return s.d.preflight(ctx, req, s.report) })
+}
+
+// make runs the call that makes the VM, unless it is there, once check has nothing
+// against it.
+func (s *session) make(ctx context.Context, call args.Call, how string, check func() error) error {
 	checked := false
 	_, err := s.attempt(ctx, func() (args.Call, bool, error) {
 		there, err := s.there()
@@ -40,7 +46,7 @@ func (s *session) create(ctx context.Context, req *driverv1.CreateRequest, call 
 			return call, true, err
 		}
 		if !checked {
-			if err := s.d.preflight(ctx, req, s.report); err != nil {
+			if err := check(); err != nil {
 				return call, true, err
 			}
 			checked = true
@@ -49,11 +55,11 @@ func (s *session) create(ctx context.Context, req *driverv1.CreateRequest, call 
 				return call, true, err
 			}
 		}
-		s.report(progress(s.phase, fmt.Sprintf("creating VM %d from %s", s.id.GetVmid(), req.GetImagePath()), remaining(ctx)))
+		s.report(progress(s.phase, fmt.Sprintf("creating VM %d %s", s.id.GetVmid(), how), remaining(ctx)))
 		return call, false, nil
 	})
 	if err == nil {
-		return nil // finish looks whether it is so
+		return nil // the caller looks whether it is so
 	}
 	if errors.Is(err, rpc.ErrExists) {
 		// Somebody was faster: this says who, and whether it was an earlier try of ours.

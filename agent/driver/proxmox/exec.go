@@ -148,7 +148,9 @@ func (d *Driver) launch(call args.Call, stdin []byte) (*work, error) {
 	if call.VMID != 0 && call.Mutating() {
 		w.record()
 		d.mu.Lock()
-		d.working[call.VMID] = w
+		for _, id := range call.VMIDs() {
+			d.working[id] = w
+		}
 		d.mu.Unlock()
 	}
 	go func() {
@@ -161,8 +163,10 @@ func (d *Driver) launch(call args.Call, stdin []byte) (*work, error) {
 			"took", w.out.took.Round(time.Millisecond), "mutating", call.Mutating(), "error", errorText(err, w.out))
 		w.forget()
 		d.mu.Lock()
-		if d.working[call.VMID] == w {
-			delete(d.working, call.VMID)
+		for _, id := range call.VMIDs() {
+			if d.working[id] == w {
+				delete(d.working, id)
+			}
 		}
 		d.mu.Unlock()
 		close(w.done)
@@ -230,12 +234,14 @@ func phaseOf(call args.Call) string {
 	case len(call.Args) == 0:
 	case call.Args[0] == "create":
 		return "creating"
-	case call.Args[0] == "start":
+	case call.Args[0] == "start", call.Args[0] == "resume":
 		return "starting"
 	case call.Args[0] == "stop", call.Args[0] == "shutdown":
 		return "stopping"
 	case call.Args[0] == "destroy", call.Args[0] == "unlock", call.Args[0] == "free":
 		return "destroying"
+	case call.Args[0] == "disk" && call.Other != 0:
+		return "moving"
 	case call.Args[0] == "disk":
 		return "resizing"
 	}

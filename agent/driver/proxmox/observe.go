@@ -72,6 +72,7 @@ func (d *Driver) observe(ctx context.Context) *driverv1.ObserveResponse {
 	}
 	d.configs.sweep()
 	d.containers.sweep()
+	d.ended.sweep()
 	d.forgetProbes(configs)
 	return s
 }
@@ -107,6 +108,11 @@ func (d *Driver) observeVMs(ctx context.Context, configs map[int32]*parse.Config
 			atOnce <- struct{}{}
 			defer func() { <-atOnce }()
 			vms[i] = describe(id, c, d.probe(ctx, id, c, false), ha[id], atWork[id].names)
+			clones, err := d.linkedClones(id, c, func(_ func([]byte) *parse.Config, path string) (*parse.Config, error) { return d.configs.read(path) })
+			if err != nil {
+				clones = []string{fmt.Sprintf("not known: %v", err)} // none would be a claim
+			}
+			vms[i].LinkedClones = clones
 		})
 	}
 	asking.Wait()
@@ -120,10 +126,11 @@ func (d *Driver) observeVMs(ctx context.Context, configs map[int32]*parse.Config
 		// A create has begun and has not come to write the configuration yet: the
 		// VMID is taken, and somebody is at work on it.
 		if w.creating && configs[id] == nil && !slices.ContainsFunc(there, func(vm *homelabv1.VirtualMachine) bool { return vm.GetVmid() == id }) {
-			vm := describe(id, parse.VM(nil), probe{life: life{power: homelabv1.Power_POWER_STOPPED}}, ha[id], w.names)
+			vm := describe(id, parse.VM(nil), probe{life: life{power: homelabv1.Power_POWER_STOPPED, there: no("it is being created")}}, ha[id], w.names)
 			there = append(there, vm)
 		}
 	}
+	d.lastStops(there)
 	sort.Slice(there, func(i, j int) bool { return there[i].Vmid < there[j].Vmid })
 	return there, yes()
 }

@@ -42,6 +42,7 @@ type Driver struct {
 
 	configs    *cache[*parse.Config]
 	containers *cache[parse.Container]
+	ended      *cache[[]parse.EndedTask]
 
 	mu       sync.Mutex
 	turns    map[int32]chan struct{} // one changing call per VMID
@@ -51,9 +52,11 @@ type Driver struct {
 	leftover leftovers
 	swept    sync.Once
 	seq      int64
+
+	execWait time.Duration // execWait of a new driver; tests shorten it
 }
 
-var _ driver.Driver = (*Driver)(nil)
+var _ driver.Full = (*Driver)(nil)
 
 // How long things may take.
 const (
@@ -86,9 +89,11 @@ func New(c Config) *Driver {
 		root: c.Root, proc: c.Proc, state: c.State, log: c.Log,
 		configs:    newCache(parse.VM),
 		containers: newCache(parse.LXC),
+		ended:      newCache(parse.EndedTasks),
 		turns:      map[int32]chan struct{}{},
 		working:    map[int32]*work{},
 		probes:     map[int32]probe{},
+		execWait:   execWait,
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
-// rollback undoes a create that was broken off. A half-built VM carries no
+// rollback undoes a create that was broken off, or ends a destroy that was. A half-built VM carries no
 // identity; that it is ours is the caller's to know, who wrote down before the
 // create what he was about to do. Destroying it leaves the image that was being
 // filled, so the volumes are freed by name: those of the VMID that were not there
@@ -92,7 +92,7 @@ func (s *session) freeNew(ctx context.Context, req *driverv1.DestroyRequest) err
 	if err != nil {
 		return err
 	}
-	named, err := s.d.named()
+	named, err := s.d.naming(0)
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (s *session) freeNew(ctx context.Context, req *driverv1.DestroyRequest) err
 		// Only volumes of a name that Proxmox gives: a file that a person put into
 		// the folder is not from a create.
 		if parse.Owner(v.Volid) != vmid || slices.Contains(req.GetVolumesBefore(), v.Volid) ||
-			slices.Contains(req.GetKeep(), v.Volid) || named[v.Volid] || namedAs(named, v.Volid) {
+			slices.Contains(req.GetKeep(), v.Volid) || named.has(v.Volid) {
 			continue
 		}
 		free = append(free, v.Volid)
@@ -119,33 +119,4 @@ func (s *session) freeNew(ctx context.Context, req *driverv1.DestroyRequest) err
 		return err
 	}
 	return rpc.Errorf(rpc.ErrUnavailable, "half-built VM %d is rolled back, but its volume %s is still there (pvesm free %s)", vmid, left[0], left[0])
-}
-
-// named are the volumes that any configuration of the PVE cluster names now.
-func (d *Driver) named() (map[string]bool, error) {
-	guests, err := d.vmlist()
-	if err != nil {
-		return nil, err
-	}
-	named := map[string]bool{}
-	for _, g := range guests {
-		var volumes []string
-		if g.Type == "lxc" {
-			ct, err := fresh(parse.LXC, d.pve("nodes", g.Node, "lxc", fmt.Sprintf("%d.conf", g.VMID)))
-			if err != nil {
-				return nil, rpc.Errorf(rpc.ErrUnavailable, "read the configuration of container %d: %w", g.VMID, err)
-			}
-			volumes = ct.Volumes
-		} else {
-			c, err := fresh(parse.VM, d.pve("nodes", g.Node, "qemu-server", fmt.Sprintf("%d.conf", g.VMID)))
-			if err != nil {
-				return nil, rpc.Errorf(rpc.ErrUnavailable, "read the configuration of VM %d: %w", g.VMID, err)
-			}
-			volumes = c.Volumes()
-		}
-		for _, v := range volumes {
-			named[v] = true
-		}
-	}
-	return named, nil
 }

@@ -7,6 +7,8 @@ import (
 	"os"
 	"strings"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/homeiac/homelab/agent/driver/proxmox/parse"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
@@ -14,7 +16,7 @@ import (
 
 // absent is a VMID that nobody uses here.
 func absent(vmid int32) *homelabv1.VirtualMachine {
-	return &homelabv1.VirtualMachine{Vmid: vmid, Power: homelabv1.Power_POWER_ABSENT, Readable: yes()}
+	return &homelabv1.VirtualMachine{Vmid: vmid, Power: homelabv1.Power_POWER_ABSENT, Process: no("there is no such VM"), Readable: yes()}
 }
 
 // describe is a VM as its configuration and its sockets show it.
@@ -25,6 +27,10 @@ func describe(vmid int32, c *parse.Config, p probe, ha bool, tasks []string) *ho
 		Protection: c.Protection(), HaManaged: ha, MemoryBytes: c.MemoryBytes(), Cpus: c.CPUs(),
 		HalfBuilt: c.HalfBuilt(), PendingChanges: len(c.Pending.Keys) > 0, Snapshots: c.SnapshotNames(),
 		GuestAgent: p.agent, Addresses: p.addresses, Onboot: c.OnBoot(), Tags: c.Tags(), Tasks: tasks, Readable: yes(),
+		QemuStatus: p.life.status, Process: p.life.there,
+	}
+	if !p.started.IsZero() {
+		vm.ProcessStarted = timestamppb.New(p.started)
 	}
 	if vm.GuestAgent == nil {
 		vm.GuestAgent = no("no guest agent configured")
@@ -72,7 +78,12 @@ func (d *Driver) look(ctx context.Context, vmid int32) (*homelabv1.VirtualMachin
 	if err != nil {
 		return nil, err
 	}
-	return describe(vmid, c, d.probe(ctx, vmid, c, true), ha[vmid], atWork[vmid].names), nil
+	vm := describe(vmid, c, d.probe(ctx, vmid, c, true), ha[vmid], atWork[vmid].names)
+	if vm.LinkedClones, err = d.linkedClones(vmid, c, fresh); err != nil {
+		return nil, err
+	}
+	d.lastStops([]*homelabv1.VirtualMachine{vm})
+	return vm, nil
 }
 
 // ours compares a VM with the identity. The error says whose it is instead, and is
@@ -115,30 +126,35 @@ func (s *session) mine() (*parse.Config, error) {
 	return c, ours(s.id, c)
 }
 
-// changeable is mine, and refuses a VM that is not to be changed at all: Proxmox HA
-// has it, a person protected it, or it was made a template since it was seen.
+// changeable is mine, and refuses a VM that is not to be changed at all.
 func (s *session) changeable() (*parse.Config, error) {
 	c, err := s.mine()
 	if err != nil {
 		return nil, err
 	}
+	return c, s.unheld(c)
+}
+
+// unheld refuses a VM that Proxmox HA has, that a person protected, or that was
+// made a template since it was seen.
+func (s *session) unheld(c *parse.Config) error {
 	vmid := s.id.GetVmid()
 	ha, err := s.d.haManaged()
 	switch {
 	case err != nil:
-		return nil, err
+		return err
 	case ha[vmid]:
-		return nil, rpc.Errorf(rpc.ErrRefused, "VM %d is left as it is: Proxmox HA manages it (ha-manager remove vm:%d)", vmid, vmid)
+		return rpc.Errorf(rpc.ErrRefused, "VM %d is left as it is: Proxmox HA manages it (ha-manager remove vm:%d)", vmid, vmid)
 	case c.Protection():
-		return nil, rpc.Errorf(rpc.ErrRefused, "VM %d is left as it is: its protection is on (qm set %d --protection 0)", vmid, vmid)
+		return rpc.Errorf(rpc.ErrRefused, "VM %d is left as it is: its protection is on (qm set %d --protection 0)", vmid, vmid)
 	case c.Template():
-		return nil, rpc.Errorf(rpc.ErrRefused, "VM %d is a template", vmid)
+		return rpc.Errorf(rpc.ErrRefused, "VM %d is a template", vmid)
 	}
-	return c, nil
+	return nil
 }
 
 func (s *session) halfBuilt() error {
-	return rpc.Errorf(rpc.ErrRefused, "VM %d is half-built: a create of it was broken off; it must be rolled back first", s.id.GetVmid())
+	return rpc.Errorf(rpc.ErrRefused, "VM %d is half-built: a create or destroy of it was broken off; it must be rolled back first", s.id.GetVmid())
 }
 
 // exists tells whether a file is there.

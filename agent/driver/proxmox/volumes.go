@@ -129,6 +129,7 @@ func (d *Driver) volumes(ctx context.Context, vmid int32, report driver.Report) 
 	return all, nil
 }
 
+// volumesOn lists the disk images of a VMID (0: of all) on one storage.
 func (d *Driver) volumesOn(ctx context.Context, s parse.StorageConfig, vmid int32, report driver.Report) ([]parse.ListedVolume, error) {
 	if s.Type == "dir" && s.MountPoint == "" {
 		if info, err := os.Stat(d.host(s.Path)); err != nil || !info.IsDir() {
@@ -149,7 +150,7 @@ func (d *Driver) volumesOn(ctx context.Context, s parse.StorageConfig, vmid int3
 	}
 	var all []parse.ListedVolume
 	for _, v := range parse.PvesmList(out.stdout) {
-		if v.VMID == vmid || parse.Owner(v.Volid) == vmid {
+		if vmid == 0 && (v.Type == "images" || v.Type == "rootdir") || vmid != 0 && (v.VMID == vmid || parse.Owner(v.Volid) == vmid) {
 			all = append(all, v)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,9 +26,18 @@ type work struct {
 // workRecord is what is written of a work.
 type workRecord struct {
 	VMID  int32  `json:"vmid"`
+	Other int32  `json:"other,omitempty"` // a second VM that it works on
 	PID   int64  `json:"pid"`
 	Start int64  `json:"start"` // clock ticks since boot, against reuse of the pid
 	Call  string `json:"call"`
+}
+
+// vmids are the VMs that the program works on.
+func (r workRecord) vmids() []int32 {
+	if r.Other == 0 {
+		return []int32{r.VMID}
+	}
+	return []int32{r.VMID, r.Other}
 }
 
 func (d *Driver) calls() string { return filepath.Join(d.state, "calls") }
@@ -35,7 +45,7 @@ func (d *Driver) calls() string { return filepath.Join(d.state, "calls") }
 // record writes the record. A crash right before it leaves a qm that nobody knows
 // of, which its task and its lock still show.
 func (w *work) record() {
-	data, err := json.Marshal(workRecord{VMID: w.call.VMID, PID: w.pid, Start: w.start, Call: words(w.call)})
+	data, err := json.Marshal(workRecord{VMID: w.call.VMID, Other: w.call.Other, PID: w.pid, Start: w.start, Call: words(w.call)})
 	if err == nil {
 		_ = os.WriteFile(w.base+".run", data, 0o600)
 	}
@@ -61,7 +71,7 @@ func (d *Driver) records(vmid int32) []workRecord {
 		}
 		data, err := os.ReadFile(filepath.Join(d.calls(), e.Name()))
 		var r workRecord
-		if err != nil || json.Unmarshal(data, &r) != nil || vmid != 0 && r.VMID != vmid {
+		if err != nil || json.Unmarshal(data, &r) != nil || vmid != 0 && !slices.Contains(r.vmids(), vmid) {
 			continue
 		}
 		if d.alive(r.PID, r.Start) {

@@ -234,7 +234,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 }
 
 // world is the host as the contract's tests want it.
-func (h *host) world(d driver.Driver, storage string) drivertest.World {
+func (h *host) world(d driver.Full, storage string) drivertest.World {
 	t := h.t
 	return drivertest.World{
 		Driver: d, Storage: storage, Bridge: "vmbr0", UserData: "local:snippets/u.yaml",
@@ -260,6 +260,11 @@ func (h *host) world(d driver.Driver, storage string) drivertest.World {
 			return func() { h.qm("unlock", fmt.Sprint(vmid)) }
 		},
 		Protect: func(vmid int32) { h.qm("set", fmt.Sprint(vmid), "--protection", "1") },
+		Pause:   func(vmid int32) { h.qm("suspend", fmt.Sprint(vmid)) },
+		Snapshot: func(vmid int32, name string) {
+			// Raw images cannot have real ones.
+			h.write(h.conf(vmid), h.read(h.conf(vmid))+"\n["+name+"]\nmemory: 256\nsnaptime: 1795374472\n")
+		},
 		Blind: func() func() {
 			if err := h.pve.UnmountPmxcfs(); err != nil {
 				t.Fatal(err)

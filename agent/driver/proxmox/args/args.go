@@ -8,6 +8,7 @@ package args
 
 import (
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -20,6 +21,13 @@ type Call struct {
 	Args []string
 	// VMID is the VM it is about; 0 when it is about none.
 	VMID int32
+	// Other is a second VM that it works on; 0 when there is none.
+	Other int32
+}
+
+// VMIDs are the VMs that it is about.
+func (c Call) VMIDs() []int32 {
+	return slices.DeleteFunc([]int32{c.VMID, c.Other}, func(id int32) bool { return id == 0 })
 }
 
 func qm(vmid int32, verb string, rest ...string) Call {
@@ -32,6 +40,16 @@ func Start(vmid int32) Call { return qm(vmid, "start") }
 
 // Stop cuts a VM's power.
 func Stop(vmid int32) Call { return qm(vmid, "stop") }
+
+// StopOverruling cuts a VM's power and ends shutdowns of it that are under way,
+// which hold the VM's lock until their timeout.
+func StopOverruling(vmid int32) Call { return qm(vmid, "stop", "--overrule-shutdown", "1") }
+
+// Reset presses a VM's reset button.
+func Reset(vmid int32) Call { return qm(vmid, "reset") }
+
+// Resume lets a paused VM go on.
+func Resume(vmid int32) Call { return qm(vmid, "resume") }
 
 // Shutdown asks the guest to shut down and waits that many seconds. It holds the
 // VM's lock all the while, so another call must not be made meanwhile.
@@ -52,10 +70,20 @@ func Destroy(vmid int32, purge bool) Call {
 	return qm(vmid, "destroy")
 }
 
-// Claim writes the description that is there already, if the configuration still
-// has the digest: Proxmox's compare-and-swap.
-func Claim(vmid int32, description, digest string) Call {
+// Describe writes the description, if the configuration still has the digest:
+// Proxmox's compare-and-swap. With the description that is there already it is
+// how a VM is claimed.
+func Describe(vmid int32, description, digest string) Call {
 	return qm(vmid, "set", "--description", description, "--digest", digest)
+}
+
+// MoveDisk reassigns a disk to the same slot of another VM, if both configurations
+// still have their digests. The volume gets a name of that VM.
+func MoveDisk(from int32, slot, fromDigest string, to int32, toDigest string) Call {
+	c := qm(from, "disk move", slot, "--target-vmid", strconv.Itoa(int(to)), "--target-disk", slot,
+		"--digest", fromDigest, "--target-digest", toDigest)
+	c.Other = to
+	return c
 }
 
 // Resize makes a disk as large as bytes says, rounded up to a KiB.
@@ -85,11 +113,20 @@ func GuestExec(vmid int32, seconds int, stdin bool, argv []string) Call {
 	return qm(vmid, "guest exec", append(append(rest, "--"), argv...)...)
 }
 
+// GuestExecStatus asks what became of a command in a guest. Once it has ended the
+// guest agent tells it one time only.
+func GuestExecStatus(vmid int32, pid int64) Call {
+	return qm(vmid, "guest exec-status", strconv.FormatInt(pid, 10))
+}
+
 // Storages tells state and space of all storages.
 func Storages() Call { return Call{Program: "pvesm", Args: []string{"status"}} }
 
-// Volumes lists the volumes of a VMID on a storage.
+// Volumes lists the volumes of a VMID (0: of all) on a storage.
 func Volumes(storage string, vmid int32) Call {
+	if vmid == 0 {
+		return Call{Program: "pvesm", Args: []string{"list", storage}}
+	}
 	return Call{Program: "pvesm", Args: []string{"list", storage, "--vmid", strconv.Itoa(int(vmid))}, VMID: vmid}
 }
 

@@ -3,6 +3,7 @@ package args_test
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -124,7 +125,8 @@ func calls(t *rapid.T) []args.Call {
 	n := rapid.Int64Range(0, 1<<50).Draw(t, "n")
 	all := []args.Call{
 		args.Start(id), args.Stop(id), args.Shutdown(id, int(n%1000)), args.Unlock(id), args.Destroy(id, false),
-		args.Claim(id, text, "d"), args.Resize(id, "scsi0", n), args.Set(id, int32(n%100), n, "d"),
+		args.StopOverruling(id), args.Reset(id), args.Resume(id), args.MoveDisk(id, "scsi1", "d", id+1, "e"),
+		args.GuestExecStatus(id, n), args.Volumes("local", 0), args.Describe(id, text, "d"), args.Resize(id, "scsi0", n), args.Set(id, int32(n%100), n, "d"),
 		args.Storages(), args.Volumes("local", id), args.Free("local:"+text, id), args.GuestExec(id, 5, true, []string{"sh", "-c", "x"}),
 	}
 	r := whole()
@@ -133,7 +135,42 @@ func calls(t *rapid.T) []args.Call {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return append(all, create)
+	holder, err := args.CreateHolder(&driverv1.CreateHolderRequest{Identity: r.Identity, Name: "hl-holder-x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(all, create, holder)
+}
+
+func TestAHolderVMHasNeitherDisksNorNetwork(t *testing.T) {
+	id := whole().GetIdentity()
+	id.Mark = "hl1:home:holder@k3s-1:2:00ff"
+	call, err := args.CreateHolder(&driverv1.CreateHolderRequest{Identity: id, Name: "hl-holder-k3s-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Join(append([]string{call.Program}, call.Args...), " ")
+	want := fmt.Sprintf("qm create %d --name hl-holder-k3s-1 --description hl1:home:holder@k3s-1:2:00ff --smbios1 uuid=%s"+
+		" --ostype l26 --cores 1 --memory 16 --scsihw virtio-scsi-single --onboot 0", id.GetVmid(), id.GetUuid())
+	if got != want || !call.Mutating() {
+		t.Errorf("%s\nwant\n%s", got, want)
+	}
+	if _, err := args.CreateHolder(&driverv1.CreateHolderRequest{Identity: id, Name: "a_b"}); !errors.Is(err, rpc.ErrInvalid) {
+		t.Errorf("a bad name: %v", err)
+	}
+}
+
+func TestAMoveNamesBothVMsAndTheirDigests(t *testing.T) {
+	call := args.MoveDisk(201, "scsi1", "aa", 203, "bb")
+	if got := strings.Join(call.Args, " "); got != "disk move 201 scsi1 --target-vmid 203 --target-disk scsi1 --digest aa --target-digest bb" {
+		t.Error(got)
+	}
+	if !call.Mutating() || !slices.Equal(call.VMIDs(), []int32{201, 203}) {
+		t.Errorf("%+v", call)
+	}
+	if args.GuestExecStatus(201, 7).Mutating() || !args.Reset(201).Mutating() || !args.Resume(201).Mutating() || !args.StopOverruling(201).Mutating() {
+		t.Error("what changes something and what does not")
+	}
 }
 
 func TestDestroyUnreferencedDisksIsNeverBuilt(t *testing.T) {

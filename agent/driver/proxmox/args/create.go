@@ -52,7 +52,7 @@ func Create(req *driverv1.CreateRequest) (Call, error) {
 		"--cpu", "host",
 		"--cores", strconv.Itoa(int(hw.GetCpus())),
 		"--memory", strconv.FormatInt(mebibytes(hw.GetMemoryBytes()), 10),
-		"--scsihw", "virtio-scsi-single",
+		"--scsihw", controller,
 		"--" + system.GetSlot(), fmt.Sprintf("%s:0,import-from=%s,discard=on%s", system.GetStorage(), req.GetImagePath(), backup),
 	}
 	for _, d := range hw.GetDataDisks() {
@@ -104,6 +104,56 @@ func Create(req *driverv1.CreateRequest) (Call, error) {
 	return qm(id.GetVmid(), "create", argv...), nil
 }
 
+// controller is the SCSI controller of every VM of ours: a disk that moves from one
+// to another finds the same.
+const controller = "virtio-scsi-single"
+
+// CreateHolder makes a VM that only holds disks for a while: none yet, no network,
+// as little memory as Proxmox allows, and not started with its host.
+func CreateHolder(req *driverv1.CreateHolderRequest) (Call, error) {
+	id := req.GetIdentity()
+	faults := identityFaults(id)
+	if !guestName.MatchString(req.GetName()) {
+		faults = append(faults, fmt.Sprintf("name %q", req.GetName()))
+	}
+	if len(faults) > 0 {
+		return Call{}, rpc.Errorf(rpc.ErrInvalid, "cannot create a holder VM with %s", strings.Join(faults, ", "))
+	}
+	return qm(id.GetVmid(), "create",
+		"--name", req.GetName(),
+		"--description", id.GetMark(),
+		"--smbios1", "uuid="+id.GetUuid(),
+		"--ostype", "l26",
+		"--cores", "1",
+		"--memory", "16",
+		"--scsihw", controller,
+		"--onboot", "0",
+	), nil
+}
+
+// identityFaults says what of an identity cannot stand in a configuration.
+func identityFaults(id *homelabv1.Identity) []string {
+	var faults []string
+	if id.GetVmid() < 100 || id.GetVmid() > 999999999 {
+		faults = append(faults, fmt.Sprintf("VMID %d", id.GetVmid()))
+	}
+	if !uuidText.MatchString(id.GetUuid()) {
+		faults = append(faults, fmt.Sprintf("uuid %q", id.GetUuid()))
+	}
+	if !Mark(id.GetMark()) {
+		faults = append(faults, fmt.Sprintf("mark %q", id.GetMark()))
+	}
+	return faults
+}
+
+// Mark tells whether a text can stand as a mark in a description.
+func Mark(text string) bool {
+	return strings.HasPrefix(text, "hl1:") && !strings.ContainsAny(text, " \t\r\n")
+}
+
+// Slot tells whether a text names a place for a disk.
+func Slot(text string) bool { return diskSlot.MatchString(text) }
+
 func nic(n *homelabv1.Nic) string {
 	s := "virtio=" + n.GetMac() + ",bridge=" + n.GetBridge()
 	if n.GetVlan() > 0 {
@@ -141,15 +191,12 @@ func startup(s *homelabv1.Startup) string {
 // checkCreate finds what cannot be asked of qm, all of it at once.
 func checkCreate(req *driverv1.CreateRequest) error {
 	id, hw := req.GetIdentity(), req.GetHardware()
-	var faults []string
+	faults := identityFaults(id)
 	fault := func(bad bool, format string, a ...any) {
 		if bad {
 			faults = append(faults, fmt.Sprintf(format, a...))
 		}
 	}
-	fault(id.GetVmid() < 100 || id.GetVmid() > 999999999, "VMID %d", id.GetVmid())
-	fault(!uuidText.MatchString(id.GetUuid()), "uuid %q", id.GetUuid())
-	fault(!strings.HasPrefix(id.GetMark(), "hl1:") || strings.ContainsAny(id.GetMark(), " \t\r\n"), "mark %q", id.GetMark())
 	fault(!guestName.MatchString(hw.GetName()), "name %q", hw.GetName())
 	fault(hw.GetCpus() < 1, "%d cores", hw.GetCpus())
 	fault(hw.GetMemoryBytes() < 16<<20, "%d bytes of memory", hw.GetMemoryBytes())

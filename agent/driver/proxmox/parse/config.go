@@ -9,7 +9,6 @@ package parse
 import (
 	"crypto/sha1"
 	"encoding/hex"
-	"net/url"
 	"regexp"
 	"slices"
 	"sort"
@@ -49,6 +48,7 @@ var (
 	driveKey    = regexp.MustCompile(`^(ide|sata|scsi|virtio|efidisk|tpmstate|unused)\d+$`)
 	netKey      = regexp.MustCompile(`^net(\d+)$`)
 	macValue    = regexp.MustCompile(`^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$`)
+	encoded     = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
 	markText    = regexp.MustCompile(`(?:^|\s)(hl1:\S+)`)
 )
 
@@ -98,10 +98,10 @@ func VM(text []byte) *Config {
 // Decode undoes Proxmox's percent-encoding of a description's line. Text that is
 // not encoded stays as it is.
 func Decode(s string) string {
-	if plain, err := url.PathUnescape(s); err == nil {
-		return plain
-	}
-	return s
+	return encoded.ReplaceAllStringFunc(s, func(code string) string {
+		b, _ := hex.DecodeString(code[1:]) // it is two hex digits
+		return string(b)
+	})
 }
 
 // Options reads Proxmox's comma-separated values: "local:x,size=4G". A first part
@@ -120,14 +120,15 @@ func Options(value, def string) map[string]string {
 	return m
 }
 
-// HalfBuilt tells whether there is nothing but the lock of an unfinished create,
-// or nothing at all, which is what unlocking one leaves. A file that is damaged is
-// not nothing.
+// HalfBuilt tells whether there is nothing but the lock of an unfinished create or
+// destroy (which keeps the VMID taken until its last step), or nothing at all, which
+// is what unlocking one leaves. A file that is damaged is not nothing.
 func (c *Config) HalfBuilt() bool {
 	if c.odd || len(c.Snapshots) > 0 || len(c.Pending.Keys) > 0 || c.Main.Description != "" {
 		return false
 	}
-	return len(c.Main.Keys) == 0 || len(c.Main.Keys) == 1 && c.Main.Keys["lock"] == "create"
+	lock := c.Main.Keys["lock"]
+	return len(c.Main.Keys) == 0 || len(c.Main.Keys) == 1 && (lock == "create" || lock == "destroyed")
 }
 
 // Mark is the first mark in the description; empty when there is none.
@@ -136,6 +137,17 @@ func (c *Config) Mark() string {
 		return m[1]
 	}
 	return ""
+}
+
+// Marks are all marks in the description.
+func (c *Config) Marks() []string {
+	var marks []string
+	for word := range strings.FieldsSeq(c.Main.Description) {
+		if strings.HasPrefix(word, "hl1:") && word != "hl1:" {
+			marks = append(marks, word)
+		}
+	}
+	return marks
 }
 
 // UUID is the smbios1 uuid in lower case; empty when there is none.
@@ -210,6 +222,9 @@ func (d Drive) Disk() bool {
 	return d.Volume() && !d.CDROM && !strings.HasPrefix(d.Slot, "unused")
 }
 
+// Device tells whether the drive is a file or device of the host, by its path.
+func (d Drive) Device() bool { return strings.HasPrefix(d.Volid, "/") }
+
 // Drives are the section's drives, by slot.
 func (s Section) Drives() []Drive {
 	var drives []Drive
@@ -235,11 +250,30 @@ func (c *Config) Drive(slot string) (Drive, bool) {
 	return Drive{}, false
 }
 
+// Sections are all parts of the file that may name volumes.
+func (c *Config) Sections() []Section {
+	return append([]Section{c.Main, c.Pending}, c.Snapshots...)
+}
+
+// Paths are the host's files and devices that any part of the file names as drives.
+func (c *Config) Paths() []string {
+	var paths []string
+	for _, s := range c.Sections() {
+		for _, d := range s.Drives() {
+			if d.Device() {
+				paths = append(paths, d.Volid)
+			}
+		}
+	}
+	slices.Sort(paths)
+	return slices.Compact(paths)
+}
+
 // Volumes are all volumes that any part of the file names, saved memory states
 // too, sorted and once each.
 func (c *Config) Volumes() []string {
 	var volumes []string
-	for _, s := range append([]Section{c.Main, c.Pending}, c.Snapshots...) {
+	for _, s := range c.Sections() {
 		for _, d := range s.Drives() {
 			if d.Volume() {
 				volumes = append(volumes, d.Volid)
@@ -293,36 +327,6 @@ func (c *Config) NICs() []NIC {
 	return nics
 }
 
-// Container is what is wanted of a container's configuration (lxc/N.conf).
-type Container struct {
-	// Name is its hostname.
-	Name string
-	// MemoryBytes is its limit; Proxmox's default is 512 MiB.
-	MemoryBytes int64
-	// OnBoot tells whether it starts with its host.
-	OnBoot bool
-	// Volumes are the volumes it names.
-	Volumes []string
-}
-
-var mountKey = regexp.MustCompile(`^(rootfs|mp\d+|unused\d+)$`)
-
-// LXC reads a container's configuration file, whose first part is like a VM's.
-func LXC(text []byte) Container {
-	c := VM(text)
-	ct := Container{Name: c.Main.Keys["hostname"], MemoryBytes: mebibytes(c.Main.Keys["memory"], 512), OnBoot: c.OnBoot()}
-	for _, s := range append([]Section{c.Main, c.Pending}, c.Snapshots...) {
-		for key, value := range s.Keys {
-			if volid := Options(value, "volume")["volume"]; mountKey.MatchString(key) && Storage(volid) != "" {
-				ct.Volumes = append(ct.Volumes, volid)
-			}
-		}
-	}
-	slices.Sort(ct.Volumes)
-	ct.Volumes = slices.Compact(ct.Volumes)
-	return ct
-}
-
 // truth reads Proxmox's booleans.
 func truth(s string) bool {
 	switch strings.ToLower(s) {
@@ -353,8 +357,8 @@ func (c *Config) AtNextStart() *Config {
 	for k, v := range c.Main.Keys {
 		next.Main.Keys[k] = v
 	}
-	for _, k := range list(c.Pending.Keys["delete"]) {
-		delete(next.Main.Keys, strings.TrimLeft(k, "!"))
+	for _, k := range c.Deleting() {
+		delete(next.Main.Keys, k)
 	}
 	for k, v := range c.Pending.Keys {
 		if k != "delete" {
@@ -362,4 +366,13 @@ func (c *Config) AtNextStart() *Config {
 		}
 	}
 	return next
+}
+
+// Deleting are the keys that are taken away at the next cold start.
+func (c *Config) Deleting() []string {
+	keys := list(c.Pending.Keys["delete"])
+	for i, k := range keys {
+		keys[i] = strings.TrimLeft(k, "!")
+	}
+	return keys
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -82,6 +83,8 @@ func TestOnlyTheLockOfACreateOrNothingIsHalfBuilt(t *testing.T) {
 	for text, want := range map[string]bool{
 		"lock: create\n":                    true,
 		"":                                  true, // what qm unlock leaves of it
+		"lock: destroyed\n":                 true,
+		"lock: destroyed\nname: x\n":        false,
 		"lock: backup\n":                    false,
 		"lock: create\nname: x\n":           false,
 		"name: x\n":                         false,
@@ -273,7 +276,7 @@ func TestTasks(t *testing.T) {
 	if len(got) != 2 {
 		t.Fatalf("%d tasks run: %+v", len(got), got)
 	}
-	if got[0].PID != 0x6210 || got[0].PStart != 0x6A864 || got[0].Type != "qmcreate" || got[0].VMID() != 120 || got[1].VMID() != 121 {
+	if got[0].PID != 0x6210 || got[0].PStart != 0x6A864 || got[0].Type != "qmcreate" || !slices.Equal(got[0].VMIDs(), []int32{120}) || !slices.Equal(got[1].VMIDs(), []int32{121}) {
 		t.Errorf("%+v", got)
 	}
 	if ticks, ok := parse.StartTime("12 (a (b) c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 434276 20\n"); !ok || ticks != 434276 {
@@ -322,11 +325,81 @@ func TestGuestExecAnswers(t *testing.T) {
 	if got, err = parse.GuestExec(recorded(t, "348").Stdout); err != nil || got.Exit == 0 {
 		t.Errorf("a command that failed: %+v %v", got, err)
 	}
-	if _, err = parse.GuestExec(recorded(t, "352").Stdout); !errors.Is(err, rpc.ErrUnavailable) {
-		t.Errorf("a command that did not end: %v", err)
+	if got, err = parse.GuestExec(recorded(t, "352").Stdout); err != nil || got != (parse.GuestResult{Running: true, PID: 152}) {
+		t.Errorf("a command that did not end: %+v %v", got, err)
 	}
 	if _, err = parse.GuestExec(""); !errors.Is(err, rpc.ErrUnavailable) {
 		t.Errorf("no answer: %v", err)
+	}
+}
+
+func TestGuestOutputIsKeptByteForByte(t *testing.T) {
+	for text, want := range map[string]string{
+		"caf\xe9 \xc3\xa9 \xff\x80": "caf\xe9 \xc3\xa9 \xff\x80",
+		`\u2019\u003c\n\t\"`:        "\u2019<\n\t\"",
+		"日本":                        "日本",
+	} {
+		got, err := parse.GuestExec(`{"exited":1,"exitcode":0,"out-data":"` + text + `","err-data":"` + text + `"}`)
+		if err != nil || got.Stdout != want || got.Stderr != want {
+			t.Errorf("%q: %q %q %v", text, got.Stdout, got.Stderr, err)
+		}
+	}
+	if got, err := parse.GuestExec(`{"exited":1,"signal":9,"err-truncated":1}`); err != nil || got.Exit != 137 || !got.Truncated {
+		t.Errorf("%+v %v", got, err)
+	}
+}
+
+func TestTasksNameTheirVMs(t *testing.T) {
+	for id, want := range map[string][]int32{
+		"120": {120}, "121@local": {121}, "171-scsi1": {171}, "171-scsi1>172-scsi1": {171, 172}, "171-scsi1%3E172-scsi1": {171, 172}, "": nil, "storage": nil,
+	} {
+		u, ok := parse.ReadUPID("UPID:pve1:00006210:0006A864:6B034342:qmmove:" + id + ":root@pam:")
+		if !ok || !slices.Equal(u.VMIDs(), want) || u.User != "root@pam" {
+			t.Errorf("%q: %v %v %+v", id, u.VMIDs(), ok, u)
+		}
+	}
+}
+
+func TestTheLatestTaskThatStoppedAVM(t *testing.T) {
+	index, _, _ := strings.Cut(recorded(t, "568").Stdout, "--active\n")
+	ended := parse.EndedTasks([]byte(index + "torn line\nUPID:pve1:1:2:3 OK\n"))
+	last := parse.LastStops(ended)
+	if got := last[100]; got.Type != "qmstop" || got.Status != "OK" || got.End.Unix() != 0x6B0338BF || got.User != "root@pam" {
+		t.Errorf("VM 100: %+v", got)
+	}
+	task := func(kind string, id int, status string) string {
+		return fmt.Sprintf("UPID:pve1:00006210:0006A864:6B034342:%s:%d:admin@pve!token: 6B034400 %s\n", kind, id, status)
+	}
+	old := parse.EndedTasks([]byte(task("qmshutdown", 7, "OK") + task("qmstop", 8, "OK") + task("qmstop", 9, "OK")))
+	now := parse.EndedTasks([]byte(task("qmstart", 8, "OK") + task("qmstart", 9, "start failed: QEMU exited with code 1") +
+		task("qmsuspend", 6, "WARNINGS: 1") + task("vzdump", 5, "OK") + task("qmshutdown", 5, "VM quit/powerdown failed - got timeout")))
+	last = parse.LastStops(old, now)
+	var got []string
+	for _, id := range []int32{5, 6, 7, 8, 9} {
+		got = append(got, last[id].Type+" "+last[id].Status)
+	}
+	want := []string{"qmshutdown VM quit/powerdown failed - got timeout", "qmsuspend WARNINGS: 1", "qmshutdown OK", " ", "qmstop OK"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestTheTimeOfTheBoot(t *testing.T) {
+	if at, ok := parse.BootTime([]byte("cpu  1 2 3\nintr 5\nbtime 1795374472\nprocesses 9\n")); !ok || at.Unix() != 1795374472 {
+		t.Errorf("%v %v", at, ok)
+	}
+	if _, ok := parse.BootTime([]byte("cpu 1\n")); ok {
+		t.Error("there is none")
+	}
+}
+
+func TestWhatADescriptionSaysIsDecodedAsProxmoxDoes(t *testing.T) {
+	c := parse.VM([]byte("#100% sure %3A %zz%C3%BC\n#hl1%3Aa%3Ab%3A1%3Ac hl1:d:e:0:f\n"))
+	if got, want := c.Main.Description, "100% sure : %zzü\nhl1:a:b:1:c hl1:d:e:0:f"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := c.Marks(); !slices.Equal(got, []string{"hl1:a:b:1:c", "hl1:d:e:0:f"}) {
+		t.Errorf("marks %q", got)
 	}
 }
 
@@ -335,7 +408,8 @@ func FuzzVM(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c := parse.VM(text)
 		_, _, _, _ = c.Main.Drives(), c.NICs(), c.Volumes(), c.HalfBuilt()
-		_ = c.AtNextStart()
+		_, _, _ = c.AtNextStart(), c.Paths(), c.Marks()
+		_ = parse.LastStops(parse.EndedTasks(text))
 		_ = parse.LXC(text)
 		_ = parse.Storages(text)
 		_ = parse.ActiveTasks(text)

@@ -2,6 +2,7 @@ package parse
 
 import (
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,8 +21,11 @@ type UPID struct {
 	Start time.Time
 	// Type is qmcreate, qmstart, imgdel...
 	Type string
-	// ID is the VMID for tasks on a VM; 100@local for imgdel.
+	// ID is the VMID for tasks on a VM; 100@local for imgdel, 100-scsi1 or
+	// 100-scsi1>200-scsi1 for moves of a disk.
 	ID string
+	// User is who asked for it.
+	User string
 }
 
 var upidText = regexp.MustCompile(`^UPID:([^:\s]+):([0-9A-Fa-f]{8,9}):([0-9A-Fa-f]{8,9}):([0-9A-Fa-f]{8}):([^:\s]+):([^:\s]*):([^:\s]+):$`)
@@ -36,13 +40,84 @@ func ReadUPID(s string) (UPID, bool) {
 		n, _ := strconv.ParseInt(s, 16, 64)
 		return n
 	}
-	return UPID{Text: s, Node: m[1], PID: hex(m[2]), PStart: hex(m[3]), Start: time.Unix(hex(m[4]), 0), Type: m[5], ID: m[6]}, true
+	return UPID{Text: s, Node: m[1], PID: hex(m[2]), PStart: hex(m[3]), Start: time.Unix(hex(m[4]), 0), Type: m[5], ID: m[6], User: m[7]}, true
 }
 
-// VMID is the VM the task works on; 0 when it is none.
-func (u UPID) VMID() int32 {
-	id, _, _ := strings.Cut(u.ID, "@")
-	return number(id, 0)
+var taskID = regexp.MustCompile(`^(\d+)(?:@|-[a-z]+\d+(?:(?:>|%3E)(\d+)-[a-z]+\d+)?$|$)`)
+
+// VMIDs are the VMs the task works on; a move of a disk may work on two.
+func (u UPID) VMIDs() []int32 {
+	var ids []int32
+	if m := taskID.FindStringSubmatch(u.ID); m != nil {
+		for _, text := range m[1:] {
+			if id := number(text, 0); id != 0 {
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids
+}
+
+// EndedTask is one line of /var/log/pve/tasks/index.
+type EndedTask struct {
+	UPID
+	// End is when it ended.
+	End time.Time
+	// Status is OK, "WARNINGS: n" or the error's first line.
+	Status string
+}
+
+// EndedTasks reads the tasks of VMs in /var/log/pve/tasks/index ("UPID ENDHEX
+// STATUS"), the earliest end first.
+func EndedTasks(text []byte) []EndedTask {
+	var all []EndedTask
+	for line := range strings.Lines(string(text)) {
+		f := strings.SplitN(strings.TrimSpace(line), " ", 3)
+		if len(f) < 3 {
+			continue
+		}
+		u, ok := ReadUPID(f[0])
+		end, err := strconv.ParseInt(f[1], 16, 64)
+		if ok && err == nil && strings.HasPrefix(u.Type, "qm") {
+			all = append(all, EndedTask{UPID: u, End: time.Unix(end, 0), Status: f[2]})
+		}
+	}
+	return all
+}
+
+// stopping and starting are the types of tasks that end and begin a VM's life.
+var (
+	stopping = []string{"qmstop", "qmshutdown", "qmsuspend", "qmdestroy"}
+	starting = []string{"qmstart", "qmresume", "qmreboot", "qmcreate", "qmrestore"}
+)
+
+// LastStops gives for each VMID the latest task that stopped it, unless one that
+// started or made it ended well after that: what ended it since then was no task.
+// The lists are in the order of time.
+func LastStops(lists ...[]EndedTask) map[int32]EndedTask {
+	last := map[int32]EndedTask{}
+	for _, t := range slices.Concat(lists...) {
+		for _, id := range t.VMIDs() {
+			switch {
+			case slices.Contains(stopping, t.Type):
+				last[id] = t
+			case slices.Contains(starting, t.Type) && (t.Status == "OK" || strings.HasPrefix(t.Status, "WARNINGS")):
+				delete(last, id)
+			}
+		}
+	}
+	return last
+}
+
+// BootTime reads the time of the boot from /proc/stat.
+func BootTime(stat []byte) (time.Time, bool) {
+	for line := range strings.Lines(string(stat)) {
+		if text, ok := strings.CutPrefix(line, "btime "); ok {
+			n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+			return time.Unix(n, 0), err == nil
+		}
+	}
+	return time.Time{}, false
 }
 
 // ActiveTasks reads /var/log/pve/tasks/active: the tasks that have not ended by it

@@ -16,8 +16,10 @@ import (
 
 // kvm stands in for QEMU: it writes its pid file, answers on its QMP socket, and on
 // the guest agent's when there is one, and ends when it is told to. A file
-// status-N beside the host's root is what query-status says; mute-N and mute-qga-N
-// silence the sockets.
+// status-N beside the host's root is what query-status says; mute-qmp-N and
+// mute-qga-N silence the sockets, and deaf-N makes the guest not shut down. stop and
+// cont change the status, but not for longer than the next question when there is a
+// file sticky-N; resets-N holds a letter for each reset.
 func kvm(argv []string) int {
 	flag := func(name string) string {
 		for i, a := range argv[:len(argv)-1] {
@@ -36,6 +38,13 @@ func kvm(argv []string) int {
 			return ""
 		}
 		return strings.TrimSpace(string(data)) + " "
+	}
+	set := func(name, text string, flags int) {
+		f, err := os.OpenFile(filepath.Join(filepath.Dir(root), name+"-"+id), os.O_CREATE|os.O_WRONLY|flags, 0o644)
+		if err == nil {
+			_, _ = f.WriteString(text)
+			_ = f.Close()
+		}
 	}
 	if err := os.Chdir(run); err != nil { // short names for the sockets
 		return 1
@@ -80,7 +89,8 @@ func kvm(argv []string) int {
 					}
 					data, _ := json.Marshal(map[string]any{"return": answer(m.Execute, m.Arguments)})
 					_, _ = c.Write(append(data, '\n'))
-					if m.Execute == "quit" || m.Execute == "system_powerdown" || m.Execute == "guest-shutdown" {
+					down := m.Execute == "system_powerdown" || m.Execute == "guest-shutdown"
+					if m.Execute == "quit" || down && say("deaf") == "" {
 						end()
 					}
 				}
@@ -90,21 +100,38 @@ func kvm(argv []string) int {
 		return nil
 	}
 	if err := serve("qmp", "{\"QMP\": {}}\n{\"event\": \"NICE\"}\n", func(command string, _ json.RawMessage) any {
-		if command == "query-status" {
+		switch command {
+		case "query-status":
 			status := strings.TrimSpace(say("status"))
+			if sticky := strings.TrimSpace(say("sticky")); sticky != "" {
+				set("status", sticky, os.O_TRUNC) // the next question finds it so
+			}
 			if status == "" {
 				status = "running"
 			}
 			return map[string]any{"status": status, "running": status == "running"}
+		case "stop":
+			set("status", "paused", os.O_TRUNC)
+		case "cont":
+			set("status", "running", os.O_TRUNC)
+		case "system_reset":
+			set("resets", "r", os.O_APPEND)
 		}
 		return map[string]any{}
 	}); err != nil {
 		return 1
 	}
 	if strings.Contains(strings.Join(argv, " "), id+".qga") {
-		// What is left of a conversation that somebody broke off comes first.
-		if err := serve("qga", "{\"return\": 4711}\n", func(command string, arguments json.RawMessage) any {
+		// What is left of a conversation that somebody broke off comes first, unless
+		// there is a file clean-N.
+		left := "{\"return\": 4711}\n"
+		if say("clean") != "" {
+			left = ""
+		}
+		if err := serve("qga", left, func(command string, arguments json.RawMessage) any {
 			switch command {
+			case "guest-exec", "guest-exec-status":
+				return commands.answer(command, arguments)
 			case "guest-sync":
 				var a struct{ ID int64 }
 				_ = json.Unmarshal(arguments, &a)
