@@ -30,6 +30,9 @@ type Config struct {
 	// PauseFile stops all changes on this host while it is there;
 	// /etc/homelab/pause below Root when not said.
 	PauseFile string `yaml:"pauseFile"`
+	// Clock is a file with how far this host's clock is ahead ("3s", "-1h"), for a
+	// host that shares a machine with others; no file is no offset.
+	Clock string `yaml:"clock"`
 }
 
 var driverName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]*$`)
@@ -47,7 +50,7 @@ func LoadConfig(file string) (Config, error) {
 		return Config{}, err
 	}
 	c.Check(f)
-	f.Paths(&c.Root, &c.Proc, &c.PluginDir, &c.PauseFile)
+	f.Paths(&c.Root, &c.Proc, &c.PluginDir, &c.PauseFile, &c.Clock)
 	for i := range c.FileRoots {
 		f.Paths(&c.FileRoots[i])
 	}

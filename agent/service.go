@@ -72,7 +72,7 @@ func NewService(cfg Config, fleet string, d driver.Full, log *slog.Logger) (*Ser
 		wrongFor: wrongFor, soakGrace: soakGrace,
 		name: cfg.Name, fleet: fleet, root: cfg.Root, pauseFile: cfg.PauseFile, sshPort: cfg.SSHPort,
 		driver: d, host: host.New(cfg.Root), images: image.New(files), files: files, keys: keys,
-		fence: fence, intents: intents, flights: newFlights(cfg.Name, log), now: time.Now,
+		fence: fence, intents: intents, flights: newFlights(cfg.Name, log), now: clock(cfg.Clock),
 	}, nil
 }
 

@@ -13,20 +13,37 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// applyOptions are what apply and every operation can be told.
 type applyOptions struct {
-	file    string
 	yes     bool
 	verbose bool
 	destroy []string
 }
 
+// applyFlags adds them to a command.
+func applyFlags(cmd *cobra.Command, o *applyOptions) {
+	f := cmd.Flags()
+	f.BoolVarP(&o.yes, "yes", "y", false, "do not ask; destroys no guest that needs its name")
+	f.BoolVar(&o.verbose, "verbose", false, "show each call of qm and the like, in plain lines")
+	f.StringSliceVar(&o.destroy, "destroy", nil, "confirm by its name that this guest is destroyed")
+}
+
 func (a *app) applyCommand() *cobra.Command {
+	var file string
 	var o applyOptions
 	cmd := &cobra.Command{
 		Use: "apply -f homelab.yaml", Short: "Make it so", Args: cobra.NoArgs,
 		Long: `apply shows the plan, asks, and carries it out: images, VMs, boot, and joining the
 k3s cluster. The same command again does nothing. Ctrl-C begins nothing new and lets
 running steps finish; the same command goes on from there.
+
+A guest that is unwell is mended as its policy says: made anew with the same VMID, MAC
+and uuid, or restarted. What was seen must sometimes last before anything follows
+from it; apply waits until then and says so.
+
+--yes confirms what the plan shows, but not the destruction of guests whose policy is
+report: each of them needs --destroy NAME. On a terminal and without --yes apply asks
+for the name of each.
 
 On a terminal there is one line for each guest while it works; elsewhere, and with
 --verbose, plain lines. -o json prints one event a line and last the summary; it does
@@ -36,84 +53,32 @@ Exit codes: 0 done or nothing to do, 1 failed, 3 partial: something was skipped,
 refused or failed, and something else was done or is healthy, or the k3s API is silent.`,
 		Example: `  hlctl apply -f homelab.yaml
   hlctl apply -f homelab.yaml --yes --verbose
+  hlctl apply -f homelab.yaml --yes --destroy media
   hlctl apply -f homelab.yaml --yes -o json | tail -1 | jq .summary`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.apply(cmd.Context(), o) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			q, err := askedBySpec(file, o.destroy)
+			if err != nil {
+				return err
+			}
+			return a.carry(cmd.Context(), q, o)
+		},
 	}
-	specFlag(cmd, &o.file)
-	f := cmd.Flags()
-	f.BoolVarP(&o.yes, "yes", "y", false, "do not ask")
-	f.BoolVar(&o.verbose, "verbose", false, "show each call of qm and the like, in plain lines")
-	f.StringSliceVar(&o.destroy, "destroy", nil, "confirm by name the destruction of a guest whose policy is report")
+	specFlag(cmd, &file)
+	applyFlags(cmd, &o)
 	return cmd
-}
-
-func (a *app) apply(ctx context.Context, o applyOptions) error {
-	start := a.now()
-	f, c, resp, err := a.askPlan(ctx, o.file)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	plan := resp.GetPlan()
-	for again := false; ; again = true {
-		if err := a.confirm(ctx, plan, o); err != nil {
-			return err
-		}
-		changed, err := a.carryOut(ctx, c, f, plan, o, start)
-		if err != nil || changed == nil {
-			return err
-		}
-		fmt.Fprintln(a.errw, "The world changed since that plan was made; nothing was done.")
-		// --yes stands for what was shown, not for whatever comes.
-		switch {
-		case o.yes && destroying(changed) > destroying(plan):
-			return fmt.Errorf("the plan now destroys more than the one that was confirmed; look at it with hlctl plan -f %s", o.file)
-		case o.yes && again:
-			return fmt.Errorf("it changed again and again; look what goes on with hlctl status, then the same command")
-		}
-		plan = changed
-	}
-}
-
-// confirm shows a plan with steps and asks; a plan without steps needs neither.
-func (a *app) confirm(ctx context.Context, p *homelabv1.Plan, o applyOptions) error {
-	if len(p.GetSteps()) == 0 {
-		return nil
-	}
-	if a.format == "table" {
-		a.showPlan(p, "")
-	}
-	switch {
-	case o.yes:
-		return nil
-	case a.format != "table":
-		return fmt.Errorf("nothing was done: -o %s does not ask; confirm with --yes", a.format)
-	case !a.inIsTerm:
-		return errors.New("nothing was done: there is no terminal to ask on; confirm with --yes")
-	}
-	// The question goes where a person sees it, also when the plan goes to a file.
-	fmt.Fprint(a.errw, "Do it? [y/N] ")
-	answer, err := a.readLine(ctx)
-	if err != nil {
-		fmt.Fprintln(a.errw)
-		return fmt.Errorf("nothing was done: %w", err)
-	}
-	if answer = strings.ToLower(answer); answer != "y" && answer != "yes" {
-		return errors.New("nothing was done: it was not confirmed")
-	}
-	return nil
 }
 
 // carryOut runs the plan and shows it. It returns another plan when the world
 // changed and nothing was done.
-func (a *app) carryOut(ctx context.Context, c *controller, f *specFile, p *homelabv1.Plan, o applyOptions, start time.Time) (*homelabv1.Plan, error) {
-	stream, err := c.Apply(ctx, &controllerv1.ApplyRequest{
-		Spec: f.text, SpecName: f.name, Digest: p.GetDigest(), Yes: o.yes, Destroy: o.destroy,
-	})
+func (a *app) carryOut(ctx context.Context, c *controller, q *asked, p *homelabv1.Plan, o applyOptions, start time.Time) (*homelabv1.Plan, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // a run that is left begins nothing new
+	stream, err := c.Apply(ctx, q.applyRequest(p, o))
 	if err != nil {
 		return nil, err
 	}
 	story := newStory(p)
+	story.named = q.operation != nil
 	show := a.newShow(story, o.verbose)
 	defer func() { show.close() }()
 	for {
@@ -130,11 +95,16 @@ func (a *app) carryOut(ctx context.Context, c *controller, f *specFile, p *homel
 				break
 			}
 			show.close()
+			// A controller does not begin such a plan; should one, it is left at once.
+			if more := destroysMore(p, part.Plan); more != "" {
+				return nil, fmt.Errorf("%w\n  nothing new is begun; what was begun ends on its host: hlctl runs show", q.tooMuch(more))
+			}
 			fmt.Fprintln(a.errw, "The world changed since that plan was made; the plan now is carried out.")
 			if a.format == "table" && len(part.Plan.GetSteps()) > 0 {
 				a.showPlan(part.Plan, "")
 			}
 			p, story = part.Plan, newStory(part.Plan)
+			story.named = q.operation != nil
 			show = a.newShow(story, o.verbose)
 		case *controllerv1.ApplyResponse_ChangedPlan:
 			return part.ChangedPlan, nil

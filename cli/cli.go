@@ -173,7 +173,8 @@ something was skipped, refused or failed, and something else was done or is heal
 		Example: `  hlctl validate -f homelab.yaml    is the file right? asks nobody
   hlctl plan -f homelab.yaml        what would be done, and why
   hlctl apply -f homelab.yaml       do it
-  hlctl status                      how is everything`,
+  hlctl status                      how is everything
+  hlctl why k3s-2                   what happened to this guest`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.SetIn(a.in)
@@ -196,6 +197,7 @@ something was skipped, refused or failed, and something else was done or is heal
 	root.AddCommand(
 		a.validateCommand(), a.planCommand(), a.applyCommand(), a.statusCommand(), a.hostsCommand(),
 		a.guestsCommand(), a.k3sCommand(), a.runsCommand(), a.execCommand(), a.versionCommand(),
+		a.whyCommand(), a.orphansCommand(), a.pauseCommand(), a.resumeCommand(),
 	)
 	return root
 }

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
@@ -251,6 +253,7 @@ func TestPlanExitCodes(t *testing.T) {
 		"steps and skipped":         {&homelabv1.Plan{Steps: []*homelabv1.Step{someStep}, Notes: []*homelabv1.Note{skip}}, nil, 2},
 		"skipped, the rest is well": {&homelabv1.Plan{Notes: []*homelabv1.Note{skip, healthy}}, nil, 3},
 		"skipped, nothing is well":  {&homelabv1.Plan{Notes: []*homelabv1.Note{skip}}, nil, 1},
+		"waiting, the rest is well": {&homelabv1.Plan{Notes: []*homelabv1.Note{{Kind: homelabv1.NoteKind_NOTE_KIND_WAITING, Guest: "k3s-5"}, healthy}}, nil, 3},
 		"skipped, a guest is well":  {&homelabv1.Plan{Notes: []*homelabv1.Note{skip}}, []*controllerv1.GuestStatus{{Health: controllerv1.Health_HEALTH_HEALTHY}}, 3},
 	} {
 		if got := exitCode(planExit(c.plan, c.guests)); got != c.want {
@@ -296,6 +299,33 @@ func TestEveryCommandTeaches(t *testing.T) {
 	walk(newApp(os.Stdin, os.Stdout, os.Stderr).command())
 }
 
+// TestCommandsOfTheContract holds what scripts rely on: a command that is missing
+// here was removed or renamed.
+func TestCommandsOfTheContract(t *testing.T) {
+	var got []string
+	var walk func(*cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Runnable() {
+			got = append(got, strings.TrimPrefix(c.CommandPath(), "hlctl "))
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newApp(os.Stdin, os.Stdout, os.Stderr).command())
+	slices.Sort(got)
+	want := []string{
+		"apply", "exec",
+		"guests", "guests adopt", "guests delete", "guests ip", "guests recreate", "guests restart", "guests show", "guests start", "guests stop",
+		"hosts",
+		"k3s join", "k3s kubeconfig", "k3s members", "k3s rejoin", "k3s remove", "k3s snapshot", "k3s snapshot ls", "k3s status",
+		"orphans", "pause", "plan", "resume", "runs", "runs follow", "runs show", "status", "validate", "version", "why",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
 func TestCompletion(t *testing.T) {
 	r := newRig(t)
 	for _, shell := range []string{"bash", "zsh", "fish"} {
@@ -308,14 +338,20 @@ func TestTablesFitEightyColumns(t *testing.T) {
 	r := newRig(t)
 	scenes["fleet"](r.fake)
 	// Names as long as those of a typical fleet.
+	c := r.status.GetCluster()
+	c.Members, c.Nodes = c.GetMembers()[:3], c.GetNodes()[:3]
+	for i := range 3 {
+		name := strings.Replace(c.GetNodes()[i].GetName(), "k3s", "k3s-vm-pumped-pigl", 1)
+		c.Nodes[i].Name, c.Members[i].Node, c.Members[i].Guest = name, name, name
+	}
 	for _, g := range r.status.GetGuests() {
 		if g.GetName() != "k3s-4" && g.GetName() != "k3s-cold" {
 			g.Name, g.Host = strings.Replace(g.GetName(), "k3s", "k3s-vm-pumped-pigl", 1), strings.Replace(g.GetHost(), "pve", "pumped-pigl", 1)
-			g.Addresses = []string{"192.168.40.212"}
+			g.Addresses, g.NodeName = []string{"192.168.40.212"}, g.GetName()
 		}
 	}
-	for _, command := range []string{"status", "guests", "hosts"} {
-		for line := range strings.Lines(r.run(command).out) {
+	for _, command := range []string{"status", "guests", "hosts", "k3s status"} {
+		for line := range strings.Lines(r.run(strings.Fields(command)...).out) {
 			if n := len([]rune(strings.TrimSuffix(line, "\n"))); n > 80 {
 				t.Errorf("%s: %d columns: %s", command, n, line)
 			}

@@ -21,6 +21,9 @@ var reads = []string{
 	controllerv1.ControllerService_Status_FullMethodName,
 	controllerv1.ControllerService_ListRuns_FullMethodName,
 	controllerv1.ControllerService_Version_FullMethodName,
+	controllerv1.ControllerService_Why_FullMethodName,
+	controllerv1.ControllerService_Orphans_FullMethodName,
+	controllerv1.ControllerService_ListSnapshots_FullMethodName,
 }
 
 const (

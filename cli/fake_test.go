@@ -4,23 +4,16 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"log/slog"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -59,8 +52,17 @@ type fake struct {
 	fails  map[string]string // step -> why it fails
 	status *controllerv1.StatusResponse
 	silent bool // the k3s API, at the end of a run
+	rash   bool // it begins what --yes does not stand for
 	kept   []*controllerv1.RunRecord
 	events []*homelabv1.Event
+	// before are events that come before anything of a run, as a wait does.
+	before []*homelabv1.Event
+	asked  []*controllerv1.PlanRequest
+	why    map[string]*controllerv1.WhyResponse
+	paused string
+	// left are what no VM has, and snaps the etcd snapshots.
+	left  *controllerv1.OrphansResponse
+	snaps *controllerv1.ListSnapshotsResponse
 	// hold is called before each part of a run is sent.
 	hold func(ctx context.Context, part *controllerv1.ApplyResponse)
 }
@@ -79,6 +81,17 @@ var takes = map[homelabv1.Action]struct {
 	homelabv1.Action_ACTION_INIT:     {14 * time.Second, "waiting until Node k3s-1 is Ready", []string{"guest", "install"}},
 	homelabv1.Action_ACTION_JOIN:     {22 * time.Second, "waiting to be promoted from learner", []string{"guest", "install"}},
 	homelabv1.Action_ACTION_VERIFY:   {time.Second, "", nil},
+	homelabv1.Action_ACTION_SNAPSHOT: {2 * time.Second, "", []string{"etcd", "snapshot"}},
+	homelabv1.Action_ACTION_DRAIN:    {3 * time.Second, "2 pods left", nil},
+	homelabv1.Action_ACTION_STOP:     {time.Second, "", []string{"qm", "stop", "202"}},
+	homelabv1.Action_ACTION_LEAVE:    {time.Second, "", []string{"etcd", "member-remove", "2b"}},
+	homelabv1.Action_ACTION_DETACH:   {time.Second, "", []string{"qm", "disk", "move", "202", "scsi1"}},
+	homelabv1.Action_ACTION_DESTROY:  {2 * time.Second, "", []string{"qm", "destroy", "202"}},
+	homelabv1.Action_ACTION_ATTACH:   {time.Second, "", []string{"qm", "disk", "move", "9001", "scsi1"}},
+	homelabv1.Action_ACTION_SOAK:     {2 * time.Minute, "well for 1 of 2 min", nil},
+	homelabv1.Action_ACTION_ADOPT:    {0, "", []string{"qm", "set", "117"}},
+	homelabv1.Action_ACTION_RESET:    {time.Second, "", []string{"qm", "reset", "202"}},
+	homelabv1.Action_ACTION_CLEAN:    {4 * time.Second, "", []string{"guest", "uninstall"}},
 }
 
 func (f *fake) Version(context.Context, *controllerv1.VersionRequest) (*controllerv1.VersionResponse, error) {
@@ -86,11 +99,12 @@ func (f *fake) Version(context.Context, *controllerv1.VersionRequest) (*controll
 }
 
 func (f *fake) Plan(_ context.Context, req *controllerv1.PlanRequest) (*controllerv1.PlanResponse, error) {
-	if len(req.GetSpec()) == 0 {
-		return nil, rpc.Errorf(rpc.ErrInvalid, "no Spec")
+	if (len(req.GetSpec()) == 0) != (req.GetOperation() != nil) {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "either a Spec or an operation")
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.asked = append(f.asked, req)
 	return &controllerv1.PlanResponse{Plan: f.plan, Guests: f.status.GetGuests()}, nil
 }
 
@@ -99,7 +113,8 @@ func (f *fake) Apply(req *controllerv1.ApplyRequest, stream controllerv1.Control
 	if len(f.drifts) > 0 {
 		f.plan, f.drifts = f.drifts[0], f.drifts[1:]
 	}
-	p, hold := f.plan, f.hold
+	p, hold, before := f.plan, f.hold, f.before
+	f.before = nil
 	f.mu.Unlock()
 	send := func(part *controllerv1.ApplyResponse) error {
 		if hold != nil {
@@ -110,8 +125,18 @@ func (f *fake) Apply(req *controllerv1.ApplyRequest, stream controllerv1.Control
 		}
 		return stream.Send(part)
 	}
-	if p.GetDigest() != req.GetDigest() && (!req.GetYes() || destroying(p) > 0) {
+	for _, e := range before {
+		if err := send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Event{Event: e}}); err != nil {
+			return err
+		}
+	}
+	if p.GetDigest() != req.GetDigest() && (!req.GetYes() || len(destroyed(p)) > 0 && !f.rash) {
 		return send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_ChangedPlan{ChangedPlan: p}})
+	}
+	for _, guest := range p.GetByName() {
+		if !slices.Contains(req.GetDestroy(), guest) {
+			return rpc.Errorf(rpc.ErrRefused, "the destruction of %s is not confirmed by its name", guest)
+		}
 	}
 	if err := send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Plan{Plan: p}}); err != nil {
 		return err
@@ -218,7 +243,7 @@ func (f *fake) play(p *homelabv1.Plan, began time.Time) ([]*homelabv1.Event, *ho
 		switch n.GetKind() {
 		case homelabv1.NoteKind_NOTE_KIND_UNCHANGED:
 			sum.Unchanged++
-		case homelabv1.NoteKind_NOTE_KIND_SKIPPED, homelabv1.NoteKind_NOTE_KIND_BUSY:
+		case homelabv1.NoteKind_NOTE_KIND_SKIPPED, homelabv1.NoteKind_NOTE_KIND_BUSY, homelabv1.NoteKind_NOTE_KIND_WAITING:
 			sum.Skipped++
 		case homelabv1.NoteKind_NOTE_KIND_REFUSED:
 			sum.Refused++
@@ -240,10 +265,55 @@ func (f *fake) Status(_ context.Context, req *controllerv1.StatusRequest) (*cont
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	resp := proto.CloneOf(f.status)
+	resp.Paused = f.paused
 	if !req.GetLooks() {
 		resp.Guests, resp.Cluster = nil, nil
 	}
 	return resp, nil
+}
+
+func (f *fake) Why(_ context.Context, req *controllerv1.WhyRequest) (*controllerv1.WhyResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	resp := f.why[req.GetGuest()]
+	if resp == nil {
+		return nil, rpc.Errorf(rpc.ErrNotFound, "nothing is known of a guest %s; hlctl guests lists them", req.GetGuest())
+	}
+	resp = proto.CloneOf(resp)
+	resp.Entries = resp.GetEntries()[max(0, len(resp.GetEntries())-int(req.GetLimit())):]
+	return resp, nil
+}
+
+func (f *fake) Pause(_ context.Context, req *controllerv1.PauseRequest) (*controllerv1.PauseResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.paused = strings.TrimSuffix("by admin@laptop since 14:02: "+req.GetReason(), ": ")
+	return &controllerv1.PauseResponse{Paused: f.paused}, nil
+}
+
+func (f *fake) Resume(_ context.Context, req *controllerv1.ResumeRequest) (*controllerv1.ResumeResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case req.GetGuest() != "":
+		return &controllerv1.ResumeResponse{Text: req.GetGuest() + " is no longer parked."}, nil
+	case f.paused == "":
+		return &controllerv1.ResumeResponse{Text: "Nothing was paused."}, nil
+	}
+	f.paused = ""
+	return &controllerv1.ResumeResponse{Text: "Changes go on."}, nil
+}
+
+func (f *fake) Orphans(context.Context, *controllerv1.OrphansRequest) (*controllerv1.OrphansResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return proto.CloneOf(f.left), nil
+}
+
+func (f *fake) ListSnapshots(context.Context, *controllerv1.ListSnapshotsRequest) (*controllerv1.ListSnapshotsResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return proto.CloneOf(f.snaps), nil
 }
 
 func (f *fake) ListRuns(_ context.Context, req *controllerv1.ListRunsRequest) (*controllerv1.ListRunsResponse, error) {
@@ -299,157 +369,4 @@ func (f *fake) Exec(req *controllerv1.ExecRequest, stream controllerv1.Controlle
 
 func (f *fake) Kubeconfig(context.Context, *controllerv1.KubeconfigRequest) (*controllerv1.KubeconfigResponse, error) {
 	return &controllerv1.KubeconfigResponse{Kubeconfig: []byte("apiVersion: v1\nkind: Config\ncurrent-context: homelab\n")}, nil
-}
-
-// rig is a fake controller that listens, and a folder with what hlctl needs to
-// speak to it.
-type rig struct {
-	*fake
-	t       *testing.T
-	dir     string
-	address string
-	ca      *rpc.CA
-}
-
-var viewer = []string{rpc.RoleAdmin, rpc.RoleViewer}
-
-var allow = rpc.Allow{
-	controllerv1.ControllerService_Plan_FullMethodName:       viewer,
-	controllerv1.ControllerService_Status_FullMethodName:     viewer,
-	controllerv1.ControllerService_ListRuns_FullMethodName:   viewer,
-	controllerv1.ControllerService_FollowRun_FullMethodName:  viewer,
-	controllerv1.ControllerService_Version_FullMethodName:    viewer,
-	controllerv1.ControllerService_Apply_FullMethodName:      {rpc.RoleAdmin},
-	controllerv1.ControllerService_Exec_FullMethodName:       {rpc.RoleAdmin},
-	controllerv1.ControllerService_Kubeconfig_FullMethodName: {rpc.RoleAdmin},
-}
-
-func newRig(t *testing.T) *rig {
-	t.Helper()
-	// The certificates are of the real present: what verifies them knows no other.
-	ca, err := rpc.NewCA("homelab", time.Hour, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &rig{fake: &fake{clock: &clock{t: noon}, plan: new(homelabv1.Plan), status: new(controllerv1.StatusResponse)}, t: t, dir: t.TempDir(), ca: ca}
-	r.write("ca.pem", string(ca.Cert()))
-	r.issue("controller", rpc.Identity{Role: rpc.RoleController, Name: "controller-1"}, time.Hour)
-	r.issue("admin", rpc.Identity{Role: rpc.RoleAdmin, Name: "laptop"}, time.Hour)
-	r.issue("viewer", rpc.Identity{Role: rpc.RoleViewer, Name: "tv"}, time.Hour)
-	spec, err := os.ReadFile("testdata/homelab.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.write("homelab.yaml", string(spec))
-
-	quiet := slog.New(slog.DiscardHandler)
-	creds, err := rpc.LoadTLS(r.path("ca.pem"), r.path("controller.pem"), r.path("controller.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	creds.Log = quiet
-	server, err := rpc.Listen(t.Context(), rpc.ServerConfig{Address: "127.0.0.1:0", Credentials: creds, Allow: allow, Log: quiet, Grace: time.Millisecond},
-		func(s grpc.ServiceRegistrar) { controllerv1.RegisterControllerServiceServer(s, r.fake) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- server.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		// A server that is ended before it began to serve says so.
-		if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
-			t.Error(err)
-		}
-	})
-	r.address = server.Addr().String()
-	r.configure(r.address)
-	return r
-}
-
-func (r *rig) path(name string) string { return filepath.Join(r.dir, name) }
-
-func (r *rig) write(name, text string) {
-	r.t.Helper()
-	if err := os.WriteFile(r.path(name), []byte(text), 0o600); err != nil {
-		r.t.Fatal(err)
-	}
-}
-
-func (r *rig) issue(name string, id rpc.Identity, lifetime time.Duration) {
-	r.t.Helper()
-	pair, err := r.ca.Issue(id, lifetime, time.Now())
-	if err == nil {
-		err = pair.Write(r.path(name+".pem"), r.path(name+".key"))
-	}
-	if err != nil {
-		r.t.Fatal(err)
-	}
-}
-
-// configure writes the client configuration, its paths relative.
-func (r *rig) configure(controllers ...string) {
-	list := `["` + strings.Join(controllers, `", "`) + `"]`
-	r.write("hlctl.yaml", fmt.Sprintf(`current: admin
-contexts:
-  admin: {controllers: %s, ca: ca.pem, cert: admin.pem, key: admin.key}
-  viewer: {controllers: %s, ca: ca.pem, cert: viewer.pem, key: viewer.key}
-`, list, list))
-}
-
-// ran is what one command line did.
-type ran struct {
-	code     int
-	out, err string
-}
-
-// app is hlctl without a terminal.
-func (r *rig) app(in io.Reader, out, errw io.Writer) *app {
-	return &app{in: in, out: out, errw: errw, now: r.clock.now, columns: 80}
-}
-
-func (r *rig) run(args ...string) ran {
-	return r.runWith(r.t.Context(), strings.NewReader(""), nil, args...)
-}
-
-func (r *rig) runWith(ctx context.Context, in io.Reader, change func(*app), args ...string) ran {
-	r.t.Helper()
-	r.t.Chdir(r.dir) // messages name files as they were typed
-	var out, errw buffer
-	a := r.app(in, &out, &errw)
-	if change != nil {
-		change(a)
-	}
-	code := a.main(ctx, append([]string{"--config", r.path("hlctl.yaml")}, args...))
-	return ran{code, r.mask(out.String()), r.mask(errw.String())}
-}
-
-// mask takes out what differs from run to run.
-func (r *rig) mask(text string) string {
-	return strings.NewReplacer(r.dir, "DIR", r.address, "127.0.0.1:8401").Replace(text)
-}
-
-// buffer is written by one goroutine and read by another.
-type buffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-	tell func(all string)
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	b.text.Write(p)
-	all := b.text.String()
-	b.mu.Unlock()
-	if b.tell != nil {
-		b.tell(all)
-	}
-	return len(p), nil
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }

@@ -25,6 +25,14 @@ type guestDoc struct {
 	Role       string `json:"role"`
 	Node       string `json:"node"`
 	Generation *int32 `json:"generation"`
+	// Since when it is unwell and by which signal, and until when a guest on its
+	// way may take.
+	Since   *string `json:"since"`
+	Signal  string  `json:"signal"`
+	Until   *string `json:"until"`
+	Parked  string  `json:"parked"`
+	Policy  string  `json:"policy"`
+	Adopted bool    `json:"adopted"`
 }
 
 func guestJSON(g *controllerv1.GuestStatus) guestDoc {
@@ -32,6 +40,8 @@ func guestJSON(g *controllerv1.GuestStatus) guestDoc {
 		Name: g.GetName(), Host: g.GetHost(), VMID: numberOrNull(g.GetVmid()), UUID: g.GetUuid(),
 		Power: powerWord(g.GetPower()), Health: healthWord(g.GetHealth()), Reason: g.GetReason(), Addresses: list(g.GetAddresses()),
 		Role: roleWord(g.GetRole()), Node: g.GetNodeName(), Generation: numberOrNull(g.GetGeneration()),
+		Since: timeOrNull(timeOf(g.GetSince())), Signal: g.GetSignal(), Until: timeOrNull(timeOf(g.GetUntil())),
+		Parked: g.GetParked(), Policy: g.GetPolicy(), Adopted: g.GetAdopted(),
 	}
 }
 
@@ -63,7 +73,7 @@ var healthColours = map[string]string{"healthy": green, "booting": yellow, "unwe
 
 func (a *app) guestsCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "guests", Short: "Show the guests of the Spec and how they are", Args: cobra.NoArgs,
+		Use: "guests", Short: "Show the guests of the Spec, and change one by its name", Args: cobra.NoArgs,
 		Long: `guests shows each guest of the last Spec that was applied, looked at now.
 
   healthy  booted and, as a member, Ready
@@ -72,8 +82,10 @@ func (a *app) guestsCommand() *cobra.Command {
   standby  stopped on purpose
   unknown  could not be seen, or absent: not made yet
 
+With GUEST and a verb one guest is changed: see the commands below.
+
 Exit code 0, whatever it shows.`,
-		Example: "  hlctl guests\n  hlctl guests show k3s-1\n  ssh ubuntu@$(hlctl guests ip k3s-1)",
+		Example: "  hlctl guests\n  hlctl guests show k3s-1\n  hlctl guests recreate k3s-1\n  ssh ubuntu@$(hlctl guests ip k3s-1)",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			resp, err := a.status(cmd.Context(), true, true)
 			if err != nil {
@@ -82,11 +94,12 @@ Exit code 0, whatever it shows.`,
 			return a.print(guestsJSON(resp.GetGuests()), func() { a.showGuests(resp.GetGuests()) })
 		},
 	}
+	cmd.AddCommand(a.guestOperations()...)
 	cmd.AddCommand(
 		&cobra.Command{
 			Use: "show GUEST", Short: "Show all that is known of one guest", Args: cobra.ExactArgs(1),
-			Long: `show tells what is known of one guest: where and what it is, how it is and why, and
-what was seen inside it.`,
+			Long: `show tells what is known of one guest: where and what it is, how it is, since when and
+why, what is done about it, and what was seen inside it. Its story: hlctl why GUEST.`,
 			Example: "  hlctl guests show k3s-1\n  hlctl guests show k3s-1 -o yaml",
 			RunE: func(cmd *cobra.Command, args []string) error {
 				g, err := a.oneGuest(cmd.Context(), args[0])
@@ -166,10 +179,27 @@ func (a *app) guestRow(g *controllerv1.GuestStatus) []cell {
 	if len(g.GetAddresses()) > 0 {
 		address = g.GetAddresses()[0]
 	}
+	text := a.condition(g)
+	if g.GetParked() != "" {
+		text = strings.TrimPrefix(text+"\nparked: "+parkedText(g), "\n")
+	}
 	return []cell{
 		plain(g.GetName()), plain(g.GetHost()), plain(vmid), plain(power), {health, healthColours[health]},
-		plain(roleWord(g.GetRole())), plain(address), plain(g.GetReason()),
+		plain(roleWord(g.GetRole())), plain(address), plain(text),
 	}
+}
+
+// condition is why a guest is not healthy, since when, and until when it may take.
+func (a *app) condition(g *controllerv1.GuestStatus) string {
+	text := strings.TrimSpace(g.GetReason())
+	// A reason may tell the time itself, as "host silent since 13:58" does.
+	if g.GetSince() != nil && !strings.Contains(text, "since ") {
+		text = strings.TrimSuffix("since "+ago(g.GetSince().AsTime(), a.now())+": "+text, ": ")
+	}
+	if g.GetUntil() != nil {
+		text = strings.TrimPrefix(text+"; may take until "+upTo(g.GetUntil().AsTime(), a.now()), "; ")
+	}
+	return text
 }
 
 func roleWord(r homelabv1.Role) string {
@@ -191,14 +221,23 @@ func (a *app) showGuest(g *controllerv1.GuestStatus) {
 	}
 	health := healthWord(g.GetHealth())
 	fmt.Fprintf(a.out, "%s  on %s\n", g.GetName(), g.GetHost())
-	text := a.paint(healthColours[health], health)
-	if g.GetReason() != "" {
-		text += ": " + g.GetReason()
+	line("health", strings.TrimSuffix(a.paint(healthColours[health], health)+": "+g.GetReason(), ": "))
+	line("signal", g.GetSignal())
+	line("since", ago(timeOf(g.GetSince()), a.now()))
+	if g.GetUntil() != nil {
+		line("until", upTo(g.GetUntil().AsTime(), a.now())+" at most")
 	}
-	line("health", text)
+	line("policy", policyText(g))
+	if g.GetParked() != "" {
+		line("parked", parkedText(g))
+	}
 	line("power", power)
 	if g.GetVmid() != 0 {
-		line("VMID", fmt.Sprintf("%d, generation %d", g.GetVmid(), g.GetGeneration()))
+		made := fmt.Sprintf("generation %d", g.GetGeneration())
+		if g.GetAdopted() {
+			made = "adopted, not made by us"
+		}
+		line("VMID", fmt.Sprintf("%d, %s", g.GetVmid(), made))
 	}
 	line("uuid", g.GetUuid())
 	line("addresses", strings.Join(g.GetAddresses(), ", "))
@@ -215,6 +254,30 @@ func (a *app) showGuest(g *controllerv1.GuestStatus) {
 	line("guest agent", fact(look.GetGuestAgent()))
 	line("cloud-init", fact(look.GetCloudInit()))
 	line("k3s", look.GetK3S().GetVersion())
+}
+
+// parkedText is why a guest is parked, ending in how that is ended.
+func parkedText(g *controllerv1.GuestStatus) string {
+	return withNext(strings.TrimPrefix(g.GetParked(), "parked: "), "hlctl resume "+g.GetName())
+}
+
+// withNext is a text with what to type next, unless it says so itself.
+func withNext(text, next string) string {
+	if strings.Contains(text, next) {
+		return text
+	}
+	return text + "; " + next
+}
+
+// policyText is what is done about a guest when it is unwell.
+func policyText(g *controllerv1.GuestStatus) string {
+	switch g.GetPolicy() {
+	case "report":
+		return "report: nothing is done about it by itself"
+	case "restart":
+		return "restart: start, then reset, then recreate"
+	}
+	return g.GetPolicy()
 }
 
 // fact is a Fact for people.

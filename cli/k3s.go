@@ -32,30 +32,46 @@ type nodeDoc struct {
 
 // clusterDoc is the cluster in JSON.
 type clusterDoc struct {
-	API           string      `json:"api"`
-	Etcd          string      `json:"etcd"`
-	Version       string      `json:"version"`
-	Voters        int32       `json:"voters"`
-	HealthyVoters int32       `json:"healthyVoters"`
-	Quorum        int32       `json:"quorum"`
-	Nodes         []nodeDoc   `json:"nodes"`
-	Members       []memberDoc `json:"members"`
+	API           string `json:"api"`
+	Etcd          string `json:"etcd"`
+	Version       string `json:"version"`
+	Voters        int32  `json:"voters"`
+	HealthyVoters int32  `json:"healthyVoters"`
+	Quorum        int32  `json:"quorum"`
+	// MayFail is negative when the quorum is lost, null when it is not known.
+	MayFail  *int32       `json:"mayFail"`
+	Nodes    []nodeDoc    `json:"nodes"`
+	Members  []memberDoc  `json:"members"`
+	Findings []findingDoc `json:"findings"`
+}
+
+// findingDoc is one thing that does not agree, in JSON.
+type findingDoc struct {
+	Kind  string `json:"kind"`
+	Guest string `json:"guest"`
+	Name  string `json:"name"`
+	Text  string `json:"text"`
+	Bad   bool   `json:"bad"`
 }
 
 func (a *app) k3sCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "k3s", Short: "The k3s cluster: status, members, kubeconfig", Args: cobra.NoArgs,
-		Long: `k3s shows the cluster that the guests form, as its servers tell it.
+		Use: "k3s", Short: "The k3s cluster: how it is, who is in it, its snapshots", Args: cobra.NoArgs,
+		Long: `k3s shows the cluster that the guests form, as its servers tell it, and has guests
+join and leave it in the safe order.
 
-Exit code 3 when the k3s API does not answer.`,
-		Example: "  hlctl k3s status\n  hlctl k3s members -o json\n  hlctl k3s kubeconfig",
+status and members end with exit code 3 when the k3s API does not answer.`,
+		Example: "  hlctl k3s status\n  hlctl k3s members -o json\n  hlctl k3s rejoin k3s-3\n  hlctl k3s snapshot\n  hlctl k3s kubeconfig",
 	}
+	cmd.AddCommand(a.k3sOperations()...)
 	cmd.AddCommand(
 		&cobra.Command{
 			Use: "status", Short: "Show nodes, members and the Spec side by side", Args: cobra.NoArgs,
-			Long: `status shows Kubernetes nodes, etcd members and the Spec's guests side by side: nodes
-and members that belong to no guest (ghosts), learners, other versions than the Spec
-pins, and how many voters may still fail.
+			Long: `status shows the Spec's guests, the Kubernetes nodes and the etcd members side by
+side. Below them stands what does not agree: nodes and members that belong to no guest
+(ghosts), learners, other versions than the Spec pins, addresses, names missing in
+certificates, server flags that differ. Last comes the quorum: how many voters there
+are, how many are needed, and what the next loss means.
 
 Exit code 3 when the k3s API does not answer.`,
 			Example: "  hlctl k3s status\n  hlctl k3s status -o json | jq '.nodes[] | select(.ready != true)'",
@@ -66,7 +82,7 @@ Exit code 3 when the k3s API does not answer.`,
 				}
 				doc := clusterJSON(resp)
 				if doc == nil {
-					doc = &clusterDoc{API: "unknown", Etcd: "unknown", Nodes: []nodeDoc{}, Members: []memberDoc{}}
+					doc = &clusterDoc{API: "unknown", Etcd: "unknown", Nodes: []nodeDoc{}, Members: []memberDoc{}, Findings: []findingDoc{}}
 				}
 				if err := a.print(doc, func() { a.showCluster(resp) }); err != nil {
 					return err
@@ -159,6 +175,14 @@ func clusterJSON(resp *controllerv1.StatusResponse) *clusterDoc {
 	doc := &clusterDoc{
 		API: truthWord(c.GetApi()), Etcd: truthWord(c.GetEtcd()), Version: c.GetVersion(), Voters: c.GetVoters(),
 		HealthyVoters: c.GetHealthyVoters(), Quorum: c.GetQuorum(), Nodes: []nodeDoc{}, Members: membersJSON(resp),
+	}
+	if c.GetVoters() > 0 {
+		n := c.GetMayFail()
+		doc.MayFail = &n
+	}
+	doc.Findings = []findingDoc{}
+	for _, f := range c.GetFindings() {
+		doc.Findings = append(doc.Findings, findingDoc{f.GetKind(), f.GetGuest(), f.GetName(), f.GetText(), f.GetBad()})
 	}
 	for _, n := range c.GetNodes() {
 		node := nodeDoc{Name: n.GetName(), Guest: guestOfNode(resp, n.GetName()), Role: nodeRole(n), Version: n.GetVersion(), Address: n.GetAddress()}

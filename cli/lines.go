@@ -52,7 +52,14 @@ func (l *lineShow) line(e *homelabv1.Event, changed bool) string {
 	case homelabv1.EventKind_EVENT_KIND_STEP_SKIPPED:
 		return "skipped  " + e.GetText()
 	case homelabv1.EventKind_EVENT_KIND_WAITING:
-		return "waiting  " + strings.TrimPrefix(e.GetText(), "waiting: ")
+		if !changed {
+			return ""
+		}
+		line := "waiting  " + strings.TrimPrefix(e.GetText(), "waiting: ")
+		if e.GetLimit() != nil {
+			line += "; until " + e.GetTime().AsTime().Add(e.GetLimit().AsDuration()).Local().Format("15:04:05") + " at most"
+		}
+		return line
 	case homelabv1.EventKind_EVENT_KIND_CALL:
 		if l.verbose {
 			return callLine(e.GetCall())

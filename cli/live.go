@@ -109,14 +109,21 @@ func (l *liveShow) guestLine(g *progress, now time.Time, width int) string {
 }
 
 func (s *story) sumLine(now time.Time, hidden int) string {
+	waits := s.wait.text
+	if waits != "" {
+		waits += "  " + clockTime(now.Sub(s.wait.since))
+		if s.wait.limit > 0 {
+			waits += " / ~" + clockTime(s.wait.limit)
+		}
+	}
 	if s.started.IsZero() {
-		return "-- " + s.note
+		return "-- " + waits
 	}
 	line := fmt.Sprintf("-- %d of %d steps, %s", len(s.over), len(s.steps), clockTime(now.Sub(s.started)))
 	if hidden > 0 {
 		line += ", " + plural(hidden, "more guest", "more guests")
 	}
-	return strings.TrimSpace(line + "  " + s.note)
+	return strings.TrimSpace(line + "  " + waits)
 }
 
 // fit puts left and right on one line of the given width, cutting left.

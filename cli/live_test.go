@@ -329,3 +329,82 @@ error: interrupted: nothing new is begun; these finish on their hosts: k3s-4 (bo
   the same command goes on from there
 `)
 }
+
+func TestLivePictureOfARecreationByName(t *testing.T) {
+	t.Setenv("NO_COLOR", "1")
+	r := newRig(t)
+	scenes["by name"](r.fake)
+	release := r.held(homelabv1.EventKind_EVENT_KIND_STEP_DONE, "destroy/pve2/k3s-2", "join/pve2/k3s-2")
+	term := r.onTerminal(t.Context(), 60, 80, "guests", "recreate", "k3s-2")
+	term.until(t, "to have it destroyed:", 1)
+	if _, err := term.keys.WriteString("k3s-2\n"); err != nil {
+		t.Fatal(err)
+	}
+	const shown = `
+k3s-2  on pve2
+  ! recreate    stopped since 14:02 (qmstop by root@pam)
+                destroys its system disk; to be confirmed by its name
+      snapshot etcd on k3s-1, drain, stop, leave the cluster
+        3 voters, 3 healthy -> 2 of 2 stay healthy, 2 needed
+      destroy VM 202, create it again with the same VMID, MAC and uuid
+      start, boot, join again   as server, until it is a voter
+k3s-5  on pve5
+  - skipped     host silent since 13:58 (4 min)
+
+1 to recreate, 3 unchanged, 1 skipped.
+Do it? Type k3s-2 to have it destroyed: k3s-2
+`
+	term.until(t, "destroying", 1)
+	term.same(t, "while it is destroyed", shown+`k3s-2  pve2  destroying                                                    0:00
+k3s-5  pve5  skipped    host silent since 13:58 (4 min)
+-- 5 of 10 steps, 0:00
+`)
+	release()
+	term.until(t, "promoted", 1)
+	term.same(t, "while it joins", shown+`k3s-2  pve2  joining    waiting to be promoted from learner        0:00 / ~0:44
+k3s-5  pve5  skipped    host silent since 13:58 (4 min)
+-- 9 of 10 steps, 0:00
+`)
+	release()
+	if code := <-term.done; code != exitPartial {
+		t.Errorf("exit %d", code)
+	}
+	term.same(t, "at the end", shown+`k3s-2  recreated and joined  1:07   (boot 0:31, join 0:22)
+k3s-5  skipped                      host silent since 13:58 (4 min)
+1 done, 3 unchanged, 1 skipped in 1:07.
+Partial: run it again when pve5 is back.
+`)
+}
+
+func TestLivePictureWhileEvidenceRipens(t *testing.T) {
+	t.Setenv("NO_COLOR", "1")
+	r := newRig(t)
+	scenes["ripens"](r.fake)
+	gate := make(chan struct{})
+	r.hold = func(ctx context.Context, part *controllerv1.ApplyResponse) {
+		if part.GetChangedPlan() != nil {
+			select {
+			case <-gate:
+			case <-ctx.Done():
+			}
+		}
+	}
+	term := r.onTerminal(t.Context(), 60, 80, "apply")
+	term.until(t, "-- waiting", 1)
+	r.clock.add(70 * time.Second)
+	term.same(t, "while it waits", `
+k3s-2  pve2  waiting    until 14:05: guest agent and SSH silent since 14:00 ...
+-- waiting: k3s-2 guest agent and SSH silent since 14:00 (2 min)  1:10 / ~3:00
+`)
+	close(gate)
+	term.until(t, "[y/N]", 1)
+	if _, err := term.keys.WriteString("n\n"); err != nil {
+		t.Fatal(err)
+	}
+	if code := <-term.done; code != exitFailed {
+		t.Errorf("exit %d", code)
+	}
+	if strings.Contains(term.String(), "-- ") {
+		t.Errorf("left behind:\n%s", term)
+	}
+}

@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -69,12 +70,15 @@ func (a *app) paint(code, text string) string {
 	return "\x1b[" + code + "m" + text + "\x1b[0m"
 }
 
+// sentenceHeadings are those of columns of sentences.
+var sentenceHeadings = []string{"", "WHY", "HOLDS"}
+
 // table prints rows under their headings, aligned, two blanks between columns,
-// one where that would be too wide. A last column without heading holds
-// sentences: one that does not fit stands below its row.
+// one where that would be too wide. A last column without heading, or with one of
+// sentenceHeadings, holds sentences: one that does not fit stands below its row.
 func (a *app) table(heading []string, rows [][]cell) {
 	columns := len(heading)
-	sentences := heading[columns-1] == ""
+	sentences := slices.Contains(sentenceHeadings, heading[columns-1])
 	if sentences {
 		columns--
 	}
@@ -111,6 +115,9 @@ func (a *app) table(heading []string, rows [][]cell) {
 	for i, h := range heading {
 		head[i].text = h
 	}
+	if sentences && indent+len(heading[columns]) > a.columns {
+		head[columns].text = ""
+	}
 	line(head)
 	for _, row := range rows {
 		line(row)
@@ -127,12 +134,28 @@ func ago(t, now time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
-	t, now = t.Local(), now.Local()
-	clock := t.Format("15:04")
-	if t.YearDay() != now.YearDay() || t.Year() != now.Year() {
-		clock = t.Format("2006-01-02 15:04")
+	return fmt.Sprintf("%s (%s)", onClock(t, now), human.Span(now.Sub(t)))
+}
+
+// upTo is a time to come for people: 14:05 (in 3 min).
+func upTo(t, now time.Time) string {
+	if !t.After(now) {
+		return onClock(t, now)
 	}
-	return fmt.Sprintf("%s (%s)", clock, human.Span(now.Sub(t)))
+	return fmt.Sprintf("%s (in %s)", onClock(t, now), human.Span(t.Sub(now)))
+}
+
+// onClock is 13:58, with the date when it is not today.
+func onClock(t, now time.Time) string {
+	if sameDay(t, now) {
+		return t.Local().Format("15:04")
+	}
+	return t.Local().Format("2006-01-02 15:04")
+}
+
+func sameDay(a, b time.Time) bool {
+	a, b = a.Local(), b.Local()
+	return a.YearDay() == b.YearDay() && a.Year() == b.Year()
 }
 
 // short is a span in a column of a table: 3d, 5h, 12m.

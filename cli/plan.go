@@ -11,50 +11,42 @@ import (
 
 func (a *app) planCommand() *cobra.Command {
 	var file string
+	var destroy []string
 	cmd := &cobra.Command{
 		Use: "plan -f homelab.yaml", Short: "Show what would be done, and why; changes nothing", Args: cobra.NoArgs,
 		Long: `plan has the controller look at all hosts and tell what would make the fleet as the
 Spec says, guest by guest, and why. It changes nothing.
 
   +  is made     ~  is started or waited for     !  destroys, or needs a person
-  -  is left alone now: a host is silent, or somebody works on it
+  -  is left alone now: a host is silent, somebody works on it, or what was seen
+     must last a while before anything follows from it
+
+A guest that is made anew keeps its VMID, MAC and uuid; its system disk is lost, and
+its data disks travel. What destroys is said at the guest and counted in the last
+line.
 
 Exit codes: 0 nothing to do, 2 there are steps, 3 something cannot be done now and
 the rest is well, 1 failed.`,
-		Example: "  hlctl plan -f homelab.yaml\n  hlctl plan -f homelab.yaml -o json | jq -r '.steps[].id'",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return a.plan(cmd.Context(), file) },
+		Example: "  hlctl plan -f homelab.yaml\n  hlctl plan -f homelab.yaml -o json | jq -r '.steps[] | select(.destroys) | .id'",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.plan(cmd.Context(), file, destroy) },
 	}
 	specFlag(cmd, &file)
+	cmd.Flags().StringSliceVar(&destroy, "destroy", nil, "plan as with this guest's destruction confirmed by name")
 	return cmd
 }
 
-// askPlan reads a Spec and asks a controller for its plan. The controller is to be
-// closed, unless there is an error.
-func (a *app) askPlan(ctx context.Context, file string) (*specFile, *controller, *controllerv1.PlanResponse, error) {
-	f, err := specForController(file)
+func (a *app) plan(ctx context.Context, file string, destroy []string) error {
+	q, err := askedBySpec(file, destroy)
 	if err != nil {
-		return nil, nil, nil, err
+		return err
 	}
-	c, err := a.connect(ctx)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	resp, err := ask(ctx, c.Plan, &controllerv1.PlanRequest{Spec: f.text, SpecName: f.name})
-	if err != nil {
-		c.close()
-		return nil, nil, nil, err
-	}
-	return f, c, resp, nil
-}
-
-func (a *app) plan(ctx context.Context, file string) error {
-	_, c, resp, err := a.askPlan(ctx, file)
+	c, resp, err := a.askPlan(ctx, q)
 	if err != nil {
 		return err
 	}
 	defer c.close()
 	p := resp.GetPlan()
-	if err := a.print(planJSON(p), func() { a.showPlan(p, file) }); err != nil {
+	if err := a.print(planJSON(p), func() { a.showPlan(p, "hlctl apply -f "+file) }); err != nil {
 		return err
 	}
 	return planExit(p, resp.GetGuests())
@@ -70,7 +62,7 @@ func planExit(p *homelabv1.Plan, guests []*controllerv1.GuestStatus) error {
 	switch {
 	case len(p.GetSteps()) > 0:
 		return &exitError{code: exitSteps}
-	case c.skipped+c.refused == 0:
+	case c.skipped+c.refused+c.waiting == 0:
 		return nil
 	case healthy:
 		return &exitError{code: exitPartial}
@@ -79,7 +71,7 @@ func planExit(p *homelabv1.Plan, guests []*controllerv1.GuestStatus) error {
 }
 
 // counts of a plan's notes.
-type counts struct{ unchanged, skipped, refused int }
+type counts struct{ unchanged, waiting, skipped, refused int }
 
 func countNotes(p *homelabv1.Plan) counts {
 	var c counts
@@ -91,6 +83,8 @@ func countNotes(p *homelabv1.Plan) counts {
 			c.skipped++
 		case homelabv1.NoteKind_NOTE_KIND_REFUSED:
 			c.refused++
+		case homelabv1.NoteKind_NOTE_KIND_WAITING:
+			c.waiting++
 		}
 	}
 	return c
@@ -101,6 +95,8 @@ type planDoc struct {
 	Digest string    `json:"digest"`
 	Steps  []stepDoc `json:"steps"`
 	Notes  []noteDoc `json:"notes"`
+	// ByName are the guests whose destruction must be confirmed by name.
+	ByName []string `json:"byName"`
 }
 
 type stepDoc struct {
@@ -114,13 +110,18 @@ type stepDoc struct {
 	UUID       string   `json:"uuid"`
 	Image      string   `json:"image"`
 	Generation int32    `json:"generation"`
+	Through    string   `json:"through"`
+	Destroys   bool     `json:"destroys"`
+	HolderVMID *int32   `json:"holderVmid"`
+	Slots      []string `json:"slots"`
 }
 
 type noteDoc struct {
-	Kind  string `json:"kind"`
-	Guest string `json:"guest"`
-	Host  string `json:"host"`
-	Text  string `json:"text"`
+	Kind  string  `json:"kind"`
+	Guest string  `json:"guest"`
+	Host  string  `json:"host"`
+	Text  string  `json:"text"`
+	Until *string `json:"until"`
 }
 
 // enumWord is an enum value's name as the contract writes it: lower case,
@@ -137,16 +138,17 @@ func numberOrNull(n int32) *int32 {
 }
 
 func planJSON(p *homelabv1.Plan) planDoc {
-	doc := planDoc{Digest: p.GetDigest(), Steps: []stepDoc{}, Notes: []noteDoc{}}
+	doc := planDoc{Digest: p.GetDigest(), Steps: []stepDoc{}, Notes: []noteDoc{}, ByName: list(p.GetByName())}
 	for _, s := range p.GetSteps() {
 		doc.Steps = append(doc.Steps, stepDoc{
 			ID: s.GetId(), Action: enumWord(s.GetAction().String(), "ACTION_"), Guest: s.GetGuest(), Host: s.GetHost(),
 			After: list(s.GetAfter()), Reason: s.GetReason(), VMID: numberOrNull(s.GetVmid()), UUID: s.GetUuid(),
 			Image: s.GetImage(), Generation: s.GetGeneration(),
+			Through: s.GetThrough(), Destroys: destroys(s), HolderVMID: numberOrNull(s.GetHolderVmid()), Slots: list(s.GetSlots()),
 		})
 	}
 	for _, n := range p.GetNotes() {
-		doc.Notes = append(doc.Notes, noteDoc{enumWord(n.GetKind().String(), "NOTE_KIND_"), n.GetGuest(), n.GetHost(), n.GetText()})
+		doc.Notes = append(doc.Notes, noteDoc{enumWord(n.GetKind().String(), "NOTE_KIND_"), n.GetGuest(), n.GetHost(), n.GetText(), timeOrNull(timeOf(n.GetUntil()))})
 	}
 	return doc
 }

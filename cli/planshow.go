@@ -8,38 +8,13 @@ import (
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 )
 
-// action is how a step is shown: its mark, its words, and the colour of both.
-type action struct{ mark, word, doing, done, colour string }
-
-var actions = map[homelabv1.Action]action{
-	homelabv1.Action_ACTION_FETCH:    {"+", "fetch", "fetching", "fetched", green},
-	homelabv1.Action_ACTION_ROLLBACK: {"!", "roll back", "undoing", "rolled back", red},
-	homelabv1.Action_ACTION_CREATE:   {"+", "create", "creating", "created", green},
-	homelabv1.Action_ACTION_START:    {"~", "start", "starting", "started", yellow},
-	homelabv1.Action_ACTION_BOOT:     {"~", "boot", "booting", "booted", yellow},
-	homelabv1.Action_ACTION_INIT:     {"+", "new cluster", "joining", "made the cluster", green},
-	homelabv1.Action_ACTION_JOIN:     {"+", "join", "joining", "joined", green},
-	homelabv1.Action_ACTION_VERIFY:   {"~", "verify", "verifying", "verified", yellow},
-}
-
-// noteStyle is how a note's kind is shown.
-type noteStyle struct{ mark, word, colour string }
-
-// notes has no entry for what is unchanged: that is only counted.
-var notes = map[homelabv1.NoteKind]noteStyle{
-	homelabv1.NoteKind_NOTE_KIND_SKIPPED: {"-", "skipped", yellow},
-	homelabv1.NoteKind_NOTE_KIND_REFUSED: {"!", "refused", red},
-	homelabv1.NoteKind_NOTE_KIND_BUSY:    {"-", "busy", yellow},
-	homelabv1.NoteKind_NOTE_KIND_INFO:    {" ", "note", ""},
-	homelabv1.NoteKind_NOTE_KIND_WARNING: {"!", "warning", yellow},
-}
-
 // group is everything a plan says of one guest, or of a host or the cluster when
 // there is none.
 type group struct {
 	guest, host string
 	steps       []*homelabv1.Step
 	notes       []*homelabv1.Note
+	byName      bool // its destruction must be confirmed by its name
 }
 
 // groups gathers a plan by guest, in the order of the steps, then of the notes.
@@ -63,13 +38,16 @@ func groups(p *homelabv1.Plan) []*group {
 		}
 		return g
 	}
-	fetches := map[string]*homelabv1.Step{}
+	homes, fetches := homesOf(p), map[string]*homelabv1.Step{}
 	for _, s := range p.GetSteps() {
-		if s.GetGuest() == "" {
+		if s.GetAction() == homelabv1.Action_ACTION_FETCH {
 			fetches[s.GetId()] = s
 			continue
 		}
-		g := at(s.GetGuest(), s.GetHost())
+		g := at(s.GetGuest(), homes[s.GetGuest()])
+		if s.GetGuest() == "" {
+			g = at("", s.GetHost())
+		}
 		for _, id := range s.GetAfter() {
 			if f := fetches[id]; f != nil {
 				g.steps = append(g.steps, f)
@@ -88,7 +66,22 @@ func groups(p *homelabv1.Plan) []*group {
 		g := at(n.GetGuest(), n.GetHost())
 		g.notes = append(g.notes, n)
 	}
+	for _, g := range order {
+		g.byName = g.guest != "" && slices.Contains(p.GetByName(), g.guest)
+	}
 	return order
+}
+
+// homesOf are the hosts of a plan's guests: a step that is done through another
+// server names that one's host.
+func homesOf(p *homelabv1.Plan) map[string]string {
+	homes := map[string]string{}
+	for _, s := range p.GetSteps() {
+		if homes[s.GetGuest()] == "" && (s.GetThrough() == "" || s.GetThrough() == s.GetGuest()) {
+			homes[s.GetGuest()] = s.GetHost()
+		}
+	}
+	return homes
 }
 
 // sharers are the guests that wait for each fetch.
@@ -104,65 +97,37 @@ func sharers(p *homelabv1.Plan) map[string][]string {
 	return byStep
 }
 
-// ranks orders actions by what names best what happens to a guest; the others
-// follow from it. What destroys comes first.
-var ranks = []homelabv1.Action{
-	homelabv1.Action_ACTION_ROLLBACK, homelabv1.Action_ACTION_CREATE, homelabv1.Action_ACTION_START,
-	homelabv1.Action_ACTION_INIT, homelabv1.Action_ACTION_JOIN, homelabv1.Action_ACTION_BOOT,
-	homelabv1.Action_ACTION_VERIFY, homelabv1.Action_ACTION_FETCH,
-}
-
-// primary is the step that names what happens to a guest.
-func primary(steps []*homelabv1.Step) *homelabv1.Step {
-	if len(steps) == 0 {
-		return nil
-	}
-	return slices.MinFunc(steps, func(a, b *homelabv1.Step) int {
-		return slices.Index(ranks, a.GetAction()) - slices.Index(ranks, b.GetAction())
-	})
-}
-
-// destroying counts the steps of a plan that destroy something.
-func destroying(p *homelabv1.Plan) int {
-	n := 0
-	for _, s := range p.GetSteps() {
-		if s.GetAction() == homelabv1.Action_ACTION_ROLLBACK {
-			n++
-		}
-	}
-	return n
-}
-
 // showPlan prints a plan as people read it: grouped by guest, the reason in the
-// sentence, what is left alone said, a sum at the end. With a file it says what
+// sentence, what is left alone said, a sum at the end and, where it is known, what
 // to type next.
-func (a *app) showPlan(p *homelabv1.Plan, file string) {
+func (a *app) showPlan(p *homelabv1.Plan, next string) {
 	all, shared := groups(p), sharers(p)
 	for _, g := range all {
 		a.showGroup(g, shared)
 	}
 	c := countNotes(p)
-	if len(p.GetSteps()) == 0 && c.skipped+c.refused == 0 {
+	if len(p.GetSteps()) == 0 && c.skipped+c.refused+c.waiting == 0 {
 		fmt.Fprintf(a.out, "%s, nothing to do.\n", allHealthy(c.unchanged))
 		return
 	}
 	var sum []string
-	for _, act := range ranks {
+	for _, d := range deeds {
 		n := 0
 		for _, g := range all {
-			if primary(g.steps).GetAction() == act {
+			if deedOf(g.steps) == d {
 				n++
 			}
 		}
-		sum = append(sum, parts(part{n, "to " + strings.ReplaceAll(actions[act].word, "new cluster", "make the cluster")})...)
+		sum = append(sum, parts(part{n, d.sum()})...)
 	}
 	if len(p.GetSteps()) == 0 {
 		sum = append(sum, "nothing to do now")
 	}
-	sum = append(sum, parts(part{c.unchanged, "unchanged"}, part{c.skipped, "skipped"}, part{c.refused, "refused"})...)
+	sum = append(sum, parts(
+		part{c.unchanged, "unchanged"}, part{c.waiting, "waiting"}, part{c.skipped, "skipped"}, part{c.refused, "refused"},
+	)...)
 	line := strings.Join(sum, ", ") + "."
-	if len(p.GetSteps()) > 0 && file != "" {
-		next := "hlctl apply -f " + file
+	if len(p.GetSteps()) > 0 && next != "" {
 		if len(line)+3+len(next) > a.columns {
 			line += "\n  " + next
 		} else {
@@ -198,6 +163,9 @@ func allHealthy(n int) string {
 	return fmt.Sprintf("All %d guests healthy", n)
 }
 
+// markWidth is where a sentence begins behind its mark and its word.
+const markWidth = 16
+
 func (a *app) showGroup(g *group, shared map[string][]string) {
 	visible := len(g.steps) > 0
 	for _, n := range g.notes {
@@ -215,41 +183,108 @@ func (a *app) showGroup(g *group, shared map[string][]string) {
 	default:
 		fmt.Fprintln(a.out, "cluster")
 	}
-	first := primary(g.steps)
-	if first != nil {
-		style := actions[first.GetAction()]
-		a.sentence(style.mark, style.word, style.colour, why(first, shared))
-	}
-	for _, s := range g.steps {
-		if s != first {
-			fmt.Fprintf(a.out, "      %-11s %s\n", actions[s.GetAction()].word, a.wrap(why(s, shared), 18))
-		}
-	}
+	a.showSteps(g, shared)
 	for _, n := range g.notes {
 		if style, ok := notes[n.GetKind()]; ok {
-			a.sentence(style.mark, style.word, style.colour, n.GetText())
+			a.sentence(style.mark, style.word, style.colour, n.GetText()+a.until(n), "")
 		}
 	}
 }
 
-func (a *app) sentence(mark, word, colour, text string) {
-	fmt.Fprintf(a.out, "  %s %s %s\n", a.paint(colour, mark), a.paint(colour, fmt.Sprintf("%-11s", word)), a.wrap(text, 16))
+// showSteps prints what is done to a guest: its deed with the reason, and below
+// it what else belongs to that.
+func (a *app) showSteps(g *group, shared map[string][]string) {
+	d := deedOf(g.steps)
+	if d == nil {
+		return
+	}
+	if d.chain {
+		a.sentence(d.mark, d.word, d.colour, leading(g.steps, d).GetReason(), chainLoss(g, d))
+		for _, line := range chainLines(g, d) {
+			fmt.Fprintf(a.out, "      %s\n", a.beside(line.text, line.why, "", 6, 8))
+		}
+		return
+	}
+	first := leading(g.steps, d)
+	a.sentence(d.mark, d.word, d.colour, why(first, shared), loss(first))
+	for _, s := range g.steps {
+		if s != first {
+			fmt.Fprintf(a.out, "      %-11s %s\n", actions[s.GetAction()].word, a.beside(why(s, shared), loss(s), red, 18, 18))
+		}
+	}
 }
 
-// why is a step's reason with what it is about: the image that is fetched and
-// for whom else, what is destroyed.
+// leading is the step whose reason is that of the whole deed. What is destroyed is
+// stopped for the reason of it all.
+func leading(steps []*homelabv1.Step, d *deed) *homelabv1.Step {
+	if stop := stepOf(steps, homelabv1.Action_ACTION_STOP); stop != nil && (d == recreate || d == deletion) {
+		return stop
+	}
+	return stepOf(steps, d.needs[0])
+}
+
+// stepOf is the first step of an action; nil when there is none.
+func stepOf(steps []*homelabv1.Step, action homelabv1.Action) *homelabv1.Step {
+	for _, s := range steps {
+		if s.GetAction() == action {
+			return s
+		}
+	}
+	return nil
+}
+
+// sentence prints one mark, its word and a text; what is lost stands beside the
+// text where there is room, else below it.
+func (a *app) sentence(mark, word, colour, text, lost string) {
+	fmt.Fprintf(a.out, "  %s %s %s\n", a.paint(colour, mark), a.paint(colour, fmt.Sprintf("%-11s", word)), a.beside(text, lost, colour, markWidth, markWidth))
+}
+
+// beside is a text with more beside it when both fit on one line, else below it.
+func (a *app) beside(text, more, colour string, indent, below int) string {
+	fits := indent+len([]rune(text))+3+len([]rune(more)) <= a.columns && !strings.Contains(text+more, "\n")
+	switch {
+	case more == "":
+		return a.wrap(text, indent)
+	case text == "":
+		return a.paint(colour, a.wrap(more, indent))
+	case fits:
+		return text + "   " + a.paint(colour, more)
+	}
+	return a.wrap(text, indent) + "\n" + strings.Repeat(" ", below) + a.paint(colour, a.wrap(more, below))
+}
+
+// until is how long a note's wait takes; empty for a note that waits for nothing.
+func (a *app) until(n *homelabv1.Note) string {
+	if n.GetUntil() == nil {
+		return ""
+	}
+	return "; until " + upTo(n.GetUntil().AsTime(), a.now())
+}
+
+// why is a step's reason with what it is about: the image that is fetched and for
+// whom else.
 func why(s *homelabv1.Step, shared map[string][]string) string {
-	switch s.GetAction() {
-	case homelabv1.Action_ACTION_FETCH:
-		text := s.GetImage() + ": " + s.GetReason()
-		if guests := shared[s.GetId()]; len(guests) > 1 {
-			text += "; for " + strings.Join(guests, " and ")
-		}
-		return text
-	case homelabv1.Action_ACTION_ROLLBACK:
-		return s.GetReason() + "; destroys what there is of it"
+	if s.GetAction() != homelabv1.Action_ACTION_FETCH {
+		return s.GetReason()
 	}
-	return s.GetReason()
+	text := s.GetImage() + ": " + s.GetReason()
+	if guests := shared[s.GetId()]; len(guests) > 1 {
+		text += "; for " + strings.Join(guests, " and ")
+	}
+	return text
+}
+
+// loss is what a step destroys; empty for nothing.
+func loss(s *homelabv1.Step) string {
+	switch {
+	case s.GetAction() == homelabv1.Action_ACTION_ROLLBACK:
+		return "destroys what there is of it"
+	case destroys(s) && s.GetVmid() != 0:
+		return fmt.Sprintf("destroys VM %d", s.GetVmid())
+	case destroys(s):
+		return "destroys"
+	}
+	return ""
 }
 
 // wrap breaks a sentence at the width of the terminal (80 columns elsewhere),

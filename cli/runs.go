@@ -195,6 +195,8 @@ func (t *teller) event(e *homelabv1.Event) {
 	switch e.GetKind() {
 	case homelabv1.EventKind_EVENT_KIND_CALL:
 		text = callLine(e.GetCall())
+	case homelabv1.EventKind_EVENT_KIND_WAITING:
+		text = strings.TrimPrefix(text, "waiting: ")
 	case homelabv1.EventKind_EVENT_KIND_STEP_PROGRESS:
 		text = strings.TrimSpace(e.GetPhase() + "  " + text)
 		if t.last[e.GetStep()] == text {

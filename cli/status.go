@@ -29,13 +29,16 @@ type statusDoc struct {
 	Hosts   []hostDoc   `json:"hosts"`
 	Guests  []guestDoc  `json:"guests"`
 	Cluster *clusterDoc `json:"cluster"`
+	// Paused is why all changes are paused; empty when they are not.
+	Paused string `json:"paused"`
 }
 
 func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Show everything on one screen, what is wrong first", Args: cobra.NoArgs,
 		Long: `status has the controller look at everything now and shows it on one screen: what is
-wrong first, then the hosts and the guests of the last Spec that was applied.
+wrong first (a pause, hosts, guests with why and since when, what does not agree in
+the cluster), then the hosts and the guests of the last Spec that was applied.
 
 Exit code 0, whatever it shows; 1 when no controller answers.`,
 		Example: "  hlctl status\n  hlctl status -o json | jq '.cluster.healthyVoters'",
@@ -47,6 +50,7 @@ Exit code 0, whatever it shows; 1 when no controller answers.`,
 			doc := statusDoc{
 				Fleet: resp.GetFleet(), At: timeOrNull(timeOf(resp.GetAt())), Hosts: hostsJSON(resp.GetHosts()),
 				Guests: guestsJSON(resp.GetGuests()), Cluster: clusterJSON(resp),
+				Paused: resp.GetPaused(),
 			}
 			if resp.GetRun() != 0 {
 				run := resp.GetRun()
@@ -80,6 +84,9 @@ func (a *app) showStatus(resp *controllerv1.StatusResponse) {
 	if resp.GetRun() != 0 {
 		fmt.Fprintf(a.out, "%s run %d is going on   hlctl runs follow\n", a.paint(yellow, "-"), resp.GetRun())
 	}
+	if resp.GetPaused() != "" {
+		a.trouble("paused: "+withNext(resp.GetPaused(), "hlctl resume"), "")
+	}
 	a.showTroubles(resp)
 	a.showFleet(resp)
 }
@@ -100,13 +107,13 @@ func (a *app) trouble(text, more string) {
 // showTroubles tells what is wrong, one line each: hosts first, with the guests
 // that cannot be seen because of them.
 func (a *app) showTroubles(resp *controllerv1.StatusResponse) {
-	mute := map[string]bool{}
+	dark := map[string]bool{}
 	for _, h := range resp.GetHosts() {
 		state := hostState(h)
 		if state == "online" || state == "disabled" {
 			continue
 		}
-		mute[h.GetName()] = !answers(h)
+		dark[h.GetName()] = !answers(h)
 		text := h.GetName() + " " + state
 		if t := troubledSince(h); !t.IsZero() {
 			text += " since " + ago(t, a.now())
@@ -124,15 +131,60 @@ func (a *app) showTroubles(resp *controllerv1.StatusResponse) {
 		a.trouble(text, strings.Join(more, "; "))
 	}
 	for _, g := range resp.GetGuests() {
-		if h := healthWord(g.GetHealth()); (h == "unwell" || h == "booting" || h == "unknown" && !mute[g.GetHost()]) && !off(resp, g.GetHost()) {
-			if g.GetPower() == homelabv1.Power_POWER_ABSENT {
-				a.trouble(g.GetName()+" absent", "not made yet; hlctl apply makes it")
-				continue
-			}
-			a.trouble(g.GetName()+" "+h, g.GetReason())
+		h := healthWord(g.GetHealth())
+		switch {
+		case h == "healthy" || h == "standby" || h == "unknown" && dark[g.GetHost()] || off(resp, g.GetHost()):
+		case g.GetPower() == homelabv1.Power_POWER_ABSENT:
+			a.trouble(g.GetName()+" absent", "not made yet; hlctl apply makes it")
+		case h == "unwell" && g.GetSince() != nil && !strings.Contains(g.GetReason(), "since "):
+			a.trouble(g.GetName()+" unwell since "+ago(g.GetSince().AsTime(), a.now()), g.GetReason())
+		default:
+			a.trouble(g.GetName()+" "+h, a.condition(g))
+		}
+		if g.GetParked() != "" {
+			a.trouble(g.GetName()+" parked", parkedText(g))
 		}
 	}
 	a.showClusterTroubles(resp)
+	if c := resp.GetCluster(); c != nil {
+		for _, f := range c.GetFindings() {
+			if f.GetBad() && !told(resp, f) {
+				a.trouble(findingText(f), "")
+			}
+		}
+	}
+}
+
+// findingText is a finding's sentence with the guest that it is about.
+func findingText(f *controllerv1.ClusterFinding) string {
+	if g := f.GetGuest(); g != "" && (!strings.Contains(f.GetText(), g) || strings.HasPrefix(f.GetText(), "it")) {
+		return g + ": " + f.GetText()
+	}
+	return f.GetText()
+}
+
+// told says whether another line tells the same as a finding: that of its guest,
+// or that of what did not answer.
+func told(resp *controllerv1.StatusResponse, f *controllerv1.ClusterFinding) bool {
+	switch f.GetKind() {
+	case "unknown", "not-ready", "not-member":
+	default:
+		return false
+	}
+	if f.GetGuest() == "" {
+		return noAnswer(f)
+	}
+	for _, g := range resp.GetGuests() {
+		if g.GetName() == f.GetGuest() {
+			return g.GetHealth() != controllerv1.Health_HEALTH_HEALTHY
+		}
+	}
+	return false
+}
+
+// noAnswer says whether a finding is that something did not answer.
+func noAnswer(f *controllerv1.ClusterFinding) bool {
+	return f.GetKind() == "unknown" && f.GetGuest() == ""
 }
 
 // off says whether a host is disabled: what is on it is nobody's trouble.

@@ -1,7 +1,7 @@
 package cli
 
 import (
-	"slices"
+	"fmt"
 	"strings"
 	"sync"
 	"time"
@@ -20,10 +20,19 @@ type story struct {
 	over     map[string]bool     // steps done, failed or skipped
 	waiting  map[string][]string // step id of a fetch -> guests that wait for it
 	warnings []*homelabv1.Note
-	started  time.Time // zero before the run's first step may begin
-	note     string    // what the whole run waits for
-	heard    bool      // whether anything came from the controller
-	wide     [2]int    // of the longest guest and host
+	told     []*homelabv1.Note // what the plan says of a guest that needs nothing
+	named    bool              // one thing was asked for by name, not a whole Spec
+	started  time.Time         // zero before the run's first step may begin
+	wait     wait              // of the whole run
+	heard    bool              // whether anything came from the controller
+	wide     [2]int            // of the longest guest and host
+}
+
+// wait is what a run waits for before it can go on.
+type wait struct {
+	text  string
+	since time.Time
+	limit time.Duration // 0 is none
 }
 
 // progress is one guest's part in a run; of a host's when it has no guest.
@@ -39,6 +48,7 @@ type progress struct {
 	failed      string
 	note        string // the kind of what was left alone: skipped, refused...
 	noteText    string
+	kept        string // where its data disks stay when it is destroyed for good
 }
 
 // lasted is how long one of a guest's steps took.
@@ -49,23 +59,47 @@ type lasted struct {
 
 func newStory(p *homelabv1.Plan) *story {
 	s := &story{guests: map[string]*progress{}, steps: map[string]*homelabv1.Step{}, over: map[string]bool{}, waiting: sharers(p)}
+	homes := homesOf(p)
 	for _, step := range p.GetSteps() {
 		s.steps[step.GetId()] = step
-		if step.GetGuest() != "" {
-			g := s.at(step.GetGuest(), step.GetHost())
-			g.steps = append(g.steps, step)
+		if step.GetAction() == homelabv1.Action_ACTION_FETCH {
+			continue
+		}
+		host := homes[step.GetGuest()]
+		if step.GetGuest() == "" {
+			host = step.GetHost()
+		}
+		g := s.at(step.GetGuest(), host)
+		g.steps = append(g.steps, step)
+		if step.GetAction() == homelabv1.Action_ACTION_DETACH {
+			g.kept = heldText(step)
 		}
 	}
 	for _, n := range p.GetNotes() {
 		switch n.GetKind() {
-		case homelabv1.NoteKind_NOTE_KIND_SKIPPED, homelabv1.NoteKind_NOTE_KIND_REFUSED, homelabv1.NoteKind_NOTE_KIND_BUSY:
+		case homelabv1.NoteKind_NOTE_KIND_SKIPPED, homelabv1.NoteKind_NOTE_KIND_REFUSED, homelabv1.NoteKind_NOTE_KIND_BUSY,
+			homelabv1.NoteKind_NOTE_KIND_WAITING:
 			g := s.at(n.GetGuest(), n.GetHost())
 			g.note, g.noteText = notes[n.GetKind()].word, n.GetText()
+			if n.GetUntil() != nil {
+				g.noteText = "until " + n.GetUntil().AsTime().Local().Format("15:04") + ": " + g.noteText
+			}
 		case homelabv1.NoteKind_NOTE_KIND_WARNING:
 			s.warnings = append(s.warnings, n)
+		case homelabv1.NoteKind_NOTE_KIND_UNCHANGED, homelabv1.NoteKind_NOTE_KIND_INFO:
+			s.told = append(s.told, n)
 		}
 	}
 	return s
+}
+
+// heldText says where data disks are after a DETACH.
+func heldText(s *homelabv1.Step) string {
+	verb := "stay"
+	if len(s.GetSlots()) == 1 {
+		verb = "stays"
+	}
+	return fmt.Sprintf("%s %s in holder VM %d", enumerate(s.GetSlots()), verb, s.GetHolderVmid())
 }
 
 func (s *story) at(guest, host string) *progress {
@@ -100,8 +134,12 @@ func (s *story) concerned(e *homelabv1.Event) []*progress {
 	if e.GetGuest() != "" {
 		return []*progress{s.at(e.GetGuest(), e.GetHost())}
 	}
-	if step := s.steps[e.GetStep()]; step == nil || step.GetGuest() != "" {
+	step := s.steps[e.GetStep()]
+	if step == nil || step.GetGuest() != "" {
 		return nil
+	}
+	if step.GetAction() != homelabv1.Action_ACTION_FETCH {
+		return []*progress{s.at("", step.GetHost())}
 	}
 	var list []*progress
 	for _, guest := range s.waiting[e.GetStep()] {
@@ -125,10 +163,16 @@ func (s *story) event(e *homelabv1.Event, now time.Time) bool {
 	}
 	switch e.GetKind() {
 	case homelabv1.EventKind_EVENT_KIND_RUN_STARTED:
-		s.started, s.note = now, ""
+		s.started, s.wait = now, wait{}
 	case homelabv1.EventKind_EVENT_KIND_WAITING:
-		s.note = e.GetText()
+		changed := s.wait.text != e.GetText()
+		if changed {
+			s.wait.since = now
+		}
+		s.wait.text, s.wait.limit = e.GetText(), e.GetLimit().AsDuration()
+		return changed
 	case homelabv1.EventKind_EVENT_KIND_STEP_STARTED:
+		s.wait = wait{}
 		for _, g := range s.concerned(e) {
 			g.phase, g.text, g.since, g.limit = style.doing, "", now, e.GetLimit().AsDuration()
 			if g.begun.IsZero() {
@@ -141,7 +185,7 @@ func (s *story) event(e *homelabv1.Event, now time.Time) bool {
 		s.over[e.GetStep()] = true
 		for _, g := range s.concerned(e) {
 			g.phase, g.text, g.end = "", "", at
-			if step.GetGuest() != "" {
+			if step.GetAction() != homelabv1.Action_ACTION_FETCH {
 				g.done = append(g.done, step.GetAction())
 				g.lasted = append(g.lasted, lasted{style.word, e.GetTook().AsDuration()})
 			}
@@ -165,9 +209,13 @@ func (s *story) event(e *homelabv1.Event, now time.Time) bool {
 func (s *story) progressed(e *homelabv1.Event) bool {
 	changed := false
 	for _, g := range s.concerned(e) {
-		changed = changed || g.text != e.GetText() || e.GetPhase() != "" && g.phase != e.GetPhase()
-		if e.GetPhase() != "" {
-			g.phase = e.GetPhase()
+		phase := e.GetPhase()
+		if len(phase) > phaseWidth {
+			phase = "" // its own word is short
+		}
+		changed = changed || g.text != e.GetText() || phase != "" && g.phase != phase
+		if phase != "" {
+			g.phase = phase
 		}
 		g.text = e.GetText()
 		if e.GetLimit() != nil {
@@ -253,23 +301,25 @@ func (s *story) waitsFor(g *progress) string {
 
 // deeds is what was done to a guest, in a word or two; empty for nothing.
 func (g *progress) deeds() string {
-	word := ""
-	for _, one := range []homelabv1.Action{
-		homelabv1.Action_ACTION_CREATE, homelabv1.Action_ACTION_START, homelabv1.Action_ACTION_ROLLBACK,
-		homelabv1.Action_ACTION_BOOT, homelabv1.Action_ACTION_VERIFY,
-	} {
-		if slices.Contains(g.done, one) {
-			word = actions[one].done
-			break
+	word, minor := "", true
+	for _, d := range deeds {
+		made := creation.in(g.done)
+		if d == newCluster || d == joining || d == rollback && made || !d.in(g.done) {
+			continue
 		}
+		word, minor = d.did, d.minor
+		if d == deletion && deedOf(g.steps) != deletion {
+			word = "destroyed" // and was to be made anew
+		}
+		break
 	}
 	switch {
-	case slices.Contains(g.done, homelabv1.Action_ACTION_INIT):
+	case newCluster.in(g.done):
 		return strings.TrimPrefix(word+", new cluster", ", ")
-	case slices.Contains(g.done, homelabv1.Action_ACTION_JOIN) && word != "verified":
-		return strings.TrimPrefix(word+" and joined", " and ")
-	case slices.Contains(g.done, homelabv1.Action_ACTION_JOIN):
+	case joining.in(g.done) && minor:
 		return "joined"
+	case joining.in(g.done) && word != "rejoined":
+		return word + " and joined"
 	}
 	return word
 }
@@ -279,6 +329,8 @@ func (g *progress) deeds() string {
 func (g *progress) outcome() (word, colour, text string) {
 	deeds := g.deeds()
 	switch {
+	case g.failed != "" && deeds == "destroyed":
+		return "failed", red, g.failed + "\nits VM is destroyed and not made anew yet; the same command goes on from there"
 	case g.failed != "":
 		return "failed", red, g.failed
 	case g.note != "" && deeds != "":
@@ -289,6 +341,8 @@ func (g *progress) outcome() (word, colour, text string) {
 		return g.note, yellow, g.noteText
 	case deeds == "":
 		return "done", green, ""
+	case deeds == deletion.did && g.kept != "":
+		return deeds, green, g.kept
 	}
 	return deeds, green, ""
 }

@@ -18,7 +18,17 @@ func (a *app) tell(s *story, sum *homelabv1.Summary, took time.Duration) {
 		fmt.Fprintf(a.out, "%s %s\n", a.paint(yellow, "!"), a.wrap(strings.TrimPrefix(n.GetGuest()+": ", ": ")+n.GetText(), 2))
 	}
 	bad := sum.GetFailed() + sum.GetSkipped() + sum.GetRefused()
-	if len(s.steps) == 0 && bad == 0 && !sum.GetApiSilent() {
+	if len(s.steps)+len(s.guests) == 0 && bad == 0 && !sum.GetApiSilent() {
+		if s.named {
+			for _, n := range s.told {
+				if n.GetText() == "nothing to do" {
+					continue // it is said below
+				}
+				fmt.Fprintln(a.out, a.wrap(strings.TrimPrefix(n.GetGuest()+": ", ": ")+n.GetText(), 2))
+			}
+			fmt.Fprintf(a.out, "Nothing to do.  (%.1f s)\n", took.Seconds())
+			return
+		}
 		fmt.Fprintf(a.out, "%s, nothing to do.  (%.1f s)\n", allHealthy(int(sum.GetUnchanged())), took.Seconds())
 		return
 	}
@@ -86,8 +96,8 @@ func (s *story) tally(sum *homelabv1.Summary) []string {
 		switch {
 		case g.failed != "":
 			n["failed"]++
-		case g.note == "refused":
-			n["refused"]++
+		case g.note == "refused" || g.note == "waiting":
+			n[g.note]++
 		case g.note != "":
 			n["skipped"]++
 		default:
@@ -95,7 +105,7 @@ func (s *story) tally(sum *homelabv1.Summary) []string {
 		}
 	}
 	list := parts(
-		part{n["done"], "done"}, part{int(sum.GetUnchanged()), "unchanged"}, part{n["skipped"], "skipped"},
+		part{n["done"], "done"}, part{int(sum.GetUnchanged()), "unchanged"}, part{n["waiting"], "waiting"}, part{n["skipped"], "skipped"},
 		part{n["refused"], "refused"}, part{n["failed"], "failed"},
 	)
 	if len(list) == 0 {
@@ -119,6 +129,8 @@ func verdict(s *story, sum *homelabv1.Summary) string {
 	switch {
 	case len(hosts) > 0 && only:
 		return text + ": run it again when " + enumerate(hosts) + " " + isAre(len(hosts)) + " back."
+	case s.onlyWaits():
+		return text + ": run it again when the wait is over."
 	case len(s.guests) > 0:
 		return text + ": correct what is said above, then run it again."
 	}
@@ -136,11 +148,23 @@ func (s *story) away() (hosts []string, only bool) {
 			if g.host != "" && !slices.Contains(hosts, g.host) {
 				hosts = append(hosts, g.host)
 			}
-		case g.failed != "" || g.note == "refused" || g.note == "busy":
+		case g.failed != "" || g.note == "refused" || g.note == "busy" || g.note == "waiting":
 			only = false
 		}
 	}
 	return hosts, only
+}
+
+// onlyWaits says that nothing was left undone but what must ripen first.
+func (s *story) onlyWaits() bool {
+	waits := false
+	for _, g := range s.guests {
+		if g.failed != "" || g.note != "" && g.note != "waiting" {
+			return false
+		}
+		waits = waits || g.note == "waiting"
+	}
+	return waits
 }
 
 // silence says whether a reason is that a host does not answer, in the planner's

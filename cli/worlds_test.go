@@ -14,11 +14,8 @@ func step(id, reason string, after ...string) *homelabv1.Step {
 	word, rest, _ := strings.Cut(id, "/")
 	host, what, _ := strings.Cut(rest, "/")
 	s := &homelabv1.Step{Id: id, Host: host, Guest: what, Reason: reason, After: after, Vmid: 201, Generation: 1}
-	s.Action = map[string]homelabv1.Action{
-		"fetch": homelabv1.Action_ACTION_FETCH, "rollback": homelabv1.Action_ACTION_ROLLBACK, "create": homelabv1.Action_ACTION_CREATE,
-		"start": homelabv1.Action_ACTION_START, "boot": homelabv1.Action_ACTION_BOOT, "init": homelabv1.Action_ACTION_INIT,
-		"join": homelabv1.Action_ACTION_JOIN, "verify": homelabv1.Action_ACTION_VERIFY,
-	}[word]
+	s.Action = homelabv1.Action(homelabv1.Action_value["ACTION_"+strings.ToUpper(word)])
+	s.Destroys = word == "destroy" || word == "rollback"
 	if s.GetAction() == homelabv1.Action_ACTION_FETCH {
 		s.Guest, s.Image, s.Vmid, s.Generation = "", what, 0, 0
 	}
@@ -127,6 +124,7 @@ func fleet() *controllerv1.StatusResponse {
 	}
 	two := server(2, 202, "k3s-2", "pve2")
 	two.Health, two.Reason = controllerv1.Health_HEALTH_UNWELL, "Node k3s-2 is not Ready: kubelet stopped posting node status"
+	two.Since, two.Signal, two.Policy = stamped(12*time.Minute), "not-ready", "recreate"
 	three := server(3, 203, "k3s-3", "pve3")
 	three.Power, three.Health, three.Reason = homelabv1.Power_POWER_UNSPECIFIED, controllerv1.Health_HEALTH_UNKNOWN, "host silent since 13:58 (4 min)"
 	four := &controllerv1.GuestStatus{
@@ -154,7 +152,14 @@ func fleet() *controllerv1.StatusResponse {
 		},
 		Guests: []*controllerv1.GuestStatus{server(1, 201, "k3s-1", "pve1"), two, three, four, cold},
 		Cluster: &controllerv1.ClusterStatus{
-			Api: yesFact(), Etcd: yesFact(), Version: "v1.35.0+k3s1", Voters: 3, HealthyVoters: 2, Quorum: 2,
+			Api: yesFact(), Etcd: yesFact(), Version: "v1.35.0+k3s1", Voters: 3, HealthyVoters: 2, Quorum: 2, MayFail: 0,
+			Findings: []*controllerv1.ClusterFinding{
+				{Kind: "ghost-member", Name: "k3s-9-abcdef", Bad: true, Text: "etcd member k3s-9-abcdef (4d) belongs to no guest (ghost)"},
+				{Kind: "ghost-node", Name: "left-over", Bad: true, Text: "node left-over belongs to no guest (ghost); kubectl delete node left-over"},
+				{Kind: "learner", Name: "k3s-9-abcdef", Text: "k3s-9-abcdef is a learner, without a vote"},
+				{Kind: "not-ready", Guest: "k3s-2", Name: "k3s-2", Bad: true, Text: "node k3s-2 is not Ready"},
+				{Kind: "version", Guest: "k3s-2", Name: "k3s-2", Bad: true, Text: "node k3s-2 runs v1.34.1+k3s1; the Spec pins v1.35.0+k3s1"},
+			},
 			Nodes: []*homelabv1.Node{
 				node("k3s-1", "v1.35.0+k3s1", homelabv1.Truth_TRUTH_YES, true), node("k3s-2", "v1.34.1+k3s1", homelabv1.Truth_TRUTH_NO, true),
 				node("k3s-3", "v1.35.0+k3s1", homelabv1.Truth_TRUTH_UNKNOWN, true), node("left-over", "v1.35.0+k3s1", homelabv1.Truth_TRUTH_YES, false),
@@ -171,7 +176,7 @@ func well() *controllerv1.StatusResponse {
 	s := fleet()
 	s.Hosts, s.Guests = s.GetHosts()[:1], s.GetGuests()[:1]
 	c := s.GetCluster()
-	c.Nodes, c.Members, c.Voters, c.HealthyVoters, c.Quorum = c.GetNodes()[:1], c.GetMembers()[:1], 1, 1, 1
+	c.Nodes, c.Members, c.Voters, c.HealthyVoters, c.Quorum, c.Findings = c.GetNodes()[:1], c.GetMembers()[:1], 1, 1, 1, nil
 	return s
 }
 
@@ -181,40 +186,4 @@ func mute() *controllerv1.StatusResponse {
 	no := &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_UNKNOWN, Reason: "no server could be asked"}
 	s.Cluster = &controllerv1.ClusterStatus{Api: no, Etcd: no, Version: "v1.35.0+k3s1"}
 	return s
-}
-
-// scenes are the worlds that goldens name.
-var scenes = map[string]func(*fake){
-	"fresh":   func(f *fake) { f.plan, f.status = fresh(), new(controllerv1.StatusResponse) },
-	"healthy": func(f *fake) { f.plan, f.status = healthyPlan(), well() },
-	"mixed":   func(f *fake) { f.plan = mixed() },
-	"partial": func(f *fake) { f.plan = partial() },
-	"refused": func(f *fake) {
-		p := mixed()
-		f.plan = &homelabv1.Plan{Digest: "refused", Notes: p.GetNotes()[2:3]}
-	},
-	"failing": func(f *fake) {
-		f.plan = fresh()
-		f.fails = map[string]string{
-			"create/pve1/k3s-1": "create k3s-1 on pve1: no space left on device\n  qm create 201: unable to create image: No space left on device\n  make room on storage local of pve1, then hlctl apply",
-		}
-	},
-	"no image": func(f *fake) {
-		f.plan = fresh()
-		f.fails = map[string]string{"fetch/pve1/noble": "fetch image noble on pve1: it has another SHA-256 than the Spec gives; correct that, then hlctl plan"}
-	},
-	"api silent":  func(f *fake) { f.plan, f.silent, f.status = healthyPlan(), true, mute() },
-	"changed":     func(f *fake) { f.plan, f.drifts = partial(), []*homelabv1.Plan{healthyPlan()} },
-	"changed bad": func(f *fake) { f.plan, f.drifts = partial(), []*homelabv1.Plan{mixed()} },
-	"fleet":       func(f *fake) { f.status = fleet() },
-	"nothing":     func(*fake) {},
-	"ran": func(f *fake) {
-		f.plan = partial()
-		events, sum := f.play(f.plan, noon)
-		f.events = events
-		f.kept = []*controllerv1.RunRecord{
-			{Run: 2, By: "admin@laptop", State: "running", Started: stamped(time.Minute)},
-			{Run: 1, By: "admin@laptop", State: "partial", Started: stamped(time.Hour), Ended: stamped(58 * time.Minute), Summary: sum},
-		}
-	},
 }

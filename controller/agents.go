@@ -46,7 +46,10 @@ func (a *agents) client(host, address string) (agentv1.AgentServiceClient, error
 	}
 	conn, err := rpc.Dial(rpc.Target{
 		Address: address, Role: rpc.RoleAgent, Name: host, Credentials: a.creds, Log: a.log,
-		Reads: []string{agentv1.AgentService_Observe_FullMethodName, agentv1.AgentService_Credentials_FullMethodName},
+		Reads: []string{
+			agentv1.AgentService_Observe_FullMethodName, agentv1.AgentService_Credentials_FullMethodName,
+			agentv1.AgentService_Orphans_FullMethodName, agentv1.AgentService_ListSnapshots_FullMethodName,
+		},
 	})
 	if err != nil {
 		return nil, err

@@ -69,7 +69,13 @@ func (f *fleet) up() *running {
 	f.t.Helper()
 	cfg := Config{Daemon: config.Daemon{Name: "controller-1", Advertise: "127.0.0.1", State: filepath.Join(f.dir, "state")}}
 	c := newController(cfg, "test", slog.New(slog.DiscardHandler), f.creds("controller-1"), f.key(), f)
-	c.pace = pace{poll: 5 * time.Millisecond, gone: 2 * time.Second, busy: 50 * time.Millisecond, flight: 20 * time.Second}
+	c.pace = pace{
+		poll: 5 * time.Millisecond, gone: 2 * time.Second, busy: 50 * time.Millisecond, flight: 20 * time.Second,
+		ripen: 5 * time.Millisecond, slack: 20 * time.Millisecond, watch: usualPace.watch, look: usualPace.look, heal: usualPace.heal,
+	}
+	if f.tune != nil {
+		f.tune(c)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{Controller: c, end: cancel, done: make(chan error, 1)}
 	go func() { r.done <- c.Run(ctx) }()
@@ -112,8 +118,12 @@ type outcome struct {
 }
 
 func (r *running) apply(ctx context.Context, text []byte, digest string, yes bool) outcome {
+	return r.ask(ctx, &controllerv1.ApplyRequest{Spec: text, SpecName: "homelab.yaml", Digest: digest, Yes: yes})
+}
+
+func (r *running) ask(ctx context.Context, req *controllerv1.ApplyRequest) outcome {
 	var o outcome
-	stream, err := r.client.Apply(ctx, &controllerv1.ApplyRequest{Spec: text, SpecName: "homelab.yaml", Digest: digest, Yes: yes})
+	stream, err := r.client.Apply(ctx, req)
 	for o.err = err; o.err == nil; {
 		var part *controllerv1.ApplyResponse
 		if part, o.err = stream.Recv(); o.err != nil {

@@ -19,8 +19,10 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/homeiac/homelab/controller/plan"
 	"github.com/homeiac/homelab/controller/store"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/gossip"
 	"github.com/homeiac/homelab/internal/mark"
 	"github.com/homeiac/homelab/internal/rpc"
@@ -43,6 +45,9 @@ type Controller struct {
 	agents  *agents
 	seeing  *observer
 	pace    pace
+	track   *tracker
+	// make is plan.Make but in tests that bring a planner of their own.
+	make func(plan.Want, plan.Seen, time.Time) *homelabv1.Plan
 
 	store *store.Store // open while Run is
 	// life ends with the process; a run outlives the call that asked for it, but
@@ -53,6 +58,7 @@ type Controller struct {
 	mu      sync.Mutex
 	address string // of the gRPC server, once it listens
 	stored  map[string]store.Host
+	atWork  map[string]bool // guests that a run of this controller works on
 	listens chan struct{}
 }
 
@@ -97,6 +103,7 @@ func newController(cfg Config, version string, log *slog.Logger, creds *rpc.Cred
 	c := &Controller{
 		cfg: cfg, version: version, log: log, now: time.Now, creds: creds, fleet: creds.Identity().Fleet,
 		pace: usualPace, listens: make(chan struct{}), stored: make(map[string]store.Host),
+		atWork: make(map[string]bool), make: plan.Make, track: newTracker(),
 	}
 	c.signer = signer{fleet: c.fleet, key: key}
 	c.agents = newAgents(creds, log)
@@ -107,14 +114,19 @@ func newController(cfg Config, version string, log *slog.Logger, creds *rpc.Cred
 // allow says who may call what: admins all, viewers what changes and reveals
 // nothing.
 var allow = rpc.Allow{
-	controllerv1.ControllerService_Plan_FullMethodName:       {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_Status_FullMethodName:     {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_ListRuns_FullMethodName:   {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_FollowRun_FullMethodName:  {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_Version_FullMethodName:    {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_Apply_FullMethodName:      {rpc.RoleAdmin},
-	controllerv1.ControllerService_Exec_FullMethodName:       {rpc.RoleAdmin},
-	controllerv1.ControllerService_Kubeconfig_FullMethodName: {rpc.RoleAdmin},
+	controllerv1.ControllerService_Plan_FullMethodName:          {rpc.RoleAdmin, rpc.RoleViewer},
+	controllerv1.ControllerService_Status_FullMethodName:        {rpc.RoleAdmin, rpc.RoleViewer},
+	controllerv1.ControllerService_ListRuns_FullMethodName:      {rpc.RoleAdmin, rpc.RoleViewer},
+	controllerv1.ControllerService_FollowRun_FullMethodName:     {rpc.RoleAdmin, rpc.RoleViewer},
+	controllerv1.ControllerService_Version_FullMethodName:       {rpc.RoleAdmin, rpc.RoleViewer},
+	controllerv1.ControllerService_Apply_FullMethodName:         {rpc.RoleAdmin},
+	controllerv1.ControllerService_Exec_FullMethodName:          {rpc.RoleAdmin},
+	controllerv1.ControllerService_Kubeconfig_FullMethodName:    {rpc.RoleAdmin},
+	controllerv1.ControllerService_Pause_FullMethodName:         {rpc.RoleAdmin},
+	controllerv1.ControllerService_Resume_FullMethodName:        {rpc.RoleAdmin},
+	controllerv1.ControllerService_Why_FullMethodName:           {rpc.RoleAdmin, rpc.RoleViewer},
+	controllerv1.ControllerService_Orphans_FullMethodName:       {rpc.RoleAdmin, rpc.RoleViewer},
+	controllerv1.ControllerService_ListSnapshots_FullMethodName: {rpc.RoleAdmin, rpc.RoleViewer},
 }
 
 // Run serves until ctx ends: then nothing new is begun, steps that agents carry
@@ -167,7 +179,7 @@ func (c *Controller) Run(ctx context.Context) error {
 var errEnding = fmt.Errorf("the controller is ending; run it again when it is back: hlctl apply")
 
 // recall reads what was remembered: a new epoch begins, runs of a life that was
-// killed are marked, and hosts have their last state.
+// killed are marked, and hosts and guests have their last state.
 func (c *Controller) recall(ctx context.Context) error {
 	if _, err := c.store.RaiseEpoch(ctx, 0); err != nil {
 		return err
@@ -179,6 +191,11 @@ func (c *Controller) recall(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	histories, err := c.store.Histories(ctx)
+	if err != nil {
+		return err
+	}
+	c.track.recall(histories)
 	c.stored = hosts
 	for name, h := range hosts {
 		c.seeing.remember(name, h)

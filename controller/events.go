@@ -89,10 +89,49 @@ func (j *journal) write() {
 			}
 			n += int64(len(events))
 		}
+		for _, e := range events {
+			if entry, ok := storyOf(e); ok && !(entry.Kind == e.GetNote() && j.toldLast(e.GetGuest(), entry)) {
+				j.story(e.GetGuest(), entry)
+			}
+		}
 		if !open {
 			return
 		}
 	}
+}
+
+// story writes an entry into the story of a guest.
+func (j *journal) story(guest string, e store.Entry) {
+	if err := j.store.AppendStory(context.Background(), guest, e); err != nil {
+		j.log.Warn("story not written down", "run", j.run, "guest", guest, "error", err)
+	}
+}
+
+// toldLast says whether a guest's story ends in the same words: each run comes to
+// the same note as long as nothing changes.
+func (j *journal) toldLast(guest string, e store.Entry) bool {
+	last, err := j.store.Story(context.Background(), guest, 1)
+	return err == nil && len(last) == 1 && last[0].Kind == e.Kind && last[0].Text == e.Text
+}
+
+// storyOf is what an event is in the story of its guest; ok is false for one that
+// is not told there. A guest that is left alone for a while needs no word.
+func storyOf(e *homelabv1.Event) (entry store.Entry, ok bool) {
+	entry = store.Entry{At: e.GetTime().AsTime(), Text: e.GetText(), Run: e.GetRun()}
+	switch e.GetKind() {
+	case homelabv1.EventKind_EVENT_KIND_STEP_DONE:
+		entry.Kind = kindDone
+	case homelabv1.EventKind_EVENT_KIND_STEP_FAILED:
+		entry.Kind = kindFailed
+	case homelabv1.EventKind_EVENT_KIND_STEP_SKIPPED:
+		entry.Kind = kindSkipped
+	case homelabv1.EventKind_EVENT_KIND_NOTE:
+		if e.GetNote() == kindSkipped || e.GetNote() == kindRefused {
+			entry.Kind = e.GetNote()
+		}
+	default:
+	}
+	return entry, entry.Kind != "" && e.GetGuest() != ""
 }
 
 // close waits until everything is written and told.

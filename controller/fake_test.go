@@ -33,6 +33,8 @@ type fleet struct {
 
 	// at is called before and after each step is carried out, with no lock held.
 	at func(when, host string, s *homelabv1.Step)
+	// tune changes a controller before it serves; nil changes nothing.
+	tune func(*Controller)
 
 	mu      sync.Mutex
 	agents  map[string]*fakeAgent
@@ -41,6 +43,7 @@ type fleet struct {
 	nodes   map[string]*homelabv1.Node
 	members map[string]*homelabv1.EtcdMember // by node
 	inits   int
+	joins   int // members that ever were
 	calls   int // changing calls
 	steps   []string
 }
@@ -70,7 +73,7 @@ func newFleet(t *testing.T, hosts ...string) *fleet {
 	}
 	for _, name := range hosts {
 		f.issue(rpc.RoleAgent, name)
-		f.agents[name] = &fakeAgent{f: f, name: name, vms: map[int32]*fakeVM{}, flight: map[string]*homelabv1.StepInFlight{}}
+		f.agents[name] = &fakeAgent{f: f, name: name, vms: map[int32]*fakeVM{}, asked: map[string]*agentv1.RunRequest{}, flight: map[string]*homelabv1.StepInFlight{}}
 		f.start(name)
 	}
 	t.Cleanup(func() {
@@ -120,6 +123,7 @@ func (f *fleet) start(name string) {
 		Address: address, Credentials: f.creds(name), Grace: time.Millisecond, Log: slog.New(slog.DiscardHandler),
 		Allow: rpc.Allow{
 			agentv1.AgentService_Observe_FullMethodName: {rpc.RoleController}, agentv1.AgentService_Run_FullMethodName: {rpc.RoleController},
+			agentv1.AgentService_Orphans_FullMethodName: {rpc.RoleController}, agentv1.AgentService_ListSnapshots_FullMethodName: {rpc.RoleController},
 			agentv1.AgentService_Exec_FullMethodName: {rpc.RoleController}, agentv1.AgentService_Credentials_FullMethodName: {rpc.RoleController},
 		},
 	}, func(r grpc.ServiceRegistrar) { agentv1.RegisterAgentServiceServer(r, a) })
@@ -188,7 +192,8 @@ type fakeVM struct {
 	booted  bool
 	hw      *homelabv1.Hardware
 	address string
-	k3s     string // node name once k3s is there
+	k3s     string            // node name once k3s is there
+	disks   map[string]string // what lies on its data disks, by slot
 }
 
 // fakeAgent is the agent of one host, and the host. What it does it remembers
@@ -202,6 +207,8 @@ type fakeAgent struct {
 
 	// All below is guarded by the fleet's mutex.
 	vms    map[int32]*fakeVM
+	asked  map[string]*agentv1.RunRequest // the latest by step
+	snaps  []*homelabv1.Snapshot
 	images []*homelabv1.ImageCopy
 	fence  *homelabv1.Fence
 	flight map[string]*homelabv1.StepInFlight
@@ -237,6 +244,7 @@ func (a *fakeAgent) Observe(_ context.Context, req *agentv1.ObserveRequest) (*ag
 		o.Vms = append(o.Vms, &homelabv1.VirtualMachine{
 			Vmid: id, Name: vm.name, Uuid: vm.id.GetUuid(), Mark: vm.id.GetMark(), Power: vm.power, Readable: yesFact(),
 			MemoryBytes: vm.hw.GetMemoryBytes(), Cpus: vm.hw.GetCpus(), GuestAgent: truth(vm.booted), Digest: "d",
+			Process: truth(vm.power != homelabv1.Power_POWER_STOPPED), Volumes: vm.volumes(), Disks: vm.dataDisks(),
 		})
 		if vm.power == homelabv1.Power_POWER_RUNNING {
 			o.GuestsMemoryBytes += vm.hw.GetMemoryBytes()
@@ -336,6 +344,7 @@ func (a *fakeAgent) Run(req *agentv1.RunRequest, stream agentv1.AgentService_Run
 func (a *fakeAgent) carry(req *agentv1.RunRequest) (*agentv1.StepResult, []*homelabv1.Event, error) {
 	f, s, want := a.f, req.GetStep(), req.GetWant()
 	f.steps = append(f.steps, s.GetId())
+	a.asked[s.GetId()] = req
 	result := &agentv1.StepResult{Learned: &agentv1.Learned{}}
 	var events []*homelabv1.Event
 	change := func(program string, args ...string) {
@@ -359,9 +368,12 @@ func (a *fakeAgent) carry(req *agentv1.RunRequest) (*agentv1.StepResult, []*home
 	if s.GetAction() == homelabv1.Action_ACTION_ROLLBACK && req.GetK3S() != nil {
 		return result, nil, nil // nothing was left in etcd
 	}
+	if known, err := a.carryMore(req, result, change); known {
+		return result, events, err
+	}
 	id := want.GetIdentity()
 	vm := a.vms[id.GetVmid()]
-	if vm != nil && vm.id.GetUuid() != id.GetUuid() {
+	if vm != nil && (vm.id.GetUuid() != id.GetUuid() || vm.id.GetMark() != id.GetMark()) {
 		return nil, nil, rpc.Errorf(rpc.ErrRefused, "VM %d is another one", id.GetVmid())
 	}
 	if vm == nil && s.GetAction() != homelabv1.Action_ACTION_CREATE {
@@ -373,7 +385,10 @@ func (a *fakeAgent) carry(req *agentv1.RunRequest) (*agentv1.StepResult, []*home
 			change("qm", "create", fmt.Sprint(id.GetVmid()))
 			a.vms[id.GetVmid()] = &fakeVM{
 				id: id, name: want.GetHardware().GetName(), power: homelabv1.Power_POWER_STOPPED, hw: want.GetHardware(),
-				address: strings.Split(want.GetHardware().GetNics()[0].GetAddress(), "/")[0],
+				address: strings.Split(want.GetHardware().GetNics()[0].GetAddress(), "/")[0], disks: map[string]string{},
+			}
+			for _, d := range want.GetHardware().GetDataDisks() {
+				a.vms[id.GetVmid()].disks[d.GetSlot()] = fmt.Sprintf("of generation %d", id.GetGeneration())
 			}
 		}
 	case homelabv1.Action_ACTION_START:
@@ -412,12 +427,13 @@ func (a *fakeAgent) member(req *agentv1.RunRequest, vm *fakeVM, change func(stri
 	}
 	change("guest", "install")
 	server := req.GetK3S().GetRole() == homelabv1.Role_ROLE_SERVER
-	n := &homelabv1.Node{Name: node, Ready: yesFact(), Version: req.GetK3S().GetVersion(), Server: server, Address: vm.address}
+	f.joins++
+	n := &homelabv1.Node{Name: node, Uid: fmt.Sprintf("uid-%d", f.joins), Ready: yesFact(), Version: req.GetK3S().GetVersion(), Server: server, Address: vm.address}
 	vm.k3s = node
 	if server {
 		n.EtcdName = node + "-0a1b2c3d"
 		f.members[node] = &homelabv1.EtcdMember{
-			Id: fmt.Sprintf("%x", len(f.members)+1), Name: n.GetEtcdName(), PeerUrls: []string{"https://" + vm.address + ":2380"}, Healthy: yesFact(),
+			Id: fmt.Sprintf("%x", f.joins), Name: n.GetEtcdName(), PeerUrls: []string{"https://" + vm.address + ":2380"}, Healthy: yesFact(),
 		}
 	}
 	f.nodes[node] = n

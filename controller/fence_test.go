@@ -120,7 +120,7 @@ func TestNothingIsSentOnceTheRunLockIsLost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(r.begin(t.Context()), r.prepare(t.Context(), w)); err != nil {
+	if err := errors.Join(r.begin(t.Context()), r.prepare(t.Context(), w, p)); err != nil {
 		t.Fatal(err)
 	}
 	lock.Unlock()

@@ -31,13 +31,13 @@ func (c *Controller) guestAgent(ctx context.Context, name string) (*homelabv1.Gu
 		return nil, nil, err
 	}
 	rec, ok := guests[name]
-	if !ok {
+	if !ok || rec.UUID == "" {
 		// The store may have been lost; the mark on the VM tells.
 		w, err := c.present(ctx, sp, true, true)
 		if err != nil {
 			return nil, nil, err
 		}
-		if rec, ok = w.guests[name]; !ok {
+		if rec, ok = w.guests[name]; !ok || rec.UUID == "" {
 			return nil, nil, rpc.Errorf(rpc.ErrNotFound, "guest %s does not exist yet; make it with: hlctl apply", name)
 		}
 	}

@@ -34,7 +34,11 @@ func (d *dispatch) join(ctx context.Context, s *homelabv1.Step, req *agentv1.Run
 	d.mu.Lock()
 	cluster := d.cluster
 	d.mu.Unlock()
-	want, err := k3sWant(d.sp, d.sp.Guests[s.GetGuest()], cluster)
+	g := d.sp.Guests[s.GetGuest()]
+	if g == nil {
+		return rpc.Errorf(rpc.ErrInvalid, "guest %s is not in the Spec", s.GetGuest())
+	}
+	want, err := k3sWant(d.sp, g, cluster)
 	if err != nil {
 		return err
 	}
@@ -133,7 +137,7 @@ func (d *dispatch) healthyServers(joining string) []server {
 	for _, name := range names {
 		rec := d.guests[name]
 		address, known := guestAddress(d.sp, d.sp.Guests[name], rec.Addresses)
-		if name != joining && known {
+		if name != joining && known && !d.away[name] {
 			servers = append(servers, server{guest: name, rec: rec, address: address, agent: d.c.addressOf(rec.Host)})
 		}
 	}
@@ -239,7 +243,10 @@ func (d *dispatch) takeback(ctx context.Context, s *homelabv1.Step, through serv
 // cluster stays well and the next one can join. It is tried on each healthy
 // server once.
 func (d *dispatch) takeBackFailed(ctx context.Context, s *homelabv1.Step) error {
-	if s.GetAction() != homelabv1.Action_ACTION_JOIN || !d.sp.Guests[s.GetGuest()].IsServer() {
+	if s.GetAction() != homelabv1.Action_ACTION_JOIN {
+		return nil
+	}
+	if g := d.sp.Guests[s.GetGuest()]; g == nil || !g.IsServer() {
 		return nil
 	}
 	var errs []error

@@ -5,10 +5,12 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/homeiac/homelab/controller/plan"
 	"github.com/homeiac/homelab/controller/store"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/k3s"
@@ -30,12 +32,44 @@ func (s signer) identity(g store.Guest) *homelabv1.Identity {
 	}
 }
 
+// holder is the identity of the VM that keeps data disks of a guest. It is made
+// in one generation of the guest and outlives it, so it names that one.
+func (s signer) holder(g store.Guest) *homelabv1.Identity {
+	return s.identity(store.Guest{Name: plan.HolderName(g.Name), VMID: g.Holder.VMID, UUID: g.Holder.UUID, Generation: g.Holder.Generation})
+}
+
+// droppedTimeout is how long a guest that the Spec no longer names may take for
+// whatever is left to be done with it.
+const droppedTimeout = 10 * time.Minute
+
+// dropped is a guest that the Spec no longer names, from what is remembered of it
+// alone: enough to stop it, take it out of the cluster and remove it.
+func (s signer) dropped(sp *spec.Spec, rec store.Guest) *homelabv1.GuestWant {
+	want := &homelabv1.GuestWant{
+		Identity: s.identity(rec), Hardware: &homelabv1.Hardware{Name: rec.Name, MemoryBytes: rec.MemoryBytes},
+		User: rec.User, NodeName: rec.NodeName, HostKeys: rec.HostKeys, MachineId: rec.MachineID, KnownAddresses: rec.Addresses,
+		BootTimeout: durationpb.New(droppedTimeout), CloudInitTimeout: durationpb.New(droppedTimeout), JoinTimeout: durationpb.New(droppedTimeout),
+		K3S: rec.Role != "",
+	}
+	for _, mac := range rec.MACs {
+		want.Hardware.Nics = append(want.Hardware.Nics, &homelabv1.Nic{Mac: mac})
+	}
+	for _, d := range rec.DataDisks {
+		want.Hardware.DataDisks = append(want.Hardware.DataDisks, &homelabv1.Disk{Slot: d.Slot, Storage: d.Storage, SizeBytes: d.Size})
+	}
+	if host := sp.Hosts[rec.Host]; host != nil {
+		want.ImagesStorage, _ = host.Storage("images")
+		want.SnippetsStorage, _ = host.Storage("snippets")
+	}
+	return want
+}
+
 // guestWant is a guest as it is to be, from the Spec and what is remembered of
 // it. It decides on values alone.
 func (s signer) guestWant(sp *spec.Spec, rec store.Guest) (*homelabv1.GuestWant, error) {
 	g := sp.Guests[rec.Name]
 	if g == nil {
-		return nil, rpc.Errorf(rpc.ErrNotFound, "guest %s is not in the Spec", rec.Name)
+		return s.dropped(sp, rec), nil
 	}
 	host := sp.Hosts[g.Host]
 	if host == nil {
@@ -47,10 +81,14 @@ func (s signer) guestWant(sp *spec.Spec, rec store.Guest) (*homelabv1.GuestWant,
 	}
 	images, _ := host.Storage("images")
 	snippets, _ := host.Storage("snippets")
+	user := g.User
+	if rec.Generation == 0 && rec.User != "" {
+		user = rec.User // of a VM that we did not make only it can tell
+	}
 	return &homelabv1.GuestWant{
 		Identity: s.identity(rec), Hardware: hardware, Image: image(sp, g.Image),
 		ImagesStorage: images, SnippetsStorage: snippets,
-		User: g.User, AuthorizedKeys: g.SSHKeys, NodeName: g.NodeName(), Verify: g.Verify,
+		User: user, AuthorizedKeys: g.SSHKeys, NodeName: g.NodeName(), Verify: g.Verify,
 		BootTimeout:      durationpb.New(g.Timeouts.Boot),
 		CloudInitTimeout: durationpb.New(g.Timeouts.CloudInit),
 		JoinTimeout:      durationpb.New(g.Timeouts.Join),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -36,6 +37,7 @@ type request struct {
 	digest string // of the plan that was shown
 	yes    bool   // another plan may be carried out as well
 	by     string
+	asked  asked
 }
 
 // run is one carrying-out of a plan.
@@ -48,6 +50,8 @@ type run struct {
 	record   *controllerv1.RunRecord // nil before it was begun
 	journal  *journal
 	dispatch *dispatch
+	// announced are guests that were said to be waited for.
+	announced map[string]bool
 
 	mu  sync.Mutex
 	sum homelabv1.Summary
@@ -116,76 +120,86 @@ func (r *run) carryOut(ctx context.Context) error {
 	if err != nil {
 		return r.abandon(err)
 	}
-	if p.GetDigest() != r.req.digest && !r.req.yes {
+	// Yes stands for what was shown, and not for whatever else would be destroyed:
+	// whoever confirmed compares, and asks again. Without a digest nothing was shown.
+	if p.GetDigest() != r.req.digest && (!r.req.yes || r.req.digest != "" && r.surprising(p) != "") {
 		if err := r.abandon(nil); err != nil {
 			return err
 		}
 		return r.send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_ChangedPlan{ChangedPlan: p}})
 	}
+	if names := unconfirmed(p, r.req.asked.destroy); len(names) > 0 {
+		return r.abandon(rpc.Errorf(rpc.ErrRefused, "nothing was changed: %s would be destroyed, and --yes does not confirm that; name each that may be: --destroy %s",
+			strings.Join(names, ", "), strings.Join(names, " --destroy ")))
+	}
+	if r.req.asked.heal && len(p.GetSteps()) == 0 {
+		return r.abandon(nil) // it got well by itself
+	}
 	if err := r.begin(ctx); err != nil {
 		return err
 	}
-	if err := r.prepare(ctx, w); err != nil {
+	if err := r.prepare(ctx, w, p); err != nil {
 		return r.abandon(err)
 	}
 	if err := r.send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Plan{Plan: p}}); err != nil {
 		r.c.log.Debug("plan not sent, the caller is gone", "error", err)
 	}
 	r.tellPlan(p)
-	q := &schedule{do: r.step, skip: r.skipped}
+	r.c.work(guestsOf(p))
+	q := &schedule{do: r.step, skip: r.skipped, stop: r.paused}
 	q.carryOut(ctx, p.GetSteps())
+	r.c.work(nil)
 	if len(p.GetSteps()) > 0 && r.c.life.Err() == nil {
 		w = r.lookBack(w)
 	}
+	r.forgetDeleted(w)
 	return r.end(ctx, w)
 }
 
-// settle observes and plans, waiting first for steps that an earlier run left at
-// work and for locks and tasks on our guests, both bounded.
-func (r *run) settle(ctx context.Context) (world, *homelabv1.Plan, error) {
-	flight, busy := r.c.now().Add(r.c.pace.flight), r.c.now().Add(r.c.pace.busy)
-	told := ""
-	for {
-		mem, err := r.c.memory(ctx)
-		if err != nil {
-			return world{}, nil, err
-		}
-		w := r.c.survey(ctx, r.req.sp, mem, nil)
-		if ctx.Err() != nil {
-			return world{}, nil, why(ctx)
-		}
-		p := r.c.plan(r.req.sp, w)
-		var wait string
-		var until time.Time
-		if steps := inFlight(w.sights); len(steps) > 0 {
-			wait, until = waitingFor(steps[0]), flight
-		} else if note := busyNote(p); note != "" {
-			wait, until = "waiting: "+note, busy
-		}
-		left := until.Sub(r.c.now())
-		if wait == "" || left <= 0 {
-			return w, p, nil
-		}
-		if wait != told {
-			told = wait
-			if err := r.begin(ctx); err != nil {
-				return world{}, nil, err
-			}
-			r.journal.add(&homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_WAITING, Text: wait, Limit: durationpb.New(left)})
-		}
-		if !pause.For(ctx, r.c.pace.poll) {
-			return world{}, nil, why(ctx)
-		}
-	}
+// unconfirmed are the guests that the plan destroys and that a person must name.
+func unconfirmed(p *homelabv1.Plan, named map[string]bool) []string {
+	return slices.DeleteFunc(slices.Clone(p.GetByName()), func(name string) bool { return named[name] })
 }
 
-func busyNote(p *homelabv1.Plan) string {
-	for _, n := range p.GetNotes() {
-		if n.GetKind() == homelabv1.NoteKind_NOTE_KIND_BUSY {
-			return strings.TrimSpace(n.GetGuest() + " " + n.GetText())
-		}
+func guestsOf(p *homelabv1.Plan) map[string]bool {
+	guests := make(map[string]bool)
+	for _, s := range p.GetSteps() {
+		guests[s.GetGuest()] = true
+	}
+	return guests
+}
+
+// paused is why no further step is begun; empty when one may be. A pause that
+// cannot be asked for may be on.
+func (r *run) paused() string {
+	reason, err := r.c.paused(r.c.life)
+	switch {
+	case err != nil:
+		return "whether changes are paused cannot be read: " + err.Error()
+	case reason != "":
+		return "all changes are paused: " + reason
 	}
 	return ""
+}
+
+// forgetDeleted drops the record of a guest that was deleted and is seen to be
+// gone, also when its VM was gone before.
+func (r *run) forgetDeleted(w world) {
+	op := r.req.asked.op
+	r.mu.Lock()
+	clean := r.sum.GetFailed()+r.sum.GetSkipped()+r.sum.GetRefused() == 0
+	r.mu.Unlock()
+	if op == nil || op.Kind != plan.OpDelete || !clean {
+		return
+	}
+	rec, ok := w.guests[op.Guest]
+	host := w.sights[rec.Host]
+	if !ok || !answers(host) || !yes(host.obs.GetVmsKnown()) || vmOf(host, rec) != nil {
+		return
+	}
+	if err := r.c.store.ForgetGuest(r.c.life, r.lock, op.Guest); err != nil {
+		r.c.log.Warn("deleted guest not forgotten", "guest", op.Guest, "error", err)
+	}
 }
 
 // begin gives the run its number and its journal; once.
@@ -206,26 +220,34 @@ func (r *run) begin(ctx context.Context) error {
 }
 
 // prepare remembers what the run stands on, before its first step.
-func (r *run) prepare(ctx context.Context, w world) error {
+func (r *run) prepare(ctx context.Context, w world, p *homelabv1.Plan) error {
 	c := r.c
 	fence, err := c.fence(ctx, r.record.GetRun(), w.sights)
 	if err != nil {
 		return err
 	}
-	err = c.store.PutSpec(ctx, r.lock, store.Spec{Name: r.req.name, Text: r.req.text, By: r.req.by, At: c.now().UTC()})
-	if err != nil {
-		return err
+	if r.req.asked.op == nil && !r.req.asked.heal { // else it is the one that was applied last
+		err = c.store.PutSpec(ctx, r.lock, store.Spec{Name: r.req.name, Text: r.req.text, By: r.req.by, At: c.now().UTC()})
+		if err != nil {
+			return err
+		}
 	}
 	for _, name := range w.learned {
 		rec := w.guests[name]
-		kept, err := c.store.ChangeGuest(ctx, r.lock, name, func(g *store.Guest) error { *g = rec; return nil })
+		kept, err := c.store.ChangeGuest(ctx, r.lock, name, func(g *store.Guest) error {
+			if rec.UUID == "" { // a holder was found of a guest that is not there
+				rec.Generation = g.Generation
+			}
+			*g = rec
+			return nil
+		})
 		if err != nil {
 			return err
 		}
 		w.guests[name] = kept
 	}
 	r.dispatch = c.newDispatch(r.req.sp, r.lock, fence, w)
-	r.dispatch.emit = r.pass
+	r.dispatch.emit, r.dispatch.remade = r.pass, remaking(p)
 	return nil
 }
 
@@ -233,12 +255,13 @@ func (r *run) tellPlan(p *homelabv1.Plan) {
 	r.journal.add(&homelabv1.Event{
 		Kind: homelabv1.EventKind_EVENT_KIND_RUN_STARTED, Text: fmt.Sprintf("run %d by %s: %d steps", r.record.GetRun(), r.req.by, len(p.GetSteps())),
 	})
+	r.tellPlanned(p)
 	for _, n := range p.GetNotes() {
 		r.count(func(sum *homelabv1.Summary) {
 			switch n.GetKind() {
 			case homelabv1.NoteKind_NOTE_KIND_UNCHANGED:
 				sum.Unchanged++
-			case homelabv1.NoteKind_NOTE_KIND_SKIPPED, homelabv1.NoteKind_NOTE_KIND_BUSY:
+			case homelabv1.NoteKind_NOTE_KIND_SKIPPED, homelabv1.NoteKind_NOTE_KIND_BUSY, homelabv1.NoteKind_NOTE_KIND_WAITING:
 				sum.Skipped++
 			case homelabv1.NoteKind_NOTE_KIND_REFUSED:
 				sum.Refused++
@@ -249,6 +272,34 @@ func (r *run) tellPlan(p *homelabv1.Plan) {
 			Kind: homelabv1.EventKind_EVENT_KIND_NOTE, Guest: n.GetGuest(), Host: n.GetHost(), Text: n.GetText(), Note: noteName(n.GetKind()),
 		})
 	}
+}
+
+// tellPlanned writes into the story of each guest what is planned with it, and why.
+func (r *run) tellPlanned(p *homelabv1.Plan) {
+	reasons, words := make(map[string]string), make(map[string][]string)
+	for _, s := range p.GetSteps() {
+		if s.GetGuest() == "" {
+			continue
+		}
+		words[s.GetGuest()] = append(words[s.GetGuest()], verbOf(s))
+		// What is saved first says less than why the VM is stopped.
+		if reasons[s.GetGuest()] == "" || s.GetAction() == homelabv1.Action_ACTION_STOP {
+			reasons[s.GetGuest()] = s.GetReason()
+		}
+	}
+	for _, guest := range slices.Sorted(maps.Keys(words)) {
+		text := fmt.Sprintf("run %d by %s: %s", r.record.GetRun(), r.req.by, strings.Join(words[guest], ", "))
+		if reasons[guest] != "" {
+			text += ": " + reasons[guest]
+		}
+		r.journal.story(guest, store.Entry{At: r.c.now(), Kind: kindPlanned, Text: text, Run: r.record.GetRun()})
+	}
+}
+
+// verbOf is a step's verb as its id has it.
+func verbOf(s *homelabv1.Step) string {
+	verb, _, _ := strings.Cut(s.GetId(), "/")
+	return verb
 }
 
 // noteName is a note's kind in lower case: skipped, refused...
@@ -288,7 +339,8 @@ func (r *run) lookBack(w world) world {
 		r.c.log.Warn("memory not read after the run", "error", err)
 		mem = w.recollection
 	}
-	return r.c.survey(r.c.life, r.req.sp, mem, nil)
+	mem.asked = r.req.asked
+	return r.c.survey(r.c.life, r.req.sp, mem, nil, true)
 }
 
 // end sums up, writes the record and tells the end.

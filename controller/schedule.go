@@ -22,10 +22,12 @@ type verdict struct {
 // as are further steps of a host that fell silent. When ctx ends nothing new
 // begins, and schedule returns once the running steps are over.
 //
-// do is called on a goroutine of its own for each step, skip on schedule's own.
+// do is called on a goroutine of its own for each step, skip on schedule's own, and
+// so is stop, before each step: why nothing new begins from now on. It may be nil.
 type schedule struct {
 	do   func(*homelabv1.Step) verdict
 	skip func(s *homelabv1.Step, reason string)
+	stop func() string
 
 	byID       map[string]*homelabv1.Step
 	dependents map[string][]*homelabv1.Step
@@ -117,6 +119,8 @@ func (q *schedule) begin(results chan<- ended) {
 			q.drop(s, q.down[s.GetHost()])
 		case s.GetGuest() != "" && q.working[s.GetGuest()]:
 			q.parked[s.GetGuest()] = append(q.parked[s.GetGuest()], s)
+		case q.stopNow():
+			q.drop(s, q.stopped)
 		default:
 			delete(q.missing, s.GetId())
 			q.working[s.GetGuest()] = true
@@ -130,6 +134,13 @@ func (q *schedule) begin(results chan<- ended) {
 	for id := range q.missing {
 		q.drop(q.byID[id], q.stopped)
 	}
+}
+
+func (q *schedule) stopNow() bool {
+	if q.stop != nil {
+		q.stopped = q.stop()
+	}
+	return q.stopped != ""
 }
 
 func (q *schedule) open(s *homelabv1.Step) bool {
@@ -170,37 +181,4 @@ func (q *schedule) drop(s *homelabv1.Step, reason string) {
 	for _, d := range q.dependents[s.GetId()] {
 		q.drop(d, reason)
 	}
-}
-
-// verbs are the actions as people read them.
-var verbs = map[homelabv1.Action]string{
-	homelabv1.Action_ACTION_FETCH:    "fetch",
-	homelabv1.Action_ACTION_ROLLBACK: "undo the half-built",
-	homelabv1.Action_ACTION_CREATE:   "create",
-	homelabv1.Action_ACTION_START:    "start",
-	homelabv1.Action_ACTION_BOOT:     "boot",
-	homelabv1.Action_ACTION_INIT:     "start the cluster on",
-	homelabv1.Action_ACTION_JOIN:     "join",
-	homelabv1.Action_ACTION_VERIFY:   "verify",
-}
-
-// phases are the actions while they go on.
-var phases = map[homelabv1.Action]string{
-	homelabv1.Action_ACTION_FETCH:    "fetching",
-	homelabv1.Action_ACTION_ROLLBACK: "undoing",
-	homelabv1.Action_ACTION_CREATE:   "creating",
-	homelabv1.Action_ACTION_START:    "starting",
-	homelabv1.Action_ACTION_BOOT:     "booting",
-	homelabv1.Action_ACTION_INIT:     "joining",
-	homelabv1.Action_ACTION_JOIN:     "joining",
-	homelabv1.Action_ACTION_VERIFY:   "verifying",
-}
-
-// sentence names a step for people: create k3s-2 on pve2.
-func sentence(s *homelabv1.Step) string {
-	what := s.GetGuest()
-	if s.GetAction() == homelabv1.Action_ACTION_FETCH {
-		what = "image " + s.GetImage()
-	}
-	return fmt.Sprintf("%s %s on %s", verbs[s.GetAction()], what, s.GetHost())
 }

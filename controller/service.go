@@ -21,7 +21,7 @@ type service struct {
 
 // Plan observes all live hosts and plans; it changes and remembers nothing.
 func (s *service) Plan(ctx context.Context, req *controllerv1.PlanRequest) (*controllerv1.PlanResponse, error) {
-	sp, err := parseSpec(req.GetSpecName(), req.GetSpec())
+	sp, ask, last, err := s.c.wanted(ctx, req.GetSpecName(), req.GetSpec(), req.GetOperation(), req.GetDestroy())
 	if err != nil {
 		return nil, err
 	}
@@ -29,8 +29,12 @@ func (s *service) Plan(ctx context.Context, req *controllerv1.PlanRequest) (*con
 	if err != nil {
 		return nil, err
 	}
-	w := s.c.survey(ctx, sp, mem, nil)
+	mem.asked = ask
+	w := s.c.survey(ctx, sp, mem, nil, last)
 	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := known(sp, w); err != nil {
 		return nil, err
 	}
 	return &controllerv1.PlanResponse{
@@ -45,18 +49,15 @@ func (s *service) Apply(req *controllerv1.ApplyRequest, stream controllerv1.Cont
 	if err != nil {
 		return err
 	}
-	sp, err := parseSpec(req.GetSpecName(), req.GetSpec())
+	sp, ask, _, err := s.c.wanted(stream.Context(), req.GetSpecName(), req.GetSpec(), req.GetOperation(), req.GetDestroy())
 	if err != nil {
 		return err
-	}
-	if len(req.GetDestroy()) > 0 {
-		return rpc.Errorf(rpc.ErrUnsupported, "this controller destroys no guests; leave --destroy out")
 	}
 	s.c.runs.Add(1)
 	defer s.c.runs.Done()
 	var mu sync.Mutex // events and parts come from two goroutines
 	return s.c.apply(stream.Context(), request{
-		sp: sp, name: req.GetSpecName(), text: req.GetSpec(), digest: req.GetDigest(), yes: req.GetYes(), by: id.String(),
+		sp: sp, name: req.GetSpecName(), text: req.GetSpec(), digest: req.GetDigest(), yes: req.GetYes(), by: id.String(), asked: ask,
 	}, func(part *controllerv1.ApplyResponse) error {
 		mu.Lock()
 		defer mu.Unlock()

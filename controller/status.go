@@ -26,7 +26,11 @@ func (c *Controller) status(ctx context.Context, fresh, looks bool) (*controller
 	if err != nil {
 		return nil, err
 	}
-	resp := &controllerv1.StatusResponse{Run: run}
+	paused, err := c.paused(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &controllerv1.StatusResponse{Run: run, Paused: paused}
 	fresh = fresh || c.seeing.unasked()
 	if sp == nil {
 		// Before the first Spec there are only the agents in the gossip.
@@ -68,7 +72,7 @@ func (c *Controller) present(ctx context.Context, sp *spec.Spec, fresh, looks bo
 		return world{}, err
 	}
 	if looks {
-		return c.survey(ctx, sp, mem, c.spare(sp)), ctx.Err()
+		return c.survey(ctx, sp, mem, c.spare(sp), true), ctx.Err()
 	}
 	targets := c.targets(sp)
 	w := world{recollection: mem}
@@ -121,6 +125,8 @@ func (c *Controller) guestStatuses(sp *spec.Spec, w world) []*controllerv1.Guest
 			Name: g.Name, Host: g.Want.Host, Vmid: rec.VMID, Uuid: rec.UUID, Generation: g.Generation,
 			Health: healths[g.Health], Reason: g.Reason, Role: role(g.Want), Look: g.Look,
 			Addresses: statusAddresses(g),
+			Since:     stamp(g.Since), Signal: string(g.Signal), Until: stamp(g.Until),
+			Parked: g.Parked, Policy: string(g.Policy), Adopted: g.Adopted,
 		}
 		if s.GetVmid() == 0 {
 			s.Vmid = int32(g.Want.VMID) //nolint:gosec // checked by the Spec
@@ -168,6 +174,10 @@ func (c *Controller) clusterStatus(sp *spec.Spec, w world) *controllerv1.Cluster
 	s := &controllerv1.ClusterStatus{
 		Api: cluster.API, Etcd: cluster.Etcd, Nodes: cluster.Nodes, Version: sp.K3s.Version,
 		Voters: int32(cluster.Voters), HealthyVoters: int32(cluster.Healthy), Quorum: int32(cluster.Quorum), //nolint:gosec // counts of members
+	}
+	s.MayFail = int32(plan.MayFail(cluster)) //nolint:gosec // a count of members
+	for _, f := range plan.Findings(c.want(sp, w), seen(sp, w), c.now()) {
+		s.Findings = append(s.Findings, &controllerv1.ClusterFinding{Kind: f.Kind, Guest: f.Guest, Name: f.Name, Text: f.Text, Bad: f.Bad})
 	}
 	for _, m := range cluster.Members {
 		s.Members = append(s.Members, c.member(sp, w, cluster, m))

@@ -31,17 +31,32 @@ type pace struct {
 	lock time.Duration
 	// flight is how long apply waits for steps of an earlier run.
 	flight time.Duration
+	// ripen is the pause between two looks while evidence must last, slack how
+	// much longer it is looked than it must.
+	ripen, slack time.Duration
+	// watch is how often the hosts are asked in the background, look how often
+	// guests are looked into then while all are well, and heal how long the
+	// controller does nothing by itself after a run of its own that failed.
+	watch, look, heal time.Duration
 }
 
-var usualPace = pace{poll: time.Second, gone: 20 * time.Second, busy: time.Minute, lock: 15 * time.Second, flight: 45 * time.Minute}
+var usualPace = pace{
+	poll: time.Second, gone: 20 * time.Second, busy: time.Minute, lock: 15 * time.Second, flight: 45 * time.Minute,
+	ripen: 5 * time.Second, slack: ripeSlack, watch: 10 * time.Second, look: 30 * time.Second, heal: time.Minute,
+}
 
 // limit is longer than the agents' own deadlines, which end a step with a
 // better text. It only keeps a run from hanging on an agent that is broken.
-func limit(a homelabv1.Action, want *homelabv1.GuestWant) time.Duration {
+func limit(req *agentv1.RunRequest) time.Duration {
 	const slack = 5 * time.Minute
-	switch a {
+	want := req.GetWant()
+	switch req.GetStep().GetAction() {
 	case homelabv1.Action_ACTION_FETCH, homelabv1.Action_ACTION_CREATE:
 		return 2 * time.Hour
+	case homelabv1.Action_ACTION_DETACH, homelabv1.Action_ACTION_ATTACH:
+		return 6 * time.Hour // a disk that changes its storage is copied
+	case homelabv1.Action_ACTION_SOAK:
+		return req.GetSoak().AsDuration() + slack
 	case homelabv1.Action_ACTION_BOOT:
 		return want.GetBootTimeout().AsDuration() + want.GetCloudInitTimeout().AsDuration() + slack
 	case homelabv1.Action_ACTION_INIT, homelabv1.Action_ACTION_JOIN:
@@ -57,6 +72,9 @@ func (r *run) step(s *homelabv1.Step) verdict {
 	phase := phases[s.GetAction()]
 	r.tell(s, &homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_STEP_STARTED, Phase: phase, Text: sentence(s) + reasonOf(s)})
 	result, v := r.attempts(s)
+	if err := r.dispatch.tried(r.c.life, s, v.err); err != nil && v.err == nil {
+		v.err = err
+	}
 	if v.err == nil {
 		v.err = r.dispatch.learned(r.c.life, s, result.GetLearned())
 	}
@@ -146,7 +164,7 @@ func (r *run) call(ctx context.Context, s *homelabv1.Step, req *agentv1.RunReque
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit(s.GetAction(), req.GetWant()))
+	ctx, cancel := context.WithTimeout(ctx, limit(req))
 	defer cancel()
 	return runStep(ctx, client, req, r.pass)
 }

@@ -14,17 +14,11 @@ import (
 	"github.com/homeiac/homelab/internal/spec"
 )
 
-const (
-	// watchEvery is how often the hosts are asked in the background.
-	watchEvery = 10 * time.Second
-	// lookEvery is how often guests are looked into then.
-	lookEvery = 30 * time.Second
-	// seenEvery is how old a remembered last sight of a host that answers may be.
-	seenEvery = time.Minute
-)
+// seenEvery is how old a remembered last sight of a host that answers may be.
+const seenEvery = time.Minute
 
-// watch keeps the status and the history of the hosts fresh until ctx ends. It
-// changes nothing.
+// watch keeps the status and the history of hosts and guests fresh until ctx ends.
+// It changes nothing, but begins runs where the Spec lets the controller heal.
 func (c *Controller) watch(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.watchGossip(ctx) })
@@ -32,22 +26,27 @@ func (c *Controller) watch(ctx context.Context) error {
 	return g.Wait()
 }
 
-// watchHosts asks all hosts in turns.
+// watchHosts asks all hosts in turns, and looks into the guests now and then: more
+// often while something is wrong with one, or when the controller is to heal it.
 func (c *Controller) watchHosts(ctx context.Context) error {
-	tick := time.NewTicker(watchEvery)
+	tick := time.NewTicker(c.pace.watch)
 	defer tick.Stop()
 	var looked time.Time
+	healer := &healer{c: c}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		looks := c.now().Sub(looked) >= lookEvery
+		looks := c.now().Sub(looked) >= c.pace.look || c.track.anyIll() || healer.on
 		if looks {
 			looked = c.now()
 		}
-		c.background(ctx, nil, looks)
+		sp, w := c.background(ctx, nil, looks)
+		if w != nil && ctx.Err() == nil {
+			healer.heal(ctx, sp, *w)
+		}
 	}
 }
 
@@ -89,29 +88,30 @@ func (c *Controller) gossipNews(alive map[string]bool) []string {
 }
 
 // background observes the named hosts, or all with none named, and remembers
-// what changed.
-func (c *Controller) background(ctx context.Context, names []string, looks bool) {
-	err := c.refresh(ctx, names, looks)
+// what changed. It returns the Spec and the world when it was looked into guests.
+func (c *Controller) background(ctx context.Context, names []string, looks bool) (*spec.Spec, *world) {
+	sp, w, err := c.refresh(ctx, names, looks)
 	if err == nil {
 		err = c.rememberHosts(ctx)
 	}
 	if err != nil && ctx.Err() == nil {
 		c.log.Warn("background observation", "error", err)
 	}
+	return sp, w
 }
 
-func (c *Controller) refresh(ctx context.Context, names []string, looks bool) error {
+func (c *Controller) refresh(ctx context.Context, names []string, looks bool) (*spec.Spec, *world, error) {
 	sp, err := c.lastSpec(ctx)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	if looks && sp != nil {
 		mem, err := c.memory(ctx)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
-		c.survey(ctx, sp, mem, c.spare(sp))
-		return nil
+		w := c.survey(ctx, sp, mem, c.spare(sp), true)
+		return sp, &w, nil
 	}
 	var targets []target
 	for _, t := range c.targets(sp) {
@@ -120,7 +120,7 @@ func (c *Controller) refresh(ctx context.Context, names []string, looks bool) er
 		}
 	}
 	c.seeing.observe(ctx, targets)
-	return nil
+	return sp, nil, nil
 }
 
 // spare are the agents in the gossip that the Spec does not name.

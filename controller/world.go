@@ -23,8 +23,11 @@ const credentialsTimeout = 15 * time.Second
 
 // recollection is what is remembered of earlier runs.
 type recollection struct {
-	guests  map[string]store.Guest
-	cluster *homelabv1.ClusterRecord // nil for none
+	guests    map[string]store.Guest
+	cluster   *homelabv1.ClusterRecord // nil for none
+	paused    string                   // why all changes are paused; empty when they are not
+	histories map[string]plan.History  // since when guests are as they are
+	asked     asked
 }
 
 // world is the fleet at one moment: what is remembered and what was seen.
@@ -46,7 +49,11 @@ func (c *Controller) memory(ctx context.Context) (recollection, error) {
 	if err != nil {
 		return recollection{}, err
 	}
-	return recollection{guests: guests, cluster: cluster}, nil
+	paused, err := c.paused(ctx)
+	if err != nil {
+		return recollection{}, err
+	}
+	return recollection{guests: guests, cluster: cluster, paused: paused, histories: c.track.histories()}, nil
 }
 
 // lastSpec is the Spec of the last run; nil before the first.
@@ -84,9 +91,13 @@ func parseSpec(name string, text []byte) (*spec.Spec, error) {
 // survey observes all hosts of the Spec and looks into the guests that are
 // remembered. Guests of ours that are not remembered, because the store was
 // lost, are recovered from their marks and looked into as well. It changes
-// nothing; what it recovered is only in what it returns.
-func (c *Controller) survey(ctx context.Context, sp *spec.Spec, mem recollection, spare []target) world {
-	w := world{recollection: recollection{guests: maps.Clone(mem.guests), cluster: mem.cluster}}
+// nothing; what it recovered is only in what it returns. With keep, since when
+// guests are as they are is remembered.
+func (c *Controller) survey(ctx context.Context, sp *spec.Spec, mem recollection, spare []target, keep bool) world {
+	w := world{recollection: mem}
+	if w.guests = maps.Clone(mem.guests); w.guests == nil {
+		w.guests = make(map[string]store.Guest)
+	}
 	targets := slices.Clone(spare)
 	for _, name := range sp.HostNames() {
 		t := hostTarget(sp.Hosts[name])
@@ -106,11 +117,14 @@ func (c *Controller) survey(ctx context.Context, sp *spec.Spec, mem recollection
 	if len(more) > 0 {
 		maps.Copy(w.sights, c.seeing.observe(ctx, more))
 	}
+	c.recoverHolders(sp, &w)
+	c.recoverDropped(sp, &w)
 	w.external = c.external(ctx, sp, w.sights)
 	for name, rec := range learnFromSight(sp, w) {
 		w.guests[name] = rec
 		w.learned = append(w.learned, name)
 	}
+	c.trackGuests(ctx, sp, &w, keep)
 	return w
 }
 
@@ -119,7 +133,7 @@ func (c *Controller) looks(sp *spec.Spec, guests map[string]store.Guest, host st
 	var looks []*agentv1.LookRequest
 	for _, name := range slices.Sorted(maps.Keys(guests)) {
 		rec := guests[name]
-		if rec.Host != host || sp.Guests[name] == nil {
+		if rec.Host != host || rec.UUID == "" || sp.Guests[name] == nil {
 			continue
 		}
 		want, err := c.signer.guestWant(sp, rec)
@@ -130,64 +144,6 @@ func (c *Controller) looks(sp *spec.Spec, guests map[string]store.Guest, host st
 		looks = append(looks, &agentv1.LookRequest{Want: want, Cluster: sp.Guests[name].IsServer()})
 	}
 	return looks
-}
-
-// recover adds guests of ours that are not remembered, or as another VM than
-// the one that stands there with our verified mark, and returns the hosts to
-// look at again.
-func (c *Controller) recover(sp *spec.Spec, w *world) map[string]bool {
-	again := make(map[string]bool)
-	for _, g := range plan.Survey(c.want(sp, *w), seen(sp, *w), c.now()) {
-		if g.VM == nil {
-			continue
-		}
-		rec, known := w.guests[g.Name]
-		if known && (rec.UUID == g.VM.GetUuid() || rec.Generation > g.Generation) {
-			continue
-		}
-		if w.guests == nil {
-			w.guests = make(map[string]store.Guest)
-		}
-		w.guests[g.Name] = store.Guest{
-			Name: g.Name, Host: g.Want.Host, VMID: g.VM.GetVmid(), UUID: g.VM.GetUuid(), Generation: g.Generation,
-			MACs: g.VM.GetMacs(), MemoryBytes: g.VM.GetMemoryBytes(), Addresses: g.VM.GetAddresses(),
-		}
-		w.learned = append(w.learned, g.Name)
-		again[g.Want.Host] = again[g.Want.Host] || g.VM.GetPower() == homelabv1.Power_POWER_RUNNING
-	}
-	return again
-}
-
-// learnFromSight are the records of which more was seen than is remembered:
-// what steps found out whose answer never came back, because a controller was
-// killed.
-func learnFromSight(sp *spec.Spec, w world) map[string]store.Guest {
-	learned := make(map[string]store.Guest)
-	cluster := plan.ClusterOf(plan.Want{Spec: sp}, seen(sp, w))
-	for name, rec := range w.guests {
-		g := sp.Guests[name]
-		if g == nil {
-			continue
-		}
-		changed := false
-		look := w.sights[rec.Host].looks[name]
-		if look.GetIdentity().GetUuid() == rec.UUID && yes(look.GetSsh()) {
-			if rec.MachineID == "" && look.GetMachineId() != "" && yes(look.GetBooted()) {
-				rec.MachineID, changed = look.GetMachineId(), true
-			}
-			if found := plainAddresses(look.GetAddresses()); len(found) > 0 && !slices.Equal(found, rec.Addresses) {
-				rec.Addresses, changed = found, true
-			}
-			node := cluster.Node(g.NodeName())
-			if g.IsMember() && !rec.Joined && yes(node.GetReady()) && (yes(look.GetK3S().GetServerActive()) || yes(look.GetK3S().GetAgentActive())) {
-				rec.Joined, changed = true, true
-			}
-		}
-		if changed {
-			learned[name] = rec
-		}
-	}
-	return learned
 }
 
 func plainAddresses(list []string) []string {
@@ -263,11 +219,7 @@ func externalServer(e *spec.Existing) string {
 func (c *Controller) want(sp *spec.Spec, w world) plan.Want {
 	guests := make(map[string]plan.Remembered, len(w.guests))
 	for name, g := range w.guests {
-		guests[name] = plan.Remembered{
-			Name: g.Name, Host: g.Host, VMID: g.VMID, UUID: g.UUID, Generation: g.Generation, MACs: g.MACs,
-			HostKeys: g.HostKeys, MachineID: g.MachineID, Addresses: g.Addresses, ImageSHA256: g.ImageSHA256,
-			MemoryBytes: g.MemoryBytes, Joined: g.Joined, Made: g.Made, Unverified: g.Unverified,
-		}
+		guests[name] = recalled(g)
 	}
 	vmids := make(map[string][]int32)
 	for name, s := range c.seeing.all() {
@@ -275,8 +227,28 @@ func (c *Controller) want(sp *spec.Spec, w world) plan.Want {
 	}
 	return plan.Want{
 		Spec: sp, Fleet: c.fleet, Guests: guests, Cluster: w.cluster, LastVMIDs: vmids,
+		Paused: w.paused, History: w.histories,
+		Destroy: w.asked.destroy, Operation: w.asked.op, HealOnly: w.asked.heal,
 		VerifyMark: plan.VerifyWith(c.signer.key, c.fleet),
 	}
+}
+
+// recalled is what the planner is told of a guest's record.
+func recalled(g store.Guest) plan.Remembered {
+	r := plan.Remembered{
+		Name: g.Name, Host: g.Host, VMID: g.VMID, UUID: g.UUID, Generation: g.Generation, MACs: g.MACs,
+		HostKeys: g.HostKeys, MachineID: g.MachineID, Addresses: g.Addresses, ImageSHA256: g.ImageSHA256,
+		MemoryBytes: g.MemoryBytes, Joined: g.Joined, Made: g.Made, Unverified: g.Unverified,
+		NodeName: g.NodeName, Role: g.Role, Holder: plan.Holder{VMID: g.Holder.VMID, UUID: g.Holder.UUID},
+		Began: g.Began, ReadyAt: g.ReadyAt, Failures: g.Failures, Resting: g.Resting, Recreating: g.Recreating,
+	}
+	for _, d := range g.DataDisks {
+		r.DataDisks = append(r.DataDisks, &homelabv1.Disk{Slot: d.Slot, Storage: d.Storage, SizeBytes: d.Size})
+	}
+	for _, a := range g.Attempts {
+		r.Attempts = append(r.Attempts, plan.Attempt{Action: a.Action, At: a.At})
+	}
+	return r
 }
 
 func seen(sp *spec.Spec, w world) plan.Seen {
@@ -291,7 +263,7 @@ func seen(sp *spec.Spec, w world) plan.Seen {
 }
 
 func (c *Controller) plan(sp *spec.Spec, w world) *homelabv1.Plan {
-	return plan.Make(c.want(sp, w), seen(sp, w), c.now())
+	return c.make(c.want(sp, w), seen(sp, w), c.now())
 }
 
 // inFlight are the steps that agents carry out now, by host and step.

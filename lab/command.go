@@ -40,7 +40,7 @@ and nothing outside the folder is touched. It needs no root.
   hl-lab down --dir /tmp/lab`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	root.AddCommand(upCommand(), downCommand(), qmCommand(), faultCommand(), tourCommand(), hostCommand(), etcdCommand())
+	root.AddCommand(upCommand(), downCommand(), qmCommand(), faultCommand(), tourCommand(), demoCommand(), hostCommand(), etcdCommand(), impostorCommand())
 	return root
 }
 
@@ -84,6 +84,8 @@ DIR/homelab-N.yaml beside it when hosts were added).`,
 	f.StringVar(&o.QMCost, "qm-cost", "", "real: simulated programs take the time the real ones were measured to take; none (a new lab's) does not")
 	f.StringVar(&o.PVE, "pve", "", "cluster (a new lab's): one Proxmox cluster; standalone: each host for itself")
 	f.DurationVar(&o.LearnerTick, "learner-tick", 0, "how often etcd learners are promoted (15s for a new lab, as in life)")
+	f.DurationVar(&o.NodeGrace, "node-grace", 0, "until a Node whose kubelet is silent is not Ready (5s for a new lab; 40s in life)")
+	f.IntVar(&o.AgentOutput, "agent-output", 0, "how many bytes of a command's output the guest agent keeps (16777216 for a new lab, as in life)")
 	f.DurationVar(&o.Boot, "boot-time", 0, "how long a guest takes to boot (300ms for a new lab)")
 	f.DurationVar(&o.CloudInit, "cloud-init-time", 0, "how long its cloud-init takes (500ms for a new lab)")
 	f.BoolVar(&detach, "detach", false, "return when it is ready and leave it running")
@@ -137,7 +139,7 @@ func qmCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if code := l.QM(rest[0], rest[1:], os.Stdin, cmd.OutOrStdout(), cmd.ErrOrStderr()); code != 0 {
+		if code := l.QM(cmd.Context(), rest[0], rest[1:], os.Stdin, cmd.OutOrStdout(), cmd.ErrOrStderr()); code != 0 {
 			return exitError(code)
 		}
 		return nil
@@ -188,7 +190,7 @@ func tourCommand() *cobra.Command {
 	}
 }
 
-// hostCommand and etcdCommand are the lab's own daemons, started by up.
+// hostCommand, etcdCommand and impostorCommand are the lab's own daemons.
 func hostCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "host --dir DIR NAME", Hidden: true, Args: cobra.ExactArgs(1)}
 	dir := dirFlag(cmd)
@@ -202,6 +204,19 @@ func hostCommand() *cobra.Command {
 			return err
 		}
 		return m.Run(cmd.Context())
+	}
+	return cmd
+}
+
+func impostorCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "impostor --dir DIR GUEST", Hidden: true, Args: cobra.ExactArgs(1)}
+	dir := dirFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		l, err := Open(*dir)
+		if err != nil {
+			return err
+		}
+		return l.RunImpostor(cmd.Context(), args[0])
 	}
 	return cmd
 }

@@ -1,7 +1,7 @@
 package lab
 
 import (
-	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -12,8 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/homeiac/homelab/lab/pve"
 )
 
 // fault is one way of breaking the lab.
@@ -34,8 +32,22 @@ var faults = map[string]fault{
 	"controller-kill":  {"controller-N", "kill -9 a controller", (*Lab).faultControllerKill},
 	"controller-start": {"controller-N", "start it again", (*Lab).faultControllerStart},
 	"guest-stop":       {"GUEST", "qm stop, as an administrator would", (*Lab).faultGuestStop},
+	"guest-pause":      {"GUEST", "qm suspend, as an administrator would (off: qm resume)", (*Lab).faultGuestPause},
+	"guest-hang":       {"GUEST", "guest agent, SSH and k3s mute, QMP says running (off: it goes on)", (*Lab).faultGuestHang},
+	"kvm-hang":         {"GUEST", "the kvm process hangs, its monitor too (off: it goes on)", (*Lab).faultKVMHang},
+	"guest-crash":      {"GUEST", "kill -9 the kvm process", (*Lab).faultGuestCrash},
+	"ssh-refuse":       {"GUEST", "its SSH port refuses, all else goes on (off: it listens again)", (*Lab).faultSSHRefuse},
+	"ssh-filter":       {"GUEST", "connecting to its SSH port times out (off: it answers again)", (*Lab).faultSSHFilter},
+	"ssh-wrong":        {"GUEST", "another machine answers there, and notes what it is told in DIR/impostors/GUEST.jsonl (off: gone)", (*Lab).faultSSHWrong},
+	"k3s-silent":       {"GUEST", "its k3s API and etcd client port time out (off: they answer again)", (*Lab).faultK3sSilent},
 	"bridge-down":      {"HOST/BRIDGE", "the bridge goes down (off: up again)", (*Lab).faultBridgeDown},
 	"storage-full":     {"HOST/STORAGE", "something else fills the storage (off: it is emptied)", (*Lab).faultStorageFull},
+	"storage-off":      {"HOST/STORAGE", "the storage is not there (off: it comes back as it was)", (*Lab).faultStorageOff},
+	"qm-hang":          {"HOST", "qm, pvesm and pvesh hang (off: they go on with what they were told)", (*Lab).faultQMHang},
+	"qm-fail":          {"HOST", "what of qm changes a VM fails at once, or one [VERB] of it (off: it works again)", (*Lab).faultQMFail},
+	"pve-cluster-down": {"HOST", "pmxcfs is gone: /etc/pve is empty (off: it is back)", (*Lab).faultPVEClusterDown},
+	"clock-skew":       {"HOST", "its clock is off by DURATION, as 3s or -1h (off: right again)", (*Lab).faultClockSkew},
+	"api-close":        {"HOST", "port 8006 is closed (off: open again)", (*Lab).faultAPIClose},
 }
 
 // FaultKinds lists the faults with what they do, for --help.
@@ -58,6 +70,14 @@ func (l *Lab) Fault(kind, target string, values ...string) error {
 		return fmt.Errorf("fault %s %s: %w", kind, target, err)
 	}
 	return nil
+}
+
+// offValue takes no value, or off.
+func offValue(values []string) (off bool, err error) {
+	if len(values) > 1 || len(values) == 1 && values[0] != "off" {
+		return false, fmt.Errorf("takes no value but off, got %q", values)
+	}
+	return len(values) == 1, nil
 }
 
 func noValue(values []string) error {
@@ -144,25 +164,10 @@ func (l *Lab) controller(target string, values []string) error {
 	return noValue(values)
 }
 
-func (l *Lab) faultGuestStop(target string, values []string) error {
-	if err := noValue(values); err != nil {
-		return err
-	}
-	host, vmid, err := l.findGuest(target)
-	if err != nil {
-		return err
-	}
-	var stderr bytes.Buffer
-	if code := l.QM(host, []string{"stop", fmt.Sprint(vmid)}, nil, &bytes.Buffer{}, &stderr); code != 0 {
-		return fmt.Errorf("qm stop %d on %s: exit %d: %s", vmid, host, code, strings.TrimSpace(stderr.String()))
-	}
-	return nil
-}
-
 // findGuest finds the one VM of a name.
 func (l *Lab) findGuest(name string) (host string, vmid int, err error) {
 	for _, h := range l.HostNames() {
-		list, err := l.guestsOn(h)
+		list, err := guestsIn(l.confDir(h))
 		if err != nil {
 			return "", 0, err
 		}
@@ -182,71 +187,9 @@ func (l *Lab) findGuest(name string) (host string, vmid int, err error) {
 	return host, vmid, nil
 }
 
-// part splits HOST/PART.
-func (l *Lab) part(target string, values []string) (h *pve.Host, part string, off bool, err error) {
-	host, part, ok := strings.Cut(target, "/")
-	if !ok || part == "" {
-		return nil, "", false, errors.New("the target is HOST/NAME, as in pve2/vmbr0")
-	}
-	if _, err := l.hostIndex(host); err != nil {
-		return nil, "", false, err
-	}
-	if len(values) > 1 || len(values) == 1 && values[0] != "off" {
-		return nil, "", false, fmt.Errorf("takes no value but off, got %q", values)
-	}
-	h, err = pve.Open(l.hostDir(host))
-	return h, part, len(values) == 1, err
-}
-
-func (l *Lab) faultBridgeDown(target string, values []string) error {
-	h, bridge, off, err := l.part(target, values)
-	if err != nil {
-		return err
-	}
-	found := false
-	err = h.Update(func(c *pve.HostConfig) {
-		for i := range c.Bridges {
-			if c.Bridges[i].Name == bridge {
-				c.Bridges[i].Down, found = !off, true
-			}
-		}
-	})
-	if err == nil && !found {
-		return fmt.Errorf("the host has no bridge %s", bridge)
-	}
-	return err
-}
-
-func (l *Lab) faultStorageFull(target string, values []string) error {
-	h, storage, off, err := l.part(target, values)
-	if err != nil {
-		return err
-	}
-	found := false
-	err = h.Update(func(c *pve.HostConfig) {
-		for i, s := range c.Storages {
-			if s.Name != storage {
-				continue
-			}
-			found = true
-			c.Storages[i].ForeignBytes = s.TotalBytes
-			if off {
-				c.Storages[i].ForeignBytes = foreignBytes
-			}
-		}
-	})
-	switch {
-	case err != nil:
-		return err
-	case !found:
-		return fmt.Errorf("the host has no storage %s", storage)
-	}
-	return h.WriteStat(time.Now())
-}
-
 // QM is an administrator's hand on a host: it runs qm there and returns its
-// exit code.
-func (l *Lab) QM(host string, args []string, stdin *os.File, stdout, stderr interface{ Write([]byte) (int, error) }) int {
+// exit code. When ctx ends, qm is asked to end.
+func (l *Lab) QM(ctx context.Context, host string, args []string, stdin *os.File, stdout, stderr interface{ Write([]byte) (int, error) }) int {
 	if _, err := l.hostIndex(host); err != nil {
 		fmt.Fprintln(stderr, "hl-lab:", err)
 		return 1
@@ -255,7 +198,8 @@ func (l *Lab) QM(host string, args []string, stdin *os.File, stdout, stderr inte
 		fmt.Fprintf(stderr, "hl-lab: %s is switched off\n", host)
 		return 255
 	}
-	cmd := exec.Command(filepath.Join(l.hostRoot(host), "usr/sbin/qm"), args...)
+	cmd := exec.CommandContext(ctx, filepath.Join(l.hostRoot(host), "usr/sbin/qm"), args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin", "LANG=C.UTF-8", "HL_LAB_HAND=admin"}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	if stdin != nil {

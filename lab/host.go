@@ -29,6 +29,8 @@ const (
 	statInterval = 10 * time.Second
 	// cleanupInterval stands for qmeventd, which hears of a kvm's death at once.
 	cleanupInterval = 200 * time.Millisecond
+	// apiPoll is how often a machine looks whether its API port is to be closed.
+	apiPoll = 100 * time.Millisecond
 )
 
 // Machine is the rest of one host, which no agent looks after: pvestatd,
@@ -55,7 +57,7 @@ func NewMachine(l *Lab, name string, log *slog.Logger) (*Machine, error) {
 // Run is the machine's life until ctx ends.
 func (m *Machine) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return m.every(ctx, statInterval, func() error { return m.host.WriteStat(time.Now()) }) })
+	g.Go(func() error { return m.every(ctx, statInterval, m.stat) })
 	g.Go(func() error { return m.every(ctx, cleanupInterval, m.host.Cleanup) })
 	g.Go(func() error { return m.serveAPI(ctx) })
 	g.Go(func() error { return m.boot(ctx) })
@@ -63,6 +65,15 @@ func (m *Machine) Run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// stat is pvestatd's work, on the host as it is now.
+func (m *Machine) stat() error {
+	h, err := pve.Open(m.lab.hostDir(m.name))
+	if err != nil {
+		return err
+	}
+	return h.WriteStat(h.Now())
 }
 
 func (m *Machine) every(ctx context.Context, interval time.Duration, do func() error) error {
@@ -133,16 +144,42 @@ func (m *Machine) serveAPI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var lc net.ListenConfig
-	ln, err := lc.Listen(ctx, "tcp", net.JoinHostPort(m.lab.hostAddress(i), fmt.Sprint(apiPort)))
-	if err != nil {
-		return err
+	address := net.JoinHostPort(m.lab.hostAddress(i), fmt.Sprint(apiPort))
+	tick := time.NewTicker(apiPoll)
+	defer tick.Stop()
+	var ln net.Listener
+	defer func() {
+		if ln != nil {
+			_ = ln.Close()
+		}
+	}()
+	for {
+		_, err := os.Stat(m.lab.apiClosedFile(m.name))
+		switch closed := err == nil; {
+		case closed && ln != nil:
+			_ = ln.Close()
+			ln = nil
+		case !closed && ln == nil:
+			var lc net.ListenConfig
+			if ln, err = lc.Listen(ctx, "tcp", address); err != nil {
+				return err
+			}
+			go m.acceptAPI(ln, cert)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
 	}
-	context.AfterFunc(ctx, func() { _ = ln.Close() })
+}
+
+// acceptAPI serves until the listener is closed.
+func (m *Machine) acceptAPI(ln net.Listener, cert *tls.Certificate) {
 	for {
 		conn, err := ln.Accept()
 		if err != nil {
-			return ctx.Err()
+			return
 		}
 		m.countAPI(conn.RemoteAddr().String())
 		go func() {
@@ -194,7 +231,19 @@ type guestConf struct {
 
 // guestsOn lists a host's VMs by VMID.
 func (l *Lab) guestsOn(host string) ([]guestConf, error) {
-	dir := filepath.Join(l.hostRoot(host), "etc/pve/qemu-server")
+	return guestsIn(filepath.Join(l.hostRoot(host), "etc/pve/qemu-server"))
+}
+
+// confDir is where the configurations of a host's VMs lie, also while its /etc/pve
+// is empty.
+func (l *Lab) confDir(host string) string {
+	if l.Cluster {
+		return l.path("pmxcfs/nodes", host, "qemu-server")
+	}
+	return l.path("pmxcfs", host, "nodes", host, "qemu-server")
+}
+
+func guestsIn(dir string) ([]guestConf, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

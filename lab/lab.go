@@ -38,6 +38,12 @@ type Config struct {
 	CloudInitMs int `json:"cloudInitMs"`
 	// LearnerTickMs is how often a leader promotes learners, in milliseconds.
 	LearnerTickMs int `json:"learnerTickMs"`
+	// NodeGraceMs is until a Node whose kubelet is silent is not Ready, in
+	// milliseconds; 5000 when not said, 40000 in life.
+	NodeGraceMs int `json:"nodeGraceMs,omitempty"`
+	// AgentOutputBytes is how much of a command's output the guest agent keeps;
+	// 16 MiB when not said, as in life.
+	AgentOutputBytes int `json:"agentOutputBytes,omitempty"`
 }
 
 // Options say what Up is to make. Zero values are the defaults of a new lab, or
@@ -50,6 +56,11 @@ type Options struct {
 	PVE         string
 	// LearnerTick is how often a leader of the simulated k3s promotes learners; 15 s as in life.
 	LearnerTick time.Duration
+	// NodeGrace is until a Node whose kubelet is silent is not Ready; 5 s, 40 s in life.
+	NodeGrace time.Duration
+	// AgentOutput is how many bytes of a command's output the guest agent keeps;
+	// 16 MiB, as in life.
+	AgentOutput int
 	// Boot and CloudInit are the simulated times of a guest's boot.
 	Boot, CloudInit time.Duration
 	// Bin is the folder of hl-agent, hl-controller and hl-lab; the running program's when empty.

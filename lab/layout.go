@@ -108,7 +108,7 @@ func (l *Lab) layHost(i int, name string, now time.Time) error {
 	}
 	return l.writeConfig(agentConfigText, l.agentConfig(name), daemonConfig{
 		Lab: l, Name: name, Address: l.hostAddress(i), Port: agentPort, State: l.hostDir(name) + "/agent/state",
-		Root: h.Root(),
+		Root: h.Root(), Clock: l.clockFile(name),
 	})
 }
 
@@ -129,6 +129,7 @@ func (l *Lab) controllerConfig(name string) string {
 type daemonConfig struct {
 	Lab                        *Lab
 	Name, Address, State, Root string
+	Clock                      string
 	Port                       int
 	SharedStore                bool
 }
@@ -162,6 +163,7 @@ var (
 sshPort: {{.Lab.SSHPort}}
 fileRoots: [{{.Lab.Dir}}/files]
 driver: proxmox
+clock: {{.Clock}}
 `))
 	controllerConfigText = template.Must(template.New("controller").Parse(commonConfigText + `fleetKey: {{.Lab.Dir}}/pki/fleet.key
 {{- if .SharedStore}}

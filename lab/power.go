@@ -96,6 +96,10 @@ func (l *Lab) hostOn(name string, uptime, onbootDelay time.Duration) error {
 	if err := writeFile(l.onbootDelayFile(name), []byte(onbootDelay.String()+"\n"), 0o644); err != nil {
 		return err
 	}
+	// pmxcfs starts with the machine, whatever it died of.
+	if err := h.MountPmxcfs(); err != nil {
+		return err
+	}
 	if err := os.Remove(l.offFile(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -128,10 +132,15 @@ func (l *Lab) refreshMembers() error {
 	}
 	online, up := map[string]bool{}, 0
 	for _, name := range l.HostNames() {
-		online[name] = !l.isOff(name)
-		if online[name] {
-			up++
+		on := !l.isOff(name)
+		if on {
+			up++ // corosync votes also where pmxcfs is gone
 		}
+		h, err := pve.Open(l.hostDir(name))
+		if err != nil {
+			return err
+		}
+		online[name] = on && h.Mounted()
 	}
 	return pve.SetMembers(l.path("pmxcfs"), online, up > l.Hosts/2)
 }

@@ -97,6 +97,12 @@ func (l *Lab) hostProcess(name string) (pid int, ok bool) {
 	})
 }
 
+func (l *Lab) impostorProcess(guest string) (pid int, ok bool) {
+	return l.find(func(argv []string) bool {
+		return len(argv) > 1 && argv[1] == "impostor" && slices.Contains(argv, guest)
+	})
+}
+
 func (l *Lab) etcdProcess() (pid int, ok bool) {
 	return l.find(func(argv []string) bool { return len(argv) > 1 && argv[1] == "etcd" })
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -71,6 +72,8 @@ func prepare(o Options) (*Lab, error) {
 	set(&l.LearnerTickMs, int(o.LearnerTick.Milliseconds()), 15000)
 	set(&l.BootMs, int(o.Boot.Milliseconds()), 300)
 	set(&l.CloudInitMs, int(o.CloudInit.Milliseconds()), 500)
+	set(&l.NodeGraceMs, int(o.NodeGrace.Milliseconds()), 0)
+	set(&l.AgentOutputBytes, o.AgentOutput, 0)
 	switch o.QMCost {
 	case "real", "none":
 		l.QMCost = o.QMCost
@@ -173,7 +176,7 @@ func (l *Lab) start() error {
 			return err
 		}
 	}
-	return l.refreshMembers()
+	return errors.Join(l.refreshMembers(), l.startImpostors())
 }
 
 func (l *Lab) startController(name string) error {
@@ -258,16 +261,13 @@ func (l *Lab) askReady(ctx context.Context, endpoint string) error {
 // Down ends every process of the lab: daemons first and politely, guests last.
 func (l *Lab) Down() error {
 	// A stopped process does not hear SIGTERM before it is continued.
-	for _, name := range l.HostNames() {
-		if l.isOff(name) {
-			list, err := l.processes(l.hostDir(name))
-			if err != nil {
-				return err
-			}
-			if err := kill(pids(list)...); err != nil {
-				return err
-			}
-		}
+	all, err := l.processes(l.Dir)
+	if err != nil {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(p process) bool { return !stopped(p.pid) })
+	if err := kill(pids(withoutCallers(all))...); err != nil {
+		return err
 	}
 	for range 20 {
 		list, err := l.processes(l.Dir)
@@ -285,12 +285,15 @@ func (l *Lab) Down() error {
 	return fmt.Errorf("processes of the lab in %s start faster than they can be ended", l.Dir)
 }
 
+// daemons are the commands of hl-lab that up and faults start.
+var daemons = []string{"host", "etcd", "impostor"}
+
 // withoutCallers leaves out the lab's own commands in the foreground (up, tour),
 // which may be the ones that call Down.
 func withoutCallers(list []process) []process {
 	var out []process
 	for _, p := range list {
-		if len(p.argv) > 1 && filepath.Base(p.argv[0]) == "hl-lab" && p.argv[1] != "host" && p.argv[1] != "etcd" {
+		if len(p.argv) > 1 && filepath.Base(p.argv[0]) == "hl-lab" && !slices.Contains(daemons, p.argv[1]) {
 			continue
 		}
 		out = append(out, p)

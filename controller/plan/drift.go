@@ -113,12 +113,17 @@ func (m *model) noteDropped() {
 		}
 	}
 	for name, there := range m.ours {
-		if m.spec.Guests[name] == nil {
+		guest, holder := HeldGuest(name)
+		switch {
+		case holder && m.spec.Guests[guest] == nil:
+			m.note(homelabv1.NoteKind_NOTE_KIND_INFO, guest, there[0].host, fmt.Sprintf("holder VM %d keeps data disks of it (%s)", there[0].vm.GetVmid(), strings.Join(slotsOf(there[0].vm.GetDisks()), ", ")))
+		case holder:
+		case m.spec.Guests[name] == nil:
 			dropped[name] = there[0].host
 		}
 	}
 	for name, open := range m.intents {
-		if m.spec.Guests[name] == nil && len(m.ours[name]) == 0 {
+		if _, holder := HeldGuest(name); !holder && m.spec.Guests[name] == nil && len(m.ours[name]) == 0 {
 			id := open[0].intent.GetIdentity()
 			m.note(homelabv1.NoteKind_NOTE_KIND_INFO, name, open[0].host.name, fmt.Sprintf("no longer in the Spec; its creation as VM %d was begun and left", id.GetVmid()))
 			delete(dropped, name)

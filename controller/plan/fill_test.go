@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/spec"
@@ -37,7 +39,14 @@ func fill(t *testing.T, m protoreflect.Message, from any) {
 			t.Fatalf("%s has no field %s", m.Descriptor().Name(), key)
 		}
 		if !fd.IsList() {
-			if fd.Kind() == protoreflect.MessageKind && fd.Message().Name() != "Fact" {
+			if fd.Kind() == protoreflect.MessageKind && fd.Message().Name() == "Timestamp" {
+				clock, err := time.Parse("15:04:05", fmt.Sprint(value))
+				if err != nil {
+					t.Fatal(err)
+				}
+				at := timestamppb.New(time.Date(2026, 11, 22, clock.Hour(), clock.Minute(), clock.Second(), 0, time.UTC))
+				m.Set(fd, protoreflect.ValueOfMessage(at.ProtoReflect()))
+			} else if fd.Kind() == protoreflect.MessageKind && fd.Message().Name() != "Fact" {
 				fill(t, m.Mutable(fd).Message(), value)
 			} else {
 				m.Set(fd, scalar(t, m.NewField(fd), fd, value))

@@ -77,15 +77,29 @@ func render(p *homelabv1.Plan) string {
 			}
 		}
 		fmt.Fprintf(&b, "\n    %s\n", s.GetReason())
+		if s.GetDestroys() {
+			b.WriteString("    destroys\n")
+		}
+		if s.GetHolderVmid() != 0 {
+			fmt.Fprintf(&b, "    %s, holder VM %d\n", strings.Join(s.GetSlots(), " "), s.GetHolderVmid())
+		} else if len(s.GetSlots()) > 0 {
+			fmt.Fprintf(&b, "    but %s\n", strings.Join(s.GetSlots(), " "))
+		}
 		for _, after := range s.GetAfter() {
 			fmt.Fprintf(&b, "    after %s\n", after)
 		}
+	}
+	if len(p.GetByName()) > 0 {
+		fmt.Fprintf(&b, "to be confirmed by name: %s\n", strings.Join(p.GetByName(), ", "))
 	}
 	for _, n := range p.GetNotes() {
 		kind := strings.ToLower(strings.TrimPrefix(n.GetKind().String(), "NOTE_KIND_"))
 		subject := n.GetGuest()
 		if n.GetHost() != "" {
 			subject = strings.TrimSpace(subject + " on " + n.GetHost())
+		}
+		if n.GetUntil() != nil {
+			kind += " until " + n.GetUntil().AsTime().Format("15:04:05")
 		}
 		fmt.Fprintf(&b, "%s: %s\n    %s\n", kind, subject, strings.ReplaceAll(n.GetText(), "\n", "\n    "))
 	}
@@ -129,6 +143,7 @@ func tell(t *testing.T, archive *txtar.Archive) *story {
 	s.want = plan.Want{Spec: parsed, Fleet: parsed.Name, Guests: map[string]plan.Remembered{}, VerifyMark: plan.VerifyWith(key, parsed.Name)}
 	s.seen = plan.Seen{Hosts: map[string]plan.Host{}}
 	s.remember(t, files["remembered.yaml"])
+	s.asked(t, files["asked.yaml"], files["history.yaml"])
 	var cluster any
 	read(t, files["cluster.yaml"], &cluster)
 	if external, ok := files["existing.yaml"]; ok {
@@ -164,8 +179,19 @@ func (s *story) remember(t *testing.T, text []byte) {
 			Machine    string
 			Joined     bool
 			Made       bool
+			Adopted    bool
 			Unverified bool
 			Memory     int64
+			Ready      string
+			Began      string
+			Failures   int
+			Tried      []string
+			Resting    bool
+			Recreating bool
+			Holder     int32
+			Data       []string
+			Node       string
+			Role       string
 		}
 	}
 	read(t, text, &r)
@@ -177,6 +203,65 @@ func (s *story) remember(t *testing.T, text []byte) {
 		s.want.Guests[name] = plan.Remembered{
 			Name: name, Host: g.Host, VMID: g.VMID, UUID: uuidOf(g.VMID), Generation: max(g.Generation, 1), MachineID: g.Machine,
 			Joined: g.Joined, Made: g.Made, Unverified: g.Unverified, MemoryBytes: g.Memory,
+			ReadyAt: s.at(t, g.Ready), Began: s.at(t, g.Began), Failures: g.Failures, Resting: g.Resting, Recreating: g.Recreating,
+			NodeName: g.Node, Role: spec.Role(g.Role),
+		}
+		r := s.want.Guests[name]
+		if g.Generation == 0 && g.VMID != 0 && g.Adopted {
+			r.Generation = 0
+		}
+		if g.Holder != 0 {
+			r.Holder = plan.Holder{VMID: g.Holder, UUID: uuidOf(g.Holder)}
+		}
+		for _, slot := range g.Data {
+			r.DataDisks = append(r.DataDisks, &homelabv1.Disk{Slot: slot, Storage: "local", SizeBytes: 1 << 30})
+		}
+		for _, action := range g.Tried {
+			r.Attempts = append(r.Attempts, plan.Attempt{Action: homelabv1.Action(homelabv1.Action_value["ACTION_"+strings.ToUpper(action)])})
+		}
+		s.want.Guests[name] = r
+	}
+}
+
+// at is a time of the story's day, as 13:58; zero for none.
+func (s *story) at(t *testing.T, text string) time.Time {
+	t.Helper()
+	if text == "" {
+		return time.Time{}
+	}
+	clock, err := time.Parse("15:04:05", text+":00"[max(0, len(text)-5):])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return time.Date(2026, 11, 22, clock.Hour(), clock.Minute(), clock.Second(), 0, time.UTC)
+}
+
+// asked reads asked.yaml, what a person confirmed or asked for by name, and
+// history.yaml, since when signals were seen.
+func (s *story) asked(t *testing.T, asked, history []byte) {
+	t.Helper()
+	var a struct {
+		Destroy   []string
+		Operation *plan.Operation
+		Heal      bool
+	}
+	read(t, asked, &a)
+	s.want.Operation, s.want.HealOnly, s.want.Destroy = a.Operation, a.Heal, map[string]bool{}
+	for _, name := range a.Destroy {
+		s.want.Destroy[name] = true
+	}
+	var h map[string][]struct{ Signal, Since, Last string }
+	read(t, history, &h)
+	s.want.History = map[string]plan.History{}
+	for name, list := range h {
+		for _, x := range list {
+			last := s.now
+			if x.Last != "" {
+				last = s.at(t, x.Last)
+			}
+			s.want.History[name] = append(s.want.History[name], plan.Sighting{
+				Signal: plan.Signal(x.Signal), Since: s.at(t, x.Since), Last: last, UUID: uuidOf(int32(s.want.Spec.Guests[name].VMID)),
+			})
 		}
 	}
 }

@@ -2,6 +2,10 @@ package plan
 
 import (
 	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/human"
@@ -21,18 +25,75 @@ func (m *model) planGuest(g *guestView) {
 	switch g.situation {
 	case Absent, HalfBuilt, Unfinished:
 		m.planCreate(g)
-	case Stopped:
-		m.planStart(g, "it is stopped")
-	case Booting:
-		m.planBoot(g)
-	case HostDisabled, Unseen, InFlight, Foreign, Elsewhere, Twice, Unreadable, Paused, Booted:
+	case Stopped, Booting, Booted, Paused:
+		m.planPresent(g)
+	case HostDisabled, Unseen, InFlight, Foreign, Elsewhere, Twice, Unreadable:
 	}
 }
 
+// planPresent makes the steps of a guest whose VM is there, up to its boot. What
+// makes it anew comes later (planRecreations): that goes one by one.
+func (m *model) planPresent(g *guestView) {
+	if g.want.Standby() {
+		return
+	}
+	r, v := m.remedy(g)
+	if r == remedyRecreate { // its holder is looked at there
+		g.sick = true
+		return
+	}
+	if !m.planHeld(g) {
+		return
+	}
+	if v.against() {
+		m.tellUntil(g, v, m.condition(g).ripens)
+		return
+	}
+	switch {
+	case r == remedyStart:
+		m.planStart(g, "it is stopped")
+	case r == remedyResume:
+		m.planRemedy(g, homelabv1.Action_ACTION_RESUME, "resume")
+	case r == remedyReset:
+		m.planRemedy(g, homelabv1.Action_ACTION_RESET, "reset")
+	case g.situation == Booting && g.vm.GetPower() != homelabv1.Power_POWER_RUNNING:
+		m.tell(g, skipped(g.powerUnknown()))
+	case g.situation == Booting && m.condition(g).doubt == "":
+		m.planBoot(g)
+	}
+}
+
+// powerUnknown is what is said of a VM whose process lives while QEMU is mute.
+func (g *guestView) powerUnknown() string {
+	text := fmt.Sprintf("whether VM %d runs is not known", g.vmid)
+	if r := g.vm.GetPowerReason(); r != "" {
+		text += ": " + r
+	}
+	return text
+}
+
+// planRemedy tries to get a guest well without making it anew, and waits for its
+// boot.
+func (m *model) planRemedy(g *guestView, action homelabv1.Action, verb string) {
+	if v := m.allowed(g); v.against() {
+		m.tell(g, v)
+		return
+	}
+	g.healed = true
+	m.step(g, action, verb, nil, m.unwellText(m.condition(g))+" (policy restart)")
+	m.boot(g)
+}
+
 // tell notes why a guest is left alone, once for each reason.
-func (m *model) tell(g *guestView, v verdict) {
+func (m *model) tell(g *guestView, v verdict) { m.tellUntil(g, v, time.Time{}) }
+
+// tellUntil is tell for what may be over at a time; zero is none.
+func (m *model) tellUntil(g *guestView, v verdict, until time.Time) {
 	g.noted = true
 	m.note(v.kind, g.name, g.want.Host, v.text)
+	if v.kind == homelabv1.NoteKind_NOTE_KIND_WAITING && !until.IsZero() {
+		m.notes[len(m.notes)-1].Until = timestamppb.New(until)
+	}
 }
 
 // allowed is why a VM of ours must not be changed now, rule 2 and rule 10.
@@ -57,15 +118,33 @@ func (m *model) allowed(g *guestView) verdict {
 }
 
 func (m *model) step(g *guestView, action homelabv1.Action, verb string, after []string, reason string) *homelabv1.Step {
+	return m.stepOn(g.host, g, action, verb, after, reason)
+}
+
+// stepOn is a step of a guest that another host than the guest's may carry out.
+func (m *model) stepOn(h *hostView, g *guestView, action homelabv1.Action, verb string, after []string, reason string) *homelabv1.Step {
+	after = slices.Clone(after)
 	if g.last != "" {
 		after = append(after, g.last)
 	}
 	s := &homelabv1.Step{
-		Id: verb + "/" + g.host.name + "/" + g.name, Action: action, Guest: g.name, Host: g.host.name,
-		After: after, Reason: reason, Vmid: g.vmid, Uuid: g.vm.GetUuid(), Generation: g.generation(),
+		Id: verb + "/" + h.name + "/" + g.name, Action: action, Guest: g.name, Host: h.name,
+		After: after, Reason: reason, Vmid: g.vmid, Uuid: g.uuid(), Generation: g.generation(),
 	}
 	g.last = m.add(s)
 	return s
+}
+
+// uuid is that of the guest's VM. One that is gone is made again with the uuid
+// that is remembered of it, at the same place.
+func (g *guestView) uuid() string {
+	switch {
+	case g.vm != nil:
+		return g.vm.GetUuid()
+	case g.mem.Host == g.want.Host && g.mem.VMID == g.vmid && g.mem.Made:
+		return g.mem.UUID
+	}
+	return ""
 }
 
 // generation is the one that the guest has, or is made with. A VM that once
@@ -73,8 +152,12 @@ func (m *model) step(g *guestView, action homelabv1.Action, verb string, after [
 // came so far goes on with what is remembered of it.
 func (g *guestView) generation() int32 {
 	switch {
+	case g.remade:
+		return max(g.owner.Generation, g.mem.Generation) + 1
 	case g.vm != nil:
 		return g.owner.Generation
+	case g.stays:
+		return g.mem.Generation
 	case g.mem.MachineID != "" || g.mem.Joined:
 		return g.mem.Generation + 1
 	}
@@ -101,7 +184,7 @@ func (m *model) planUndo(g *guestView) {
 	}
 	g.last = m.add(&homelabv1.Step{
 		Id: "rollback/" + h.name + "/" + g.name, Action: homelabv1.Action_ACTION_ROLLBACK, Guest: g.name, Host: h.name,
-		Reason: "its creation was begun and left half-built", Vmid: id.GetVmid(), Uuid: id.GetUuid(), Generation: id.GetGeneration(),
+		Reason: g.undo.left(), Vmid: id.GetVmid(), Uuid: id.GetUuid(), Generation: id.GetGeneration(), Destroys: true,
 	})
 }
 
@@ -119,7 +202,8 @@ func (m *model) planCreate(g *guestView) {
 		reason = "made anew: " + g.sketch()
 	}
 	s := m.step(g, homelabv1.Action_ACTION_CREATE, "create", m.fetch(g), reason)
-	s.Image = g.want.Image
+	s.Image, s.Slots = g.want.Image, slotsOf(g.inHolder())
+	m.planAttach(g, s.GetSlots())
 	if g.want.Standby() {
 		return
 	}
@@ -149,11 +233,16 @@ func (m *model) mayCreate(g *guestView) verdict {
 	if g.situation == Unfinished {
 		var f findings
 		f.add(m.allowed(g))
+		f.add(m.holding(g))
 		f.add(g.lacking)
 		return f.verdict()
 	}
 	var f findings
 	f.add(g.host.blocked)
+	f.add(m.holding(g))
+	if why := g.lost(); why != "" {
+		f.refuse("%s", why)
+	}
 	if len(m.unseen) > 0 {
 		f.unknown("it is not made while it may exist where nobody can look: %s", firstLines(m.unseen, 3))
 	}
@@ -166,9 +255,10 @@ func (m *model) mayCreate(g *guestView) verdict {
 	if named := m.named[g.name]; len(named) > 0 { // half-built ones are not looked for above
 		f.refuse("VM %d on %s has its name and is not it: %s", named[0].vm.GetVmid(), named[0].host, named[0].not())
 	}
-	if g.want.IsMember() {
+	if g.want.IsMember() && m.spec.K3s != nil {
 		if state, why := m.membership(g); state == memberStale {
-			f.refuse("%s", why)
+			_, v := m.remains(g, why)
+			f.add(v)
 		}
 	}
 	if m.spec.Images[g.want.Image] == nil {
@@ -202,11 +292,8 @@ func (m *model) fetch(g *guestView) []string {
 	return []string{id}
 }
 
-// planStart starts a VM of ours that is stopped. A standby stays as it is.
+// planStart starts a VM of ours that is stopped.
 func (m *model) planStart(g *guestView, reason string) {
-	if g.want.Standby() {
-		return
-	}
 	var f findings
 	f.add(m.allowed(g))
 	f.add(g.lacking)
@@ -232,9 +319,6 @@ func (m *model) boot(g *guestView) {
 // planBoot waits for a VM that runs and was not seen to have booted. Nothing is
 // reset or destroyed for that (rule 6).
 func (m *model) planBoot(g *guestView) {
-	if g.want.Standby() {
-		return
-	}
 	if v := m.allowed(g); v.against() {
 		m.tell(g, v)
 		return
@@ -264,6 +348,9 @@ func (m *model) finishGuest(g *guestView) {
 	}
 	if g.want.Standby() && g.vm.GetPower() == homelabv1.Power_POWER_RUNNING {
 		m.note(homelabv1.NoteKind_NOTE_KIND_WARNING, g.name, g.want.Host, "a standby, and it runs; it is left alone")
+	}
+	if c := m.condition(g); c.doubt != "" {
+		m.note(homelabv1.NoteKind_NOTE_KIND_WARNING, g.name, g.want.Host, c.doubt)
 	}
 	m.noteDrift(g)
 	for _, p := range m.copies[g.name] {

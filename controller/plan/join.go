@@ -11,7 +11,8 @@ import (
 
 // planCluster adds the inits and joins, after all guests have their steps up to
 // the boot: servers one at a time in a chain, agents beside each other.
-func (m *model) planCluster() {
+// previous is the last change of membership that is planned already.
+func (m *model) planCluster(previous string) {
 	var members []*guestView
 	for _, g := range m.guests {
 		if g.want.IsMember() && g.host != nil && g.host.want.Enabled {
@@ -22,7 +23,7 @@ func (m *model) planCluster() {
 		return
 	}
 	if m.existing() {
-		m.planJoins(members, nil)
+		m.planJoins(members, nil, previous)
 		return
 	}
 	first, v := m.planInit(members)
@@ -34,7 +35,7 @@ func (m *model) planCluster() {
 		}
 		return
 	}
-	m.planJoins(members, first)
+	m.planJoins(members, first, previous)
 }
 
 // existing says whether there is a cluster already: one that was made elsewhere,
@@ -162,6 +163,9 @@ func (m *model) mayInit() (after []string, v verdict) {
 		}
 	}
 	for _, name := range sorted(m.ours) {
+		if _, holder := HeldGuest(name); holder {
+			continue
+		}
 		if why := m.droppedMayHold(name); why != "" {
 			f.unknown("%s", why)
 		}
@@ -243,10 +247,10 @@ func (m *model) mayJoin(g *guestView) verdict {
 
 // planJoins joins who is not a member. first is the guest that starts the
 // cluster in this plan, nil when there is one already.
-func (m *model) planJoins(members []*guestView, first *guestView) {
+func (m *model) planJoins(members []*guestView, first *guestView, previous string) {
 	var servers, agents []*guestView
 	for _, g := range members {
-		if g == first {
+		if g == first || g.remade {
 			continue
 		}
 		if m.wantsJoin(g, first) {
@@ -257,14 +261,14 @@ func (m *model) planJoins(members []*guestView, first *guestView) {
 			}
 		}
 	}
-	previous := ""
+	begun := "" // agents wait for the cluster alone
 	if first != nil {
-		previous = first.last
+		previous, begun = first.last, first.last
 	} else {
 		servers = m.learnersFirst(servers)
 	}
 	for i, g := range agents {
-		m.rank[m.join(g, previous, "as agent", first).GetId()] = len(servers) + i + 1
+		m.rank[m.join(g, begun, "as agent", first).GetId()] = len(m.guests) + i + 1
 	}
 	for i, g := range servers {
 		s := m.join(g, previous, "as server", first)
@@ -278,6 +282,12 @@ func (m *model) join(g *guestView, previous, reason string, first *guestView) *h
 	if previous != "" {
 		after = append(after, previous)
 		reason += ", after " + previous[strings.LastIndexByte(previous, '/')+1:]
+	}
+	if g.stale != nil {
+		if server, v := m.through(g); !v.against() {
+			m.planLeave(g, *g.stale, server, after, "its "+g.stale.what()+" of an earlier VM must be gone before it joins")
+			return m.step(g, homelabv1.Action_ACTION_JOIN, "join", nil, reason)
+		}
 	}
 	if first == nil {
 		switch state, why := m.membership(g); {
@@ -311,9 +321,17 @@ func (m *model) wantsJoin(g *guestView, first *guestView) bool {
 	case state == memberHealthy && (g.situation == Booted || g.situation == Booting):
 		return false
 	case state == memberStale:
-		m.tell(g, refused(why))
+		l, r := m.remains(g, why)
+		if r.against() {
+			m.tell(g, prefixed("does not join: ", r))
+			return false
+		}
+		g.stale = &l
+	case state == memberUnwell && g.healed: // its remedy is to bring it back
+	case state == memberUnknown && m.settling(g):
+		m.tellUntil(g, verdict{homelabv1.NoteKind_NOTE_KIND_WAITING, why}, m.settledBy(g))
 		return false
-	case state == memberUnwell && g.situation != Stopped && !g.host.fresh():
+	case state == memberUnwell && g.situation != Stopped && m.condition(g).health != OnItsWay && !g.host.fresh():
 		m.tell(g, skipped(why))
 		return false
 	case state == memberUnknown && g.situation != Stopped:
@@ -333,6 +351,21 @@ func (m *model) wantsJoin(g *guestView, first *guestView) bool {
 		return false
 	}
 	return true
+}
+
+// settling says whether a member that runs since a short while only is not known
+// to be Ready yet, with an API that answers: it is waited for.
+func (m *model) settling(g *guestView) bool {
+	return m.settledBy(g).After(m.now) && yes(m.cluster.API) && m.cluster.Split == "" && (!g.want.IsServer() || yes(m.cluster.Etcd))
+}
+
+// settledBy is when a member that was started is Ready again at the latest.
+func (m *model) settledBy(g *guestView) time.Time {
+	at := g.vm.GetProcessStarted()
+	if at == nil || g.situation != Booted {
+		return time.Time{}
+	}
+	return at.AsTime().Add(g.want.Timeouts.Boot)
 }
 
 func prefixed(prefix string, v verdict) verdict {

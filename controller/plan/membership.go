@@ -49,7 +49,7 @@ func (m *model) membership(g *guestView) (membership, string) {
 		if node == nil {
 			what = "etcd member " + etcd.GetName()
 		}
-		return memberStale, fmt.Sprintf("%s of an earlier VM of it is still in the cluster, and a new one cannot join beside it\n  remove it: kubectl delete node %s", what, name)
+		return memberStale, what + " of an earlier VM of it is still in the cluster"
 	}
 	switch {
 	case etcd.GetLearner() || node == nil && g.unended():

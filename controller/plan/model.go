@@ -10,6 +10,9 @@ import (
 	"github.com/homeiac/homelab/internal/spec"
 )
 
+// maxTime stands for a time that does not matter.
+var maxTime = time.Unix(1<<40, 0)
+
 // model is everything that one plan is made from, indexed, and the plan as it
 // grows. It is made anew for each plan.
 type model struct {
@@ -39,9 +42,11 @@ type model struct {
 	cluster  *Cluster
 	fetched  map[string]bool   // fetch steps in the plan, by id
 	claims   map[string]*claim // by host
-	steps    []*homelabv1.Step
-	rank     map[string]int // place of a join in the chain, by step id
-	notes    []*homelabv1.Note
+	// byNameOnly are guests whose destruction must be confirmed by name.
+	byNameOnly []string
+	steps      []*homelabv1.Step
+	rank       map[string]int // place of a join in the chain, by step id
+	notes      []*homelabv1.Note
 }
 
 // place is one VM or container somewhere.
@@ -56,10 +61,19 @@ type place struct {
 // flight is a step in flight.
 type flight struct{ id, host string }
 
-// openIntent is a creation begun and not seen to end, with the host it is on.
+// openIntent is a creation, or a destruction, begun and not seen to end, with
+// the host it is on.
 type openIntent struct {
 	intent *homelabv1.Intent
 	host   *hostView
+}
+
+// left is what is undone of it, as a reason.
+func (i *openIntent) left() string {
+	if i.intent.GetDestroying() {
+		return "its destruction was begun, and what is left of it goes first"
+	}
+	return "its creation was begun and left half-built"
 }
 
 func newModel(want Want, seen Seen, now time.Time) *model {
@@ -93,6 +107,7 @@ func newModel(want Want, seen Seen, now time.Time) *model {
 	for _, name := range m.spec.GuestNames() {
 		g := &guestView{name: name, want: m.spec.Guests[name], mem: want.Guests[name]}
 		g.host = m.hosts[g.want.Host]
+		m.findHolder(g)
 		m.guests = append(m.guests, g)
 		m.byName[name] = g
 	}
@@ -102,6 +117,30 @@ func newModel(want Want, seen Seen, now time.Time) *model {
 	m.assignVMIDs()
 	m.claimResources()
 	return m
+}
+
+// view is a guest by its name: one of the Spec, or one that it dropped, by what
+// is remembered and seen of it. nil when neither is known.
+func (m *model) view(name string) *guestView {
+	if g := m.byName[name]; g != nil {
+		return g
+	}
+	r, remembered := m.want.Guests[name]
+	there := m.ours[name]
+	if !remembered && len(there) == 0 {
+		return nil
+	}
+	g := &guestView{name: name, mem: r, want: &spec.Guest{Name: name, Host: r.Host, State: spec.StateRunning, OnUnhealthy: spec.PolicyReport}}
+	if len(there) > 0 {
+		g.want.Host = there[0].host
+	}
+	if r.Role != "" {
+		g.want.K3s = &spec.Member{Role: r.Role, Name: r.NodeName}
+	}
+	g.host = m.hosts[g.want.Host]
+	m.findHolder(g)
+	m.classify(g)
+	return g
 }
 
 // indexVMs notes every VM that a host itself shows. What a partial list shows

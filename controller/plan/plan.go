@@ -12,6 +12,7 @@
 package plan
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -85,6 +86,12 @@ type Remembered struct {
 	Failures int
 	// Attempts are what was tried since it was last seen well, oldest first.
 	Attempts []Attempt
+	// Resting says that it was last stopped on purpose, by us or as a standby, and
+	// was not seen to run since: it is started when it is to run.
+	Resting bool
+	// Recreating says that its recreation was begun (its VM is being stopped or
+	// destroyed for that) and it was not well since.
+	Recreating bool
 }
 
 // Attempt is one try to get a guest well without making it anew.
@@ -148,16 +155,29 @@ func VerifyWith(key mark.Key, fleet string) func(*homelabv1.VirtualMachine, stri
 // all fetches, roll-backs, creates, starts, boots, inits, joins, verifications.
 func Make(want Want, seen Seen, now time.Time) *homelabv1.Plan {
 	m := newModel(want, seen, now)
+	if want.Operation != nil {
+		m.planOperation(*want.Operation)
+	} else {
+		m.planSpec()
+	}
+	if want.HealOnly {
+		m.onlyHealing()
+	}
+	p := &homelabv1.Plan{Steps: m.sortedSteps(), Notes: m.sortedNotes()}
+	p.ByName = slices.Compact(slices.Sorted(slices.Values(m.byNameOnly)))
+	p.Digest = digest(p.Steps, m.specDigest())
+	return p
+}
+
+// planSpec makes seen equal wanted.
+func (m *model) planSpec() {
 	for _, g := range m.guests {
 		m.planGuest(g)
 	}
-	m.planCluster()
+	m.planCluster(m.planRecreations())
 	for _, g := range m.guests {
 		m.finishGuest(g)
 	}
 	m.noteHosts()
 	m.noteDropped()
-	p := &homelabv1.Plan{Steps: m.sortedSteps(), Notes: m.sortedNotes()}
-	p.Digest = digest(p.Steps, m.specDigest())
-	return p
 }

@@ -115,7 +115,7 @@ func TestHealthSaysHowAGuestIs(t *testing.T) {
 		{"paused", func(w *plantest.World) { w.Hosts["pve3"].VMs[203].Power = homelabv1.Power_POWER_PAUSED }, plan.Unwell, "paused"},
 		{"mute", func(w *plantest.World) { w.Hosts["pve3"].VMs[203].Mute = true }, plan.Unwell, "mute"},
 		{"mute on a host just up", func(w *plantest.World) { w.Hosts["pve3"].VMs[203].Mute = true; w.Hosts["pve3"].Uptime = 60e9 }, plan.OnItsWay, "SSH"},
-		{"k3s down", func(w *plantest.World) { w.Hosts["pve3"].VMs[203].Active = false }, plan.Unwell, "not Ready"},
+		{"k3s down", func(w *plantest.World) { w.Hosts["pve3"].VMs[203].Active = false }, plan.Unwell, "k3s does not run"},
 		{"API down", func(w *plantest.World) { w.Hosts["pve2"].VMs[202].Active = false }, plan.Unknown, "membership unknown"},
 		{"old version", func(w *plantest.World) { w.Members["k3s-3"].Version = "v1.34.0+k3s1" }, plan.Unwell, "v1.34.0"},
 		{"standby", func(w *plantest.World) {

@@ -50,8 +50,17 @@ type guestView struct {
 	memory  int64   // bytes, of the VM to be made
 	lacking verdict // preflight of the resources that it needs
 
-	last   string // id of its latest step
-	booted string // id of its boot step
+	cond   *condition // how it is; see model.condition
+	holder Holder     // the VM for its data disks; zero when there is none
+	held   []place    // holder VMs of it that were seen
+
+	last   string   // id of its latest step
+	booted string   // id of its boot step
+	remade bool     // it is destroyed and made anew in this plan
+	stale  *leaving // what an earlier VM of it left in the cluster, to go before it joins
+	sick   bool     // its remedy is to be made anew
+	healed bool     // a step of this plan is its remedy
+	stays  bool     // no next generation of it is made in this plan
 	noted  bool
 }
 
@@ -149,6 +158,8 @@ func (m *model) unfinished(g *guestView) (Situation, verdict) {
 	mine := g.vm != nil && there == g.vm && g.vm.GetUuid() == id.GetUuid()
 	locked := there.GetLock() == "create"
 	switch {
+	case mine && first.intent.GetDestroying() && !there.GetHalfBuilt():
+		return "", verdict{} // its destruction was begun, and it is whole
 	case mine && !locked && (there.GetLock() != "" || !settled(there)):
 		return "", verdict{} // whoever holds that lock is waited for first, and what is unknown is looked at again
 	case mine && !locked && !there.GetHalfBuilt():
@@ -212,8 +223,11 @@ func power(vm *homelabv1.VirtualMachine) (Situation, verdict) {
 	case homelabv1.Power_POWER_STOPPED:
 		return Stopped, verdict{}
 	case homelabv1.Power_POWER_PAUSED:
-		return Paused, refused(fmt.Sprintf("VM %d is paused%s\nlook why, then qm resume %d on its host", vm.GetVmid(), reason, vm.GetVmid()))
+		return Paused, verdict{}
 	case homelabv1.Power_POWER_ABSENT, homelabv1.Power_POWER_UNSPECIFIED:
+		if yes(vm.GetProcess()) {
+			return Booting, verdict{} // it runs, and QEMU itself is mute
+		}
 	}
 	return Unreadable, skipped(fmt.Sprintf("whether VM %d runs is not known%s", vm.GetVmid(), reason))
 }

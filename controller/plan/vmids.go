@@ -12,24 +12,8 @@ import (
 // Spec's range. All such guests get one, also those that cannot be made now, so
 // that nobody's VMID depends on what happens to be silent.
 func (m *model) assignVMIDs() {
-	taken := map[int32]bool{}
-	for vmid := range m.used {
-		taken[vmid] = true
-	}
-	for vmid := range m.left {
-		taken[vmid] = true
-	}
-	for vmid := range m.last {
-		taken[vmid] = true
-	}
-	for _, r := range m.want.Guests {
-		taken[r.VMID] = true
-	}
-	for vmid := range m.intentAt {
-		taken[vmid] = true
-	}
+	taken := m.takenVMIDs()
 	for _, g := range m.guests {
-		taken[int32(g.want.VMID)] = true
 		if ours := m.ours[g.name]; len(ours) > 0 {
 			g.vmid = ours[0].vm.GetVmid()
 		}
@@ -56,6 +40,30 @@ func (m *model) assignVMIDs() {
 		g.vmid = int32(next)
 		next++
 	}
+}
+
+// takenVMIDs are all that somebody has, had, or is to have.
+func (m *model) takenVMIDs() map[int32]bool {
+	taken := map[int32]bool{}
+	for vmid := range m.used {
+		taken[vmid] = true
+	}
+	for vmid := range m.left {
+		taken[vmid] = true
+	}
+	for vmid := range m.last {
+		taken[vmid] = true
+	}
+	for _, r := range m.want.Guests {
+		taken[r.VMID], taken[r.Holder.VMID] = true, true
+	}
+	for vmid := range m.intentAt {
+		taken[vmid] = true
+	}
+	for _, g := range m.spec.Guests {
+		taken[int32(g.VMID)] = true //nolint:gosec // checked by the Spec
+	}
+	return taken
 }
 
 // conflict is why a guest without a VM cannot have a VMID. What stands there by

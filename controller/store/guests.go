@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/spec"
 )
 
 // Guest is what is remembered of one guest. It is written before the guest is
@@ -23,7 +26,7 @@ type Guest struct {
 	VMID int32 `json:"vmid"`
 	// UUID is its smbios1 uuid, lower case.
 	UUID string `json:"uuid"`
-	// Generation counts its recreations, from 1.
+	// Generation counts its makings, from 1; 0 is a VM that was adopted.
 	Generation int32 `json:"generation"`
 	// MACs are its hardware addresses in order, upper case.
 	MACs []string `json:"macs,omitempty"`
@@ -44,6 +47,58 @@ type Guest struct {
 	Made bool `json:"made,omitempty"`
 	// Unverified says that the Spec's verify commands were not yet seen to succeed.
 	Unverified bool `json:"unverified,omitempty"`
+
+	// NodeName, Role and User are those that it was made with: of a guest that the
+	// Spec dropped nothing else tells.
+	NodeName string    `json:"nodeName,omitempty"`
+	Role     spec.Role `json:"role,omitempty"`
+	User     string    `json:"user,omitempty"`
+	// DataDisks are the disks that outlive it, as it was made with.
+	DataDisks []Disk `json:"dataDisks,omitempty"`
+	// Holder is the VM that its data disks were to be moved to, remembered before
+	// they were; zero when they were seen back.
+	Holder HolderVM `json:"holder,omitzero"`
+	// Began is when the making of this generation was begun, ReadyAt when it was
+	// first well; zero when not known, or not yet.
+	Began   time.Time `json:"began,omitzero"`
+	ReadyAt time.Time `json:"readyAt,omitzero"`
+	// Failures counts the generations in a row before this one that never were well.
+	Failures int `json:"failures,omitempty"`
+	// Attempts are what was tried since it was last seen well, oldest first.
+	Attempts []Attempt `json:"attempts,omitempty"`
+	// Resting says that it was last stopped on purpose, by us or as a standby, and
+	// was not seen to run since.
+	Resting bool `json:"resting,omitempty"`
+	// Recreating says that its recreation was begun and it was not well since.
+	Recreating bool `json:"recreating,omitempty"`
+	// SavedConfig is the VM's configuration as it was before its last destruction,
+	// SavedAt when it was read. Volumes are the volume ids that it had then.
+	SavedConfig string    `json:"savedConfig,omitempty"`
+	SavedAt     time.Time `json:"savedAt,omitzero"`
+	Volumes     []string  `json:"volumes,omitempty"`
+}
+
+// Disk is a disk that outlives its guest.
+type Disk struct {
+	// Slot is where it is attached (scsi1), Storage the Proxmox storage, Size bytes.
+	Slot    string `json:"slot"`
+	Storage string `json:"storage"`
+	Size    int64  `json:"size"`
+}
+
+// HolderVM is a VM without a guest that keeps data disks for a while.
+type HolderVM struct {
+	VMID int32 `json:"vmid"`
+	// UUID is its smbios1 uuid, lower case.
+	UUID string `json:"uuid"`
+	// Generation is its guest's when the holder was made: its mark names that one.
+	Generation int32 `json:"generation"`
+}
+
+// Attempt is one try to get a guest well without making it anew.
+type Attempt struct {
+	Action homelabv1.Action `json:"action"`
+	At     time.Time        `json:"at"`
 }
 
 // Guests are all remembered guests by name.
@@ -67,7 +122,9 @@ func (s *Store) Guests(ctx context.Context) (map[string]Guest, error) {
 // when nobody else did meanwhile; else change is called again with the newer
 // record. A new record comes with Name set and Generation one above the highest
 // the guest ever had. A generation that goes back is ErrRefused: two VMs could
-// then bear the same mark. With a lock the write fails (ErrBusy) once it is lost.
+// then bear the same mark. Only 0, of a VM that was adopted, may come at any time,
+// and is counted on from: that VM has a uuid of its own. With a lock the write
+// fails (ErrBusy) once it is lost.
 func (s *Store) ChangeGuest(ctx context.Context, lock *Lock, name string, change func(g *Guest) error) (Guest, error) {
 	record, counter := "guests/"+name, "generations/"+name
 	for range changeAttempts {
@@ -83,25 +140,26 @@ func (s *Store) ChangeGuest(ctx context.Context, lock *Lock, name string, change
 		if err != nil {
 			return Guest{}, err
 		}
-		g := Guest{Name: name, Generation: highest + 1}
+		g, least := Guest{Name: name, Generation: highest + 1}, max(highest, 1)
 		if old.rev != 0 {
 			g = Guest{}
 			if err := json.Unmarshal(old.data, &g); err != nil {
 				return Guest{}, fmt.Errorf("store: %s: %w", record, err)
 			}
+			least = g.Generation
 		}
 		if err := change(&g); err != nil {
 			return Guest{}, err
 		}
-		if g.Generation < highest || g.Generation < 1 {
-			return Guest{}, rpc.Errorf(rpc.ErrRefused, "store: guest %s had generation %d already, it cannot become %d", name, highest, g.Generation)
+		if g.Generation < least && g.Generation != 0 {
+			return Guest{}, rpc.Errorf(rpc.ErrRefused, "store: guest %s had generation %d already, it cannot become %d", name, least, g.Generation)
 		}
 		data, err := json.Marshal(g)
 		if err != nil {
 			return Guest{}, fmt.Errorf("store: %s: %w", record, err)
 		}
 		ok, err := s.commit(ctx, "write "+record, lock.guard(s.unchanged(old), s.unchanged(last)),
-			s.put(record, data), s.put(counter, []byte(strconv.Itoa(int(g.Generation)))))
+			s.put(record, data), s.put(counter, []byte(strconv.Itoa(int(max(highest, g.Generation))))))
 		if err != nil {
 			return Guest{}, err
 		}

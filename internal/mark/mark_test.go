@@ -54,7 +54,8 @@ func TestOnlyTheVerySameVMVerifies(t *testing.T) {
 		{"generation changed by hand", "homelab", "k3s-1", uuid, strings.Replace(text, ":3:", ":4:", 1), k, 201, "does not agree"},
 		{"no mark", "homelab", "k3s-1", uuid, "", k, 201, "no mark"},
 		{"somebody's notes", "homelab", "k3s-1", uuid, "my router: do not touch", k, 201, "not a mark"},
-		{"generation 0", "homelab", "k3s-1", uuid, strings.Replace(text, ":3:", ":0:", 1), k, 201, "generation"},
+		{"generation below 0", "homelab", "k3s-1", uuid, strings.Replace(text, ":3:", ":-1:", 1), k, 201, "generation"},
+		{"generation of an adopted VM, by hand", "homelab", "k3s-1", uuid, strings.Replace(text, ":3:", ":0:", 1), k, 201, "does not agree"},
 		{"generation with a zero before", "homelab", "k3s-1", uuid, strings.Replace(text, ":3:", ":03:", 1), k, 201, "generation"},
 		{"cut short", "homelab", "k3s-1", uuid, text[:len(text)-2], k, 201, "cut short"},
 	} {
@@ -78,7 +79,7 @@ func TestEveryMarkMadeVerifies(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		guest := rapid.StringMatching(`[a-z][a-z0-9-]{0,30}`).Draw(t, "guest")
 		vmid := rapid.Int32Range(100, 999999999).Draw(t, "vmid")
-		generation := rapid.Int32Range(1, 1<<30).Draw(t, "generation")
+		generation := rapid.Int32Range(0, 1<<30).Draw(t, "generation") // 0: adopted
 		got, err := mark.Verify(k, "f", guest, vmid, uuid, mark.Make(k, "f", guest, vmid, uuid, generation))
 		if err != nil || got != generation {
 			t.Fatalf("generation %d, %v", got, err)

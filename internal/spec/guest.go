@@ -108,7 +108,9 @@ const (
 	StateStopped State = "stopped"
 )
 
-// Policy is what may be done to an unwell guest. The default is PolicyReport.
+// Policy is what may be done to an unwell guest. The default is
+// PolicyRecreate; a guest that was adopted is only reported unless its own entry
+// says otherwise.
 type Policy string
 
 // The policies.

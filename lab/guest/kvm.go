@@ -90,7 +90,7 @@ func run(ctx context.Context, c *command, program string) error {
 		v.monitor = &qmp.Server{VM: v, Name: c.name, UUID: c.uuid}
 		g.Go(func() error { return v.monitor.Serve(ctx, l) })
 	}
-	g.Go(func() error { <-ctx.Done(); return nil })
+	g.Go(func() error { v.watchDisks(ctx); return nil })
 	return g.Wait()
 }
 

@@ -38,6 +38,9 @@ func (r *run) command(program, usage string, list []command, args []string) erro
 		for _, c := range list {
 			if c.name == name || slices.Contains(aliases[program+" "+name], c.name) {
 				r.synopsis = fmt.Sprintf("%s %s %s", program, c.name, c.usage)
+				if program == "qm" {
+					r.verb = c.name
+				}
 				p, err := c.parse(args[n:])
 				if err != nil {
 					return r.withUsage(err)

@@ -19,6 +19,11 @@ func (r *run) destroy(p params) error {
 	if r.running(vmid) != 0 {
 		return fail(25, "VM %s is running - destroy failed", vmid)
 	}
+	if _, configured, err := r.haManaged(vmid); err != nil {
+		return err
+	} else if configured && !p.on("purge") {
+		return fail(255, "unable to remove VM %s - used in HA resources and purge parameter not set.", vmid)
+	}
 	return r.task("qmdestroy", vmid, func(t *run) error {
 		return t.withLock(vmid, func() error { return t.destroyLocked(vmid, p) })
 	})
@@ -50,6 +55,9 @@ func (r *run) destroyLocked(vmid string, p params) error {
 	}
 	if p.on("purge") {
 		r.printf("purging VM %s from related configurations..\n", vmid)
+		if err := r.purge(vmid); err != nil {
+			return err
+		}
 	}
 	return r.removePVE("nodes/" + r.cfg.NodeName + "/qemu-server/" + vmid + ".conf")
 }

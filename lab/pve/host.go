@@ -42,6 +42,8 @@ type HostConfig struct {
 	Mounts []string `json:"mounts,omitempty"`
 	// NoQMEventd leaves run files of dead guests where they are.
 	NoQMEventd bool `json:"noQMEventd,omitempty"`
+	// Trouble is what is wrong with the host.
+	Trouble Trouble `json:"trouble,omitzero"`
 }
 
 // StorageConfig is one storage as the host has it. Which storages exist is in
@@ -87,6 +89,7 @@ type Host struct {
 type timeouts struct {
 	qmpConnect time.Duration // until a QMP greeting
 	qmpStatus  time.Duration // the same for qm status
+	qmpQuit    time.Duration // the same for qm stop
 	agent      time.Duration // until a guest agent answers a ping
 	kvmReady   time.Duration // from exec of kvm to its pid file and QMP
 }
@@ -106,14 +109,18 @@ func Open(hostDir string) (*Host, error) {
 		return nil, err
 	}
 	h := &Host{
-		dir: abs, clock: wallClock{}, newUUID: randomUUID, newMAC: randomMAC,
+		dir: abs, newUUID: randomUUID, newMAC: randomMAC,
 		times: timeouts{
-			qmpConnect: 5 * time.Second, qmpStatus: 3 * time.Second,
+			qmpConnect: 5 * time.Second, qmpStatus: 3 * time.Second, qmpQuit: 5 * time.Second,
 			agent: 3 * time.Second, kvmReady: 30 * time.Second,
 		},
 	}
 	if err := json.Unmarshal(data, &h.cfg); err != nil {
 		return nil, fmt.Errorf("%s/host.json: %w", hostDir, err)
+	}
+	h.clock = wallClock{ahead: h.cfg.Trouble.ClockSkew}
+	if h.cfg.QMCost == "real" {
+		h.times.qmpQuit = 60 * time.Second // a hung kvm was stopped after 72 s
 	}
 	return h, nil
 }

@@ -14,7 +14,11 @@ const lockWait = 10 * time.Second
 // withLock runs work under the VM's lock. A lock that stays busy ends with exit
 // code 4 outside a task.
 func (r *run) withLock(vmid string, work func() error) error {
-	return r.withFlock("/var/lock/qemu-server/lock-"+vmid+".conf", vmid, work)
+	path := "/var/lock/qemu-server/lock-" + vmid + ".conf"
+	if err := r.failing(path); err != nil {
+		return err
+	}
+	return r.withFlock(path, vmid, work)
 }
 
 // withStorageLock runs work under a storage's lock.

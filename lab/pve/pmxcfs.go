@@ -251,6 +251,9 @@ func Refresh(pmxcfsDir string) error {
 	return s.refresh(pmxcfsDir)
 }
 
+// Mounted says whether pmxcfs runs on this host.
+func (h *Host) Mounted() bool { return h.mounted() }
+
 // mounted says whether pmxcfs runs on this host: else /etc/pve is empty.
 func (h *Host) mounted() bool {
 	entries, err := os.ReadDir(h.path("etc/pve"))

@@ -37,6 +37,9 @@ func (h *Host) running(vmid string) int {
 	return pid
 }
 
+// KVM is the pid of a VM's kvm, or 0 when it does not run.
+func (h *Host) KVM(vmid int) int { return h.running(strconv.Itoa(vmid)) }
+
 // isKVM says whether a process is the kvm of a VM of this host.
 func (h *Host) isKVM(pid int, vmid string) bool {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))

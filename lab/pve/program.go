@@ -26,6 +26,7 @@ type run struct {
 	out, warn io.Writer
 	stderr    io.Writer
 	synopsis  string // of the command, for failed parameters
+	verb      string // of qm: "disk move"
 	upid      string // of the last task
 	inTask    bool
 	warnings  *int // of the task
@@ -96,6 +97,9 @@ func (h *Host) Run(ctx context.Context, argv []string, stdin io.Reader, stdout, 
 	name := filepath.Base(argv[0])
 	cost := h.cost(name, argv[1:])
 	err := h.pay(ctx, name, cost.startup)
+	if err == nil && name != "pveversion" {
+		err = h.hung(func(d time.Duration) error { return h.clock.Sleep(ctx, d) })
+	}
 	if err == nil {
 		err = r.dispatch(name, argv[1:])
 	}

@@ -19,8 +19,12 @@ func (r *run) start(p params) error {
 			return err
 		}
 	}
+	start := func(t *run) error { return t.startLocked(vmid, p.on("skiplock")) }
+	if done, err := r.haRequest("start", vmid, start); done || err != nil {
+		return err
+	}
 	return r.task("qmstart", vmid, func(t *run) error {
-		return t.withLock(vmid, func() error { return t.startLocked(vmid, p.on("skiplock")) })
+		return t.withLock(vmid, func() error { return start(t) })
 	})
 }
 

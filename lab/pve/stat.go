@@ -23,7 +23,7 @@ func (h *Host) WriteStat(now time.Time) error {
 	if err := h.writeProc(now); err != nil {
 		return err
 	}
-	if !h.mounted() {
+	if !h.mounted() || h.cfg.Trouble.Hang {
 		return nil
 	}
 	if err := Refresh(h.pmxcfs()); err != nil {
@@ -151,9 +151,10 @@ func (h *Host) rrdVM(vmid string, c *conf, s map[string]any, stamp string) strin
 	return line + ":" + mem + ":0:0:0:0:0:0"
 }
 
-// uptime is how long the host is up, in seconds.
+// uptime is how long the host is up, in seconds. A clock that is wrong does not
+// change it.
 func (h *Host) uptime(now time.Time) int64 {
-	return int64(math.Max(now.Sub(h.cfg.Boot).Seconds(), 0))
+	return int64(math.Max((now.Sub(h.cfg.Boot) - h.cfg.Trouble.ClockSkew).Seconds(), 0))
 }
 
 // runningMemory is what the running guests were given, in bytes.
@@ -187,7 +188,7 @@ func (h *Host) writeProc(now time.Time) error {
 		fmt.Fprintf(&cpuinfo, "processor\t: %d\nvendor_id\t: GenuineIntel\nmodel name\t: Example CPU\ncpu MHz\t\t: 2596.134\nphysical id\t: 0\nsiblings\t: %d\ncore id\t\t: %d\ncpu cores\t: %d\nflags\t\t: fpu vme vmx sse4_2 aes hypervisor\n\n",
 			i, h.cfg.CPUs, i, h.cfg.CPUs)
 	}
-	fmt.Fprintf(&stat, "btime %d\nprocesses 4242\nprocs_running 1\nprocs_blocked 0\n", h.cfg.Boot.Unix())
+	fmt.Fprintf(&stat, "btime %d\nprocesses 4242\nprocs_running 1\nprocs_blocked 0\n", h.cfg.Boot.Add(h.cfg.Trouble.ClockSkew).Unix())
 	for name, text := range map[string]string{
 		"meminfo": fmt.Sprintf("MemTotal:       %d kB\nMemFree:        %d kB\nMemAvailable:   %d kB\nBuffers:        0 kB\nCached:         0 kB\nSwapTotal:      0 kB\nSwapFree:       0 kB\n",
 			kib(total), kib(available), kib(available)),

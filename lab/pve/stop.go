@@ -24,11 +24,14 @@ type stopOptions struct {
 // stop is qm stop.
 func (r *run) stop(p params) error {
 	vmid := p["vmid"]
+	o := stopOptions{skiplock: p.on("skiplock"), force: true, timeout: seconds(p["timeout"], 60*time.Second)}
+	if done, err := r.haRequest("stop", vmid, func(t *run) error { return t.end(vmid, o) }); done || err != nil {
+		return err
+	}
 	return r.task("qmstop", vmid, func(t *run) error {
 		if p.on("overrule-shutdown") {
 			t.overrule(vmid)
 		}
-		o := stopOptions{skiplock: p.on("skiplock"), force: true, timeout: seconds(p["timeout"], 60*time.Second)}
 		return t.withLock(vmid, func() error { return t.end(vmid, o) })
 	})
 }
@@ -115,7 +118,7 @@ func (r *run) askToEnd(vmid string, c *conf, o stopOptions) error {
 			r.printf("QEMU Guest Agent is not running - VM %s qga command 'guest-ping' failed - got timeout\n", vmid)
 		}
 	}
-	_, err := r.qmp(vmid, r.times.qmpConnect, command, nil)
+	_, err := r.qmp(vmid, r.times.qmpQuit, command, nil)
 	if err != nil && !r.isKVM(r.running(vmid), vmid) {
 		return nil // QEMU was gone before its answer
 	}

@@ -133,6 +133,9 @@ func (h *Host) usable(id string) (*storage, error) {
 
 // activate checks that a storage is there, and makes a dir's folders.
 func (h *Host) activate(s *storage) error {
+	if err := h.away(s); err != nil {
+		return err
+	}
 	switch s.typ {
 	case "dir":
 		path := s.get("path")

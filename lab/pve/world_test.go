@@ -48,8 +48,8 @@ func (c *fastClock) Sleep(ctx context.Context, d time.Duration) error {
 // patient are limits that only a hung process reaches; hasty ones are for
 // those that are meant to be reached.
 var (
-	patient = timeouts{qmpConnect: 10 * time.Second, qmpStatus: 10 * time.Second, agent: 10 * time.Second, kvmReady: 30 * time.Second}
-	hasty   = timeouts{qmpConnect: 150 * time.Millisecond, qmpStatus: 100 * time.Millisecond, agent: 150 * time.Millisecond, kvmReady: 30 * time.Second}
+	patient = timeouts{qmpConnect: 10 * time.Second, qmpStatus: 10 * time.Second, qmpQuit: 10 * time.Second, agent: 10 * time.Second, kvmReady: 30 * time.Second}
+	hasty   = timeouts{qmpConnect: 150 * time.Millisecond, qmpStatus: 100 * time.Millisecond, qmpQuit: 150 * time.Millisecond, agent: 150 * time.Millisecond, kvmReady: 30 * time.Second}
 )
 
 // world is a host to try programs on.

@@ -69,6 +69,10 @@ func (w *World) Carry(s *homelabv1.Step, how Outcome) error {
 		w.rollback(h, s, how)
 	case homelabv1.Action_ACTION_CREATE:
 		err = w.create(h, s, how)
+	case homelabv1.Action_ACTION_SNAPSHOT, homelabv1.Action_ACTION_DRAIN, homelabv1.Action_ACTION_LEAVE:
+		err = w.throughServer(h, s, how)
+	case homelabv1.Action_ACTION_DESTROY:
+		err = w.destroy(h, s, how)
 	default:
 		err = w.change(h, s, how)
 	}
@@ -87,7 +91,7 @@ func (w *World) rollback(h *Host, s *homelabv1.Step, how Outcome) {
 		return
 	}
 	if vm := h.VMs[s.GetVmid()]; vm != nil {
-		if !vm.Half || w.Spec.Protected(int(vm.VMID)) || vm.HA || vm.Protection {
+		if w.destroying(h, s.GetVmid()) || !vm.Half || w.Spec.Protected(int(vm.VMID)) || vm.HA || vm.Protection {
 			w.violate("step %s destroys VM %d, which is no half-built one of ours", s.GetId(), vm.VMID)
 			return
 		}
@@ -108,14 +112,25 @@ func (w *World) create(h *Host, s *homelabv1.Step, how Outcome) error {
 		if uuid == "" {
 			uuid = w.UUID()
 		}
-		r = plan.Remembered{Name: g.Name, Host: h.Name, VMID: s.GetVmid(), UUID: uuid, Generation: s.GetGeneration(), MemoryBytes: r.MemoryBytes, Made: s.GetUuid() == ""}
+		failures := 0
+		if r.UUID == uuid && r.Generation > 1 && r.ReadyAt.IsZero() {
+			failures = r.Failures + 1
+		}
+		r = plan.Remembered{
+			Name: g.Name, Host: h.Name, VMID: s.GetVmid(), UUID: uuid, Generation: s.GetGeneration(), MemoryBytes: r.MemoryBytes,
+			Made: h.VMs[s.GetVmid()] == nil, Began: w.Now, Failures: failures, Holder: r.Holder, NodeName: g.NodeName(), Recreating: r.Recreating,
+		}
+		if g.K3s != nil {
+			r.Role = g.K3s.Role
+		}
 	}
-	r.Unverified = len(g.Verify) > 0
+	r.Unverified, r.DataDisks = len(g.Verify) > 0, dataDisks(g)
 	w.Memory[g.Name] = r
 	if how == Fails {
 		return nil
 	}
 	there := h.VMs[s.GetVmid()]
+	fresh := there == nil
 	if there != nil && there.UUID != r.UUID {
 		w.violate("step %s makes VM %d, where another VM is", s.GetId(), s.GetVmid())
 		return errStep
@@ -127,6 +142,9 @@ func (w *World) create(h *Host, s *homelabv1.Step, how Outcome) error {
 			there.Memory = 1 << 30
 		}
 		h.VMs[s.GetVmid()] = there
+		if how != Killed {
+			w.addData(there, g, s.GetSlots())
+		}
 	}
 	h.Intents = slices.DeleteFunc(slices.Clone(h.Intents), func(i *homelabv1.Intent) bool { return i.GetIdentity().GetVmid() == s.GetVmid() })
 	intent := &homelabv1.Intent{
@@ -134,11 +152,11 @@ func (w *World) create(h *Host, s *homelabv1.Step, how Outcome) error {
 		Step:     s.GetId(), Worker: No(""),
 	}
 	switch {
-	case how == Killed && s.GetUuid() == "" && w.number%3 == 0: // no configuration, one volume
+	case how == Killed && fresh && w.number%3 == 0: // no configuration, one volume
 		delete(h.VMs, s.GetVmid())
 		h.Leftovers = append(h.Leftovers, s.GetVmid())
 		h.Intents = append(h.Intents, intent)
-	case how == Killed && s.GetUuid() == "":
+	case how == Killed && fresh:
 		h.VMs[s.GetVmid()] = &VM{VMID: s.GetVmid(), Half: true, Lock: "create", Power: homelabv1.Power_POWER_STOPPED}
 		h.Intents = append(h.Intents, intent)
 	case how == Unheard || how == Killed:
@@ -188,7 +206,7 @@ func (w *World) change(h *Host, s *homelabv1.Step, how Outcome) error {
 	case vm.HA || vm.Protection || vm.Lock != "" || w.Spec.Protected(int(vm.VMID)):
 		w.violate("step %s is on VM %d, which must not be changed", s.GetId(), vm.VMID)
 		return errStep
-	case w.Spec.Guests[vm.Guest].Standby():
+	case w.Spec.Guests[vm.Guest].Standby() && s.GetAction() != homelabv1.Action_ACTION_ATTACH:
 		w.violate("step %s is on the standby %s", s.GetId(), vm.Guest)
 		return errStep
 	case how == Fails:
@@ -201,8 +219,29 @@ func (w *World) change(h *Host, s *homelabv1.Step, how Outcome) error {
 	heard := how == Well
 	switch s.GetAction() {
 	case homelabv1.Action_ACTION_START:
-		vm.Power = homelabv1.Power_POWER_RUNNING
+		if missing := w.missingData(vm); missing != "" {
+			w.violate("step %s starts VM %d without its data disk %s", s.GetId(), vm.VMID, missing)
+		}
+		vm.Power, vm.Started, vm.QEMU = homelabv1.Power_POWER_RUNNING, w.Now, ""
 		vm.Mute = false
+		r.Resting = false
+		r.Attempts = append(r.Attempts, plan.Attempt{Action: s.GetAction(), At: w.Now})
+	case homelabv1.Action_ACTION_RESUME, homelabv1.Action_ACTION_RESET:
+		vm.Power, vm.QEMU, vm.Mute = homelabv1.Power_POWER_RUNNING, "", false
+		r.Attempts = append(r.Attempts, plan.Attempt{Action: s.GetAction(), At: w.Now})
+	case homelabv1.Action_ACTION_SAVE, homelabv1.Action_ACTION_SOAK:
+	case homelabv1.Action_ACTION_STOP:
+		w.halt(s, vm, true)
+		r.Recreating = true
+	case homelabv1.Action_ACTION_HALT:
+		w.halt(s, vm, false)
+	case homelabv1.Action_ACTION_CLEAN:
+		vm.Data, vm.Active = false, false
+		r.Joined = false
+	case homelabv1.Action_ACTION_DETACH:
+		return w.detach(h, s, vm, how)
+	case homelabv1.Action_ACTION_ATTACH:
+		return w.attach(h, s, vm, how)
 	case homelabv1.Action_ACTION_BOOT:
 		if vm.Power != homelabv1.Power_POWER_RUNNING || vm.Mute || how == Killed {
 			return errStep
@@ -213,12 +252,24 @@ func (w *World) change(h *Host, s *homelabv1.Step, how Outcome) error {
 		}
 		if heard {
 			r.MachineID = vm.MachineID
+			if w.Spec.Guests[vm.Guest].K3s == nil && r.ReadyAt.IsZero() {
+				r.ReadyAt = w.Now
+			}
+			if w.Spec.Guests[vm.Guest].K3s == nil {
+				r.Attempts, r.Recreating = nil, false
+			}
 		}
 	case homelabv1.Action_ACTION_INIT, homelabv1.Action_ACTION_JOIN:
 		if err := w.k3s(h, s, vm, how); err != nil {
 			return err
 		}
 		r.Joined = r.Joined || heard
+		if heard {
+			if r.ReadyAt.IsZero() {
+				r.ReadyAt = w.Now
+			}
+			r.Attempts, r.Recreating = nil, false
+		}
 	case homelabv1.Action_ACTION_VERIFY:
 		r.Unverified = r.Unverified && !heard
 	default:

@@ -7,6 +7,7 @@ import (
 
 	"github.com/homeiac/homelab/controller/plan"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // Seen is the world as agents and gossip would show it now.
@@ -32,7 +33,7 @@ func (w *World) Seen() plan.Seen {
 			s.State = homelabv1.HostState_HOST_STATE_DEGRADED
 		}
 		for _, vm := range h.VMs {
-			if vm.Guest != "" && vm.Power == homelabv1.Power_POWER_RUNNING {
+			if w.Spec.Guests[vm.Guest] != nil && vm.Power == homelabv1.Power_POWER_RUNNING {
 				s.Looked[vm.Guest] = w.look(vm)
 			}
 		}
@@ -98,10 +99,21 @@ func show(vm *VM) *homelabv1.VirtualMachine {
 	v := &homelabv1.VirtualMachine{
 		Vmid: vm.VMID, Name: vm.Name, Uuid: vm.UUID, Mark: vm.Mark, Power: vm.Power, Lock: vm.Lock, Protection: vm.Protection,
 		HaManaged: vm.HA, MemoryBytes: vm.Memory, Cpus: vm.CPUs, HalfBuilt: vm.Half, Onboot: vm.OnBoot, Readable: Yes(),
-		GuestAgent: fact(vm.Booted && !vm.Mute, "mute"), Bridges: slices.Clone(vm.Bridges), Tags: slices.Clone(vm.Tags),
+		GuestAgent: fact(vm.Booted && !vm.Mute, "mute"), Snapshots: slices.Clone(vm.Snapshots), Bridges: slices.Clone(vm.Bridges), Tags: slices.Clone(vm.Tags),
+	}
+	if vm.Power != homelabv1.Power_POWER_STOPPED {
+		v.Process, v.QemuStatus = Yes(), vm.QEMU
+		if !vm.Started.IsZero() {
+			v.ProcessStarted = timestamppb.New(vm.Started)
+		}
 	}
 	if vm.Disk > 0 {
-		v.Disks = []*homelabv1.Disk{{Slot: "scsi0", Storage: "local", SizeBytes: vm.Disk}}
+		v.Disks = append(v.Disks, &homelabv1.Disk{Slot: "scsi0", Storage: "local", SizeBytes: vm.Disk})
+		v.Volumes = append(v.Volumes, &homelabv1.Volume{Volid: fmt.Sprintf("local:%d/vm-%d-disk-0.raw", vm.VMID, vm.VMID), Slot: "scsi0", SizeBytes: vm.Disk})
+	}
+	for _, slot := range slices.Sorted(maps.Keys(vm.DataDisks)) {
+		v.Disks = append(v.Disks, &homelabv1.Disk{Slot: slot, Storage: "local", SizeBytes: 1 << 30})
+		v.Volumes = append(v.Volumes, &homelabv1.Volume{Volid: fmt.Sprintf("local:%d/vm-%d-%s.raw", vm.VMID, vm.VMID, slot), Slot: slot, SizeBytes: 1 << 30})
 	}
 	return v
 }
@@ -110,11 +122,12 @@ func show(vm *VM) *homelabv1.VirtualMachine {
 func (w *World) look(vm *VM) *homelabv1.GuestLook {
 	l := &homelabv1.GuestLook{Identity: &homelabv1.Identity{Fleet: Fleet, Guest: vm.Guest, Vmid: vm.VMID, Uuid: vm.UUID}}
 	if vm.Mute || !vm.Booted {
-		l.Ssh, l.Booted = Unknown("timeout"), Unknown("SSH does not answer")
+		l.Ssh, l.SshWhy, l.Booted = No("no answer within 3s"), "filtered", Unknown("SSH does not answer")
+		l.GuestAgent = No("no answer in 300 ms")
 		l.K3S = &homelabv1.K3SLook{Looked: Unknown("timeout")}
 		return l
 	}
-	l.Ssh, l.Booted, l.MachineId = Yes(), Yes(), vm.MachineID
+	l.Ssh, l.Booted, l.MachineId, l.GuestAgent = Yes(), Yes(), vm.MachineID, Yes()
 	k := &homelabv1.K3SLook{
 		Looked: Yes(), ServerActive: fact(vm.Active && !vm.Agent, "inactive"), AgentActive: fact(vm.Active && vm.Agent, "inactive"),
 		ServerData: fact(vm.Data && !vm.Agent, ""), AgentData: fact(vm.Data && vm.Agent, ""),

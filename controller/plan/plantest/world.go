@@ -33,6 +33,10 @@ type World struct {
 	Cluster *homelabv1.ClusterRecord
 	Last    map[string][]int32
 	Paused  string
+	History map[string]plan.History
+	// Data are the data volumes that were ever made, by guest and slot: none of
+	// them may be lost.
+	Data map[string]map[string]string
 
 	Violations []string
 
@@ -69,6 +73,10 @@ type VM struct {
 	Guest            string // the guest that it truly is; empty for someone else's
 	Generation       int32
 	Power            homelabv1.Power
+	QEMU             string            // what QEMU says when it is paused
+	Started          time.Time         // of its process
+	DataDisks        map[string]string // volumes by slot
+	Snapshots        []string
 	Lock             string
 	HA, Protection   bool
 	Half             bool
@@ -103,7 +111,7 @@ func New(s *spec.Spec) *World {
 	}
 	w := &World{
 		Spec: s, Now: time.Date(2026, 11, 22, 14, 2, 0, 0, time.UTC), Hosts: map[string]*Host{},
-		Memory: map[string]plan.Remembered{}, Last: map[string][]int32{}, key: key,
+		Memory: map[string]plan.Remembered{}, Last: map[string][]int32{}, key: key, Data: map[string]map[string]string{},
 	}
 	for _, name := range s.HostNames() {
 		w.Hosts[name] = &Host{
@@ -153,12 +161,33 @@ func (w *World) Mark(guest string, vmid int32, uuid string, generation int32) st
 func (w *World) Want() plan.Want {
 	return plan.Want{
 		Spec: w.Spec, Fleet: Fleet, Guests: maps.Clone(w.Memory), Cluster: w.Cluster, LastVMIDs: w.Last,
-		Paused: w.Paused, VerifyMark: plan.VerifyWith(w.key, Fleet),
+		Paused: w.Paused, VerifyMark: plan.VerifyWith(w.key, Fleet), History: w.History,
 	}
 }
 
-// Plan is what the planner makes of the world as it is seen now.
-func (w *World) Plan() *homelabv1.Plan { return plan.Make(w.Want(), w.Seen(), w.Now) }
+// Plan is what the planner makes of the world as it is seen now, what is seen
+// taken into the histories first.
+func (w *World) Plan() *homelabv1.Plan {
+	seen := w.Seen()
+	w.History = plan.Track(w.Want(), seen, w.Now)
+	return plan.Make(w.Want(), seen, w.Now)
+}
+
+// Watch lets time pass while somebody looks all the while and nothing changes.
+func (w *World) Watch(d time.Duration) {
+	if d == 0 {
+		return
+	}
+	w.History = plan.Track(w.Want(), w.Seen(), w.Now)
+	w.Now = w.Now.Add(d)
+	for _, h := range w.History {
+		for i := range h {
+			if h[i].Signal != plan.SignalWell {
+				h[i].Last = w.Now
+			}
+		}
+	}
+}
 
 // Make adds a VM of ours for a guest of the Spec, as a finished CREATE would,
 // and remembers it.
@@ -167,7 +196,11 @@ func (w *World) Make(guest string, vmid int32) *VM {
 	uuid := w.UUID()
 	vm := w.newVM(g, vmid, uuid, 1)
 	w.Hosts[g.Host].VMs[vmid] = vm
-	w.Memory[guest] = plan.Remembered{Name: guest, Host: g.Host, VMID: vmid, UUID: uuid, Generation: 1, MemoryBytes: vm.Memory, Made: true}
+	w.addData(vm, g, nil)
+	w.Memory[guest] = plan.Remembered{
+		Name: guest, Host: g.Host, VMID: vmid, UUID: uuid, Generation: 1, MemoryBytes: vm.Memory, Made: true,
+		Began: w.Now, NodeName: g.NodeName(), DataDisks: dataDisks(g),
+	}
 	return vm
 }
 
@@ -186,9 +219,12 @@ func (w *World) newVM(g *spec.Guest, vmid int32, uuid string, generation int32) 
 
 // Run makes a VM of ours run, booted, and learned of.
 func (w *World) Run(vm *VM) {
-	vm.Power, vm.Booted, vm.MachineID = homelabv1.Power_POWER_RUNNING, true, "m-"+vm.UUID
+	vm.Power, vm.Booted, vm.MachineID, vm.Started = homelabv1.Power_POWER_RUNNING, true, "m-"+vm.UUID, w.Now
 	r := w.Memory[vm.Guest]
 	r.MachineID = vm.MachineID
+	if w.Spec.Guests[vm.Guest].K3s == nil {
+		r.ReadyAt = w.Now
+	}
 	w.Memory[vm.Guest] = r
 }
 
@@ -197,7 +233,7 @@ func (w *World) Join(vm *VM) {
 	vm.Data, vm.Active = true, true
 	w.member(vm)
 	r := w.Memory[vm.Guest]
-	r.Joined = true
+	r.Joined, r.ReadyAt = true, w.Now
 	w.Memory[vm.Guest] = r
 	if w.Cluster == nil {
 		w.Cluster = &homelabv1.ClusterRecord{FirstGuest: vm.Guest}

@@ -107,7 +107,7 @@ func (p *process) memberName() (string, error) {
 // startEtcd starts this server's member and waits until it serves. Initial is
 // the member list of a cluster to join, "" for a new cluster or one that this
 // member knows already.
-func (p *process) startEtcd(ctx context.Context, name, initial string) (*embed.Etcd, error) {
+func (p *process) startEtcd(ctx context.Context, name, initial string) (*member, error) {
 	smallLogs()
 	if err := p.v.MkdirAll(etcdDir, 0o700); err != nil {
 		return nil, err
@@ -136,7 +136,7 @@ func (p *process) startEtcd(ctx context.Context, name, initial string) (*embed.E
 	cfg := embed.NewConfig()
 	cfg.Name, cfg.Dir = name, dir
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = urls(peerURL(p.addr)), urls(peerURL(p.addr))
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = urls(clientURL(p.addr)), urls(clientURL(p.addr))
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = innerURL(p.addr), urls(clientURL(p.addr))
 	cfg.ClientTLSInfo = transport.TLSInfo{
 		CertFile: file("server-client.crt"), KeyFile: file("server-client.key"), TrustedCAFile: file("server-ca.crt"), ClientCertAuth: true,
 	}
@@ -159,10 +159,16 @@ func (p *process) startEtcd(ctx context.Context, name, initial string) (*embed.E
 	cfg.WarningApplyDuration = time.Minute
 	cfg.WarningUnaryRequestDuration = time.Minute
 	start := time.Now()
-	e, err := embed.StartEtcd(cfg)
+	etcd, err := embed.StartEtcd(cfg)
 	if err != nil {
 		return nil, err
 	}
+	stop, err := p.lead(ctx)
+	if err != nil {
+		etcd.Close()
+		return nil, err
+	}
+	e := &member{Etcd: etcd, stop: stop}
 	p.info("Managed etcd cluster member %s starting", name)
 	select {
 	case <-e.Server.ReadyNotify():

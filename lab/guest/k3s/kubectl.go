@@ -33,6 +33,7 @@ type kube struct {
 	all, wait, overwrite        bool
 	ignoreMissing, noHeaders    bool
 	timeout                     time.Duration // of the deletion; 0: for ever
+	request                     time.Duration // of one request; 0: kubectl's own 30 s to connect
 	raw                         string
 }
 
@@ -91,7 +92,7 @@ func kubectl(ctx context.Context, c *shell.Call, o *system.OS, args []string) in
 		case name == "--timeout":
 			k.timeout, err = kubeDuration(val())
 		case name == "--request-timeout":
-			_, err = kubeDuration(val())
+			k.request, err = kubeDuration(val())
 		case a == "--ignore-not-found" || a == "--ignore-not-found=true":
 			k.ignoreMissing = true
 		case a == "--no-headers" || a == "--no-headers=true":
@@ -193,7 +194,11 @@ func (k *kube) open(file string) error {
 		return fmt.Errorf("error: %w", err)
 	}
 	k.base = cluster.Server
-	k.http = k.o.HTTP(&tls.Config{RootCAs: pool(ca), Certificates: []tls.Certificate{pair}}, 60*time.Second)
+	limit := 60 * time.Second
+	if k.request > 0 {
+		limit = k.request
+	}
+	k.http = k.o.HTTP(&tls.Config{RootCAs: pool(ca), Certificates: []tls.Certificate{pair}}, limit)
 	return nil
 }
 
@@ -218,6 +223,10 @@ func (k *kube) call(ctx context.Context, method, path string, body any) ([]byte,
 		switch s := err.Error(); {
 		case strings.Contains(s, "x509") || strings.Contains(s, "certificate"):
 			text = "Unable to connect to the server: " + s
+		case strings.Contains(s, "dial tcp") && (strings.Contains(s, "timeout") || strings.Contains(s, "deadline")):
+			text = fmt.Sprintf("Unable to connect to the server: dial tcp %s: i/o timeout", host)
+		case strings.Contains(s, "Client.Timeout"):
+			text = "Unable to connect to the server: net/http: request canceled (Client.Timeout exceeded while awaiting headers)"
 		case strings.Contains(s, "deadline") || strings.Contains(s, "Timeout"):
 			text = "Unable to connect to the server: net/http: TLS handshake timeout"
 		}

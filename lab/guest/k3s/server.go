@@ -17,7 +17,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 
 	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/lab/guest/system"
@@ -34,7 +33,7 @@ type server struct {
 	pass      string // of the cluster's token
 	agentPass string // of the agents' token
 	caPEM     []byte // server CA
-	etcd      *embed.Etcd
+	etcd      *member
 	client    *clientv3.Client
 
 	mu    sync.Mutex
@@ -88,8 +87,8 @@ func (p *process) serve(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	wg.Go(func() { p.manageLearners(run, s.etcd, s.client) })
-	wg.Go(func() { p.control(run, s.etcd, s.client) })
+	wg.Go(func() { p.manageLearners(run, s.etcd.Etcd, s.client) })
+	wg.Go(func() { p.control(run, s.etcd.Etcd, s.client) })
 	if err := s.kubeconfig(); err != nil {
 		return err
 	}

@@ -43,21 +43,20 @@ type process struct {
 	capture  bool
 }
 
-// limited keeps the first 16 MiB, as the real one does.
+// limited keeps the beginning of what is written to it.
 type limited struct {
-	mu  sync.Mutex
-	b   bytes.Buffer
-	cut bool
+	limit int // bytes
+	mu    sync.Mutex
+	b     bytes.Buffer
+	cut   bool
 }
-
-const captureLimit = 16 << 20
 
 // Write implements io.Writer.
 func (l *limited) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := len(p)
-	if room := captureLimit - l.b.Len(); n > room {
+	if room := l.limit - l.b.Len(); n > room {
 		p, l.cut = p[:max(room, 0)], true
 	}
 	l.b.Write(p)
@@ -310,7 +309,8 @@ func (a *Agent) exec(ctx context.Context, path string, argv, env []string, input
 	if err != nil {
 		return nil, generic("Invalid parameter 'input-data'")
 	}
-	pr := &process{capture: capture == true || capture == "separated"}
+	limit := a.o.Settings().AgentOutputBytes
+	pr := &process{capture: capture == true || capture == "separated", out: limited{limit: limit}, err: limited{limit: limit}}
 	switch capture {
 	case nil, false, true, "none", "separated":
 	default:
@@ -349,9 +349,7 @@ func (a *Agent) status(pid int) (any, *Error) {
 		for name, l := range map[string]*limited{"out": &p.out, "err": &p.err} {
 			if l.b.Len() > 0 {
 				out[name+"-data"] = base64.StdEncoding.EncodeToString(l.b.Bytes())
-				if l.cut {
-					out[name+"-truncated"] = true
-				}
+				out[name+"-truncated"] = l.cut
 			}
 		}
 	}

@@ -43,7 +43,7 @@ func (o *OS) sshd(ctx context.Context, c *shell.Call) int {
 	addrs := o.Addresses()
 	var listeners []net.Listener
 	for _, a := range addrs {
-		l, err := o.listenRetry(ctx, sshd.Address(a.String(), o.m.Settings.SSHPort))
+		l, err := o.gate(ctx, sshd.Address(a.String(), o.m.Settings.SSHPort), o.m.Settings.SSHPort)
 		if err != nil {
 			for _, l := range listeners {
 				l.Close()

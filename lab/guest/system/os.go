@@ -25,6 +25,7 @@ type OS struct {
 	journal *journal
 	units   *units
 	booted  time.Time
+	wire    *wire
 
 	mu       sync.Mutex
 	hostname string
@@ -52,7 +53,7 @@ func New(m Machine, programs func(*OS)) (*OS, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &OS{m: m, tree: t, Shell: shell.New(t), ciDone: make(chan struct{}), hostname: "ubuntu"}
+	o := &OS{m: m, tree: t, Shell: shell.New(t), wire: newWire(), ciDone: make(chan struct{}), hostname: "ubuntu"}
 	o.addCommands()
 	if programs != nil {
 		programs(o)
@@ -101,6 +102,8 @@ func (o *OS) Run(ctx context.Context) (Reason, error) {
 	o.units = newUnits(uctx, o)
 
 	var wg sync.WaitGroup
+	o.readWire()
+	wg.Go(func() { o.watchWire(run) })
 	wg.Go(func() { o.boot(run) })
 	<-run.Done()
 	o.mu.Lock()
@@ -266,7 +269,7 @@ func (o *OS) Dial(ctx context.Context, host string, port int) (net.Conn, error) 
 			return nil, errUnreachable
 		}
 	}
-	var d net.Dialer
+	d := net.Dialer{Timeout: 30 * time.Second} // as kubectl and most others have it
 	return d.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 }
 
@@ -276,8 +279,7 @@ func (o *OS) Listen(ctx context.Context, port int) (net.Listener, error) {
 	if own == "" {
 		return nil, errors.New("listen: the guest has no address")
 	}
-	var lc net.ListenConfig
-	return lc.Listen(ctx, "tcp", net.JoinHostPort(own, strconv.Itoa(port)))
+	return o.gate(ctx, net.JoinHostPort(own, strconv.Itoa(port)), port)
 }
 
 // AgentUp tells whether the guest agent runs.

@@ -38,13 +38,16 @@ type Settings struct {
 	RetryMs int `json:"retryMs"`
 	// ElectionMs is etcd's election timeout; 5000 in life.
 	ElectionMs int `json:"electionMs"`
+	// AgentOutputBytes is how much of a command's output the guest agent keeps;
+	// 16 MiB in life.
+	AgentOutputBytes int `json:"agentOutputBytes"`
 }
 
 // Defaults are the settings of a lab.json that says nothing.
 func Defaults() Settings {
 	return Settings{
 		Subnet: "127.0.0.0/8", SSHPort: 2222, BootMs: 300, CloudInitMs: 500, ShutdownMs: 100, K3sStartMs: 400,
-		LearnerTickMs: 15000, LearnerStallMs: 300000, HeartbeatMs: 1000, NodeGraceMs: 5000, RestartMs: -1, RetryMs: 1000,
+		LearnerTickMs: 15000, LearnerStallMs: 300000, HeartbeatMs: 1000, NodeGraceMs: 5000, RestartMs: -1, RetryMs: 1000, AgentOutputBytes: 16 << 20,
 		ElectionMs: 2500,
 	}
 }
