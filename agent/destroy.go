@@ -32,7 +32,7 @@ func (s *Service) destroy(ctx context.Context, req *agentv1.RunRequest, e emit) 
 	switch {
 	case err != nil:
 		return nil, err
-	case vm == nil && open != nil && open.GetDestroying():
+	case open.GetDestroying() && (vm == nil || remains(vm)):
 		r, err := s.finishDestroy(ctx, open, e)
 		if err != nil {
 			return nil, err
@@ -120,6 +120,9 @@ func (s *Service) remakable(o *homelabv1.Observation, seen *driverv1.ObserveResp
 			return err
 		}
 		for _, d := range req.GetDataDisks() {
+			if d.GetStorage() == "" {
+				continue // only its slot is remembered
+			}
 			if _, err := usable(o, d.GetStorage(), "images"); err != nil {
 				return err
 			}
@@ -189,6 +192,13 @@ func (s *Service) liveOn(id *homelabv1.Identity) error {
 	return nil
 }
 
+// remains says whether a VM is what a destruction that was cut off leaves: a
+// configuration that holds nothing but the lock of it. That it is ours, our open
+// intent says.
+func remains(vm *homelabv1.VirtualMachine) bool {
+	return vm.GetHalfBuilt() && (vm.GetLock() == "destroyed" || vm.GetLock() == "")
+}
+
 // rest is what is left of a VM that is gone: its volumes that were not there before.
 func (s *Service) rest(ctx context.Context, intent *homelabv1.Intent) (left []string, err error) {
 	vmid := intent.GetIdentity().GetVmid()
@@ -226,6 +236,8 @@ func (s *Service) finishDestroy(ctx context.Context, intent *homelabv1.Intent, e
 	switch {
 	case err != nil:
 		return nil, err
+	case vm != nil && remains(vm):
+		// Its configuration is what qm leaves last.
 	case vm != nil && ours(vm, id) == nil:
 		return nil, rpc.Errorf(rpc.ErrRefused, "VM %d is whole, so nothing of it is removed here; hlctl plan says what is to be done with it", id.GetVmid())
 	case vm != nil && !isYes(vm.GetReadable()):
@@ -233,19 +245,25 @@ func (s *Service) finishDestroy(ctx context.Context, intent *homelabv1.Intent, e
 	case vm != nil:
 		return done(false, "VM %d is another one by now (%s), so nothing of it is removed", id.GetVmid(), vm.GetName()), s.intents.close(id.GetVmid())
 	}
-	if err := free(seen, id.GetVmid()); errors.Is(err, rpc.ErrRefused) {
-		return done(false, "%v", err), s.intents.close(id.GetVmid())
-	} else if err != nil {
-		return nil, err
+	if vm == nil {
+		if err := free(seen, id.GetVmid()); errors.Is(err, rpc.ErrRefused) {
+			return done(false, "%v", err), s.intents.close(id.GetVmid())
+		} else if err != nil {
+			return nil, err
+		}
 	}
 	if err := s.settled(s.host.Observe(s.now())); err != nil {
 		return nil, err
 	}
-	left, err := s.rest(ctx, intent)
-	if err != nil {
-		return nil, err
+	changed := vm != nil
+	if vm == nil {
+		left, err := s.rest(ctx, intent)
+		if err != nil {
+			return nil, err
+		}
+		changed = len(left) > 0
 	}
-	if len(left) > 0 {
+	if changed {
 		e.progress("destroying", fmt.Sprintf("removing what is left of VM %d", id.GetVmid()))
 		if _, err := s.driver.Destroy(ctx, &driverv1.DestroyRequest{
 			Identity: id, HalfBuilt: true, VolumesBefore: intent.GetVolumesBefore(), Deadline: remaining(ctx),
@@ -256,7 +274,7 @@ func (s *Service) finishDestroy(ctx context.Context, intent *homelabv1.Intent, e
 			return nil, err
 		}
 	}
-	return done(len(left) > 0, "nothing of VM %d is left", id.GetVmid()), s.intents.close(id.GetVmid())
+	return done(changed, "nothing of VM %d is left", id.GetVmid()), s.intents.close(id.GetVmid())
 }
 
 // dropSnippet removes the user-data of a generation whose VM is gone: it holds

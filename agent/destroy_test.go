@@ -152,6 +152,9 @@ func TestARollbackOfADestructionNeverDestroysAVM(t *testing.T) {
 			w.hyp.cluster = []*homelabv1.ClusterVmid{{Vmid: 201, Type: "qemu", Node: "pve2", Mark: w.want().GetIdentity().GetMark()}}
 		},
 		"somebody else's VM": func(w *world) { w.hyp.vms[201].Uuid = "other" },
+		"somebody else's half-built VM": func(w *world) {
+			w.hyp.vms[201] = &homelabv1.VirtualMachine{Vmid: 201, HalfBuilt: true, Lock: "create", Power: homelabv1.Power_POWER_STOPPED, Readable: factYes("")}
+		},
 	} {
 		w := begun(t)
 		turn(w)
@@ -323,5 +326,26 @@ func TestLeftoversThatWereNamedAreFreed(t *testing.T) {
 	w.hyp.cluster = nil
 	if _, err := w.do(req); err != nil || !slices.Equal(w.hyp.volumes[201], []string{foreignVolume}) || len(w.svc.intents.list()) != 0 {
 		t.Errorf("%v, volumes %v", err, w.hyp.volumes[201])
+	}
+}
+
+// TestTheRestOfAHolderGoesBeforeTheNext: its destruction was cut off, and then the
+// guest is recreated again.
+func TestTheRestOfAHolderGoesBeforeTheNext(t *testing.T) {
+	for _, vm := range []*homelabv1.VirtualMachine{
+		nil, {Vmid: 290, HalfBuilt: true, Lock: "destroyed", Power: homelabv1.Power_POWER_STOPPED, Readable: factYes("")},
+	} {
+		w := newDataWorld(t)
+		earlier := w.holder()
+		earlier.Uuid = "of the one before"
+		if err := w.svc.intents.write(&homelabv1.Intent{Identity: earlier, Step: "attach/pve1/k3s-1", Destroying: true}); err != nil {
+			t.Fatal(err)
+		}
+		if vm != nil {
+			w.hyp.vms[290] = vm
+		}
+		if _, err := w.do(w.recreate(detachStep)); err != nil || w.hyp.data[slotOf(w.hyp.vms[290], "scsi1")] != precious || len(w.svc.intents.list()) != 0 {
+			t.Errorf("%v, holder %v, intents %v", err, w.hyp.vms[290], w.svc.intents.list())
+		}
 	}
 }

@@ -141,6 +141,8 @@ func (h *hypervisor) Destroy(_ context.Context, req *driverv1.DestroyRequest, re
 		h.release(vmid, v.GetVolid())
 	}
 	if err := h.at("volumes gone"); err != nil {
+		// The configuration comes last, emptied first.
+		h.vms[vmid] = &homelabv1.VirtualMachine{Vmid: vmid, Lock: "destroyed", HalfBuilt: true, Power: homelabv1.Power_POWER_STOPPED, Readable: factYes("")}
 		return nil, err
 	}
 	delete(h.vms, vmid)
@@ -158,7 +160,6 @@ func (h *hypervisor) Reset(_ context.Context, req *driverv1.ResetRequest, report
 		return nil, err
 	}
 	h.called(report, "reset", fmt.Sprint(vm.GetVmid()))
-	vm.Power = homelabv1.Power_POWER_RUNNING
 	return proto.CloneOf(vm), nil
 }
 

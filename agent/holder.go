@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -172,6 +174,16 @@ func (s *Service) move(ctx context.Context, from, to *homelabv1.Identity, disks 
 // ours when an intent says so, and made anew.
 func (s *Service) makeHolder(ctx context.Context, req *agentv1.RunRequest, there *homelabv1.VirtualMachine, seen *driverv1.ObserveResponse, e emit) error {
 	id := req.GetHolder()
+	if open := s.intents.of(id.GetVmid()); open.GetDestroying() && open.GetIdentity().GetGuest() == id.GetGuest() && (there == nil || remains(there)) {
+		// The end of an earlier holder, which was cut off.
+		if _, err := s.finishDestroy(ctx, open, e); err != nil {
+			return err
+		}
+		var err error
+		if there, seen, err = s.at(ctx, id.GetVmid()); err != nil {
+			return err
+		}
+	}
 	switch {
 	case there != nil && !there.GetHalfBuilt():
 		return s.closeCreate(id)
@@ -213,9 +225,10 @@ func (s *Service) makeHolder(ctx context.Context, req *agentv1.RunRequest, there
 	return s.intents.close(id.GetVmid())
 }
 
-// closeCreate closes the intent of a create that is seen to have ended.
+// closeCreate closes the intent of a create that is seen to have ended, and that of
+// the destruction of a holder which is whole after all and used again.
 func (s *Service) closeCreate(id *homelabv1.Identity) error {
-	if i := s.intents.of(id.GetVmid()); i != nil && sameVM(i.GetIdentity(), id) && !i.GetDestroying() {
+	if i := s.intents.of(id.GetVmid()); i != nil && sameVM(i.GetIdentity(), id) {
 		return s.intents.close(id.GetVmid())
 	}
 	return nil
@@ -265,21 +278,26 @@ func (s *Service) attach(ctx context.Context, req *agentv1.RunRequest, e emit) (
 }
 
 // removeHolder removes an empty holder. One that has any volume stays, and so does
-// one whose volumes cannot be listed; left says so.
+// one whose volumes cannot be listed; left says so. Its destruction is remembered
+// as a guest's is: cut off, it leaves a configuration that names nobody.
 func (s *Service) removeHolder(ctx context.Context, req *agentv1.RunRequest, holder *homelabv1.VirtualMachine, e emit) (removed bool, left string, err error) {
+	id := req.GetHolder()
+	if open := s.intents.of(id.GetVmid()); open.GetDestroying() && sameVM(open.GetIdentity(), id) && (holder == nil || remains(holder)) {
+		r, err := s.finishDestroy(ctx, open, e)
+		return r.GetChanged(), "", err
+	}
 	if holder == nil {
-		return false, "", s.closeCreate(req.GetHolder())
+		return false, "", s.closeCreate(id)
 	}
-	vmid := req.GetHolder().GetVmid()
 	if holder.GetHalfBuilt() {
-		return false, fmt.Sprintf("; VM %d, half-built, stays", vmid), nil
+		return false, fmt.Sprintf("; VM %d, half-built, stays", id.GetVmid()), nil
 	}
-	now, err := s.driver.Inspect(ctx, vmid)
+	now, err := s.driver.Inspect(ctx, id.GetVmid())
 	switch {
 	case err != nil:
 		return false, "", err
 	case !isYes(now.GetVolumesKnown()):
-		return false, fmt.Sprintf("; holder VM %d stays, since its volumes cannot be listed: %s", vmid, now.GetVolumesKnown().GetReason()), nil
+		return false, fmt.Sprintf("; holder VM %d stays, since its volumes cannot be listed: %s", id.GetVmid(), now.GetVolumesKnown().GetReason()), nil
 	}
 	var has []string
 	for _, v := range slices.Concat(now.GetVm().GetVolumes(), holder.GetVolumes(), now.GetVolumes()) {
@@ -288,9 +306,12 @@ func (s *Service) removeHolder(ctx context.Context, req *agentv1.RunRequest, hol
 		}
 	}
 	if len(has) > 0 {
-		return false, fmt.Sprintf("; holder VM %d stays, since it has %s", vmid, strings.Join(has, ", ")), nil
+		return false, fmt.Sprintf("; holder VM %d stays, since it has %s", id.GetVmid(), strings.Join(has, ", ")), nil
 	}
 	if err := s.settled(s.host.Observe(s.now())); err != nil {
+		return false, "", err
+	}
+	if err := s.intents.write(&homelabv1.Intent{Identity: id, Step: req.GetStep().GetId(), At: timestamppb.New(s.now()), Destroying: true}); err != nil {
 		return false, "", err
 	}
 	// What was seen is not what will be there: the slots are named, so that a disk
@@ -299,8 +320,12 @@ func (s *Service) removeHolder(ctx context.Context, req *agentv1.RunRequest, hol
 	for _, d := range req.GetDataDisks() {
 		keep = append(keep, d.GetSlot())
 	}
-	if _, err = s.driver.Destroy(ctx, &driverv1.DestroyRequest{Identity: req.GetHolder(), KeepSlots: keep, Deadline: remaining(ctx)}, e.report()); err != nil {
-		return false, "", fmt.Errorf("holder VM %d: %w", vmid, err)
+	_, err = s.driver.Destroy(ctx, &driverv1.DestroyRequest{Identity: id, KeepSlots: keep, Deadline: remaining(ctx)}, e.report())
+	if errors.Is(err, rpc.ErrRefused) {
+		err = errors.Join(err, s.spared(ctx, id))
 	}
-	return true, "", s.closeCreate(req.GetHolder())
+	if err != nil {
+		return false, "", fmt.Errorf("holder VM %d: %w", id.GetVmid(), err)
+	}
+	return true, "", s.intents.close(id.GetVmid())
 }

@@ -104,15 +104,50 @@ func (j *joining) leaveWord(ctx context.Context, more string) error {
 // write puts content into a file of the guest, through standard input.
 func (j *joining) write(ctx context.Context, verb, file string, mode uint32, content io.Reader) error {
 	return j.e.call(callGuest, []string{verb, file}, func() (int, error) {
-		res, err := j.sh.Run(ctx, k3s.WriteFileScript(file, mode), content)
-		if err != nil {
-			return 0, err
+		if j.sh.Conn() == nil {
+			return j.writePieces(ctx, file, mode, content)
 		}
-		if err := res.Check("write " + file); err != nil {
-			return res.Exit, rpc.Errorf(rpc.ErrUnavailable, "%w", err)
-		}
-		return 0, nil
+		return j.feed(ctx, file, k3s.WriteFileScript(file, mode), content)
 	})
+}
+
+// feed runs a script that writes its standard input into a file.
+func (j *joining) feed(ctx context.Context, file, script string, content io.Reader) (exit int, err error) {
+	res, err := j.sh.Run(ctx, script, content)
+	if err != nil {
+		return 0, err
+	}
+	if err := res.Check("write " + file); err != nil {
+		return res.Exit, rpc.Errorf(rpc.ErrUnavailable, "%w", err)
+	}
+	return 0, nil
+}
+
+// agentPiece is how much is sent through the guest agent at once, in bytes.
+const agentPiece = 768 << 10
+
+// writePieces writes a file of any size through the guest agent, which takes a
+// megabyte at once.
+func (j *joining) writePieces(ctx context.Context, file string, mode uint32, content io.Reader) (exit int, err error) {
+	piece := make([]byte, agentPiece)
+	for first := true; ; first = false {
+		n, err := io.ReadFull(content, piece)
+		last := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+		switch {
+		case err != nil && !last:
+			return 0, err
+		case first && last:
+			return j.feed(ctx, file, k3s.WriteFileScript(file, mode), bytes.NewReader(piece[:n]))
+		}
+		if n > 0 {
+			if exit, err := j.feed(ctx, file, k3s.WritePieceScript(file, first), bytes.NewReader(piece[:n])); err != nil {
+				return exit, err
+			}
+		}
+		if last {
+			return j.feed(ctx, file, k3s.PlaceFileScript(file, mode), nil)
+		}
+	}
 }
 
 // held puts a file that this agent holds into the guest.

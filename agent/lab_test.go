@@ -16,7 +16,6 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/homeiac/homelab/agent/driver"
 	"github.com/homeiac/homelab/agent/driver/proxmox"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
@@ -129,7 +128,7 @@ func (l *lab) addHost(name string) {
 	svc, err := NewService(Config{
 		Daemon: config.Daemon{Name: name, State: filepath.Join(dir, "agent")}, Root: h.Root(), SSHPort: 2222,
 		FileRoots: []string{filepath.Join(l.dir, "files")}, PauseFile: filepath.Join(h.Root(), "etc/homelab/pause"),
-	}, "home", fullOf(d), log)
+	}, "home", d, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,18 +137,6 @@ func (l *lab) addHost(name string) {
 	go func() { defer close(over); _ = svc.Work(ctx) }()
 	t.Cleanup(func() { cancel(); <-over })
 	l.agents = append(l.agents, svc)
-}
-
-// fullOf is a driver with its powers; one that has none yet ends a test that needs
-// them.
-func fullOf(d driver.Driver) driver.Full {
-	if f, ok := d.(driver.Full); ok {
-		return f
-	}
-	return struct {
-		driver.Driver
-		driver.Powers
-	}{Driver: d}
 }
 
 func (l *lab) killGuests() {

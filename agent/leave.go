@@ -48,7 +48,7 @@ func (s *Service) drain(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 	ctx, cancel := context.WithTimeout(ctx, drainLimit+20*time.Second)
 	defer cancel()
 	if err := runOnNode(ctx, sh, e, "drain", ref.GetNode(), k3s.DrainScript(ref.GetNode(), drainLimit)); err != nil {
-		return done(true, "Node %s takes no new pods, but was not drained to the end: %v", ref.GetNode(), err), nil //nolint:nilerr // said in the text
+		return done(true, "Node %s takes no new pods, but was not drained to the end: %v", ref.GetNode(), err), nil
 	}
 	return done(true, "drained Node %s", ref.GetNode()), nil
 }

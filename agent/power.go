@@ -147,7 +147,7 @@ func (s *Service) askQuiet(ctx context.Context, want *homelabv1.GuestWant, vm *h
 	return true
 }
 
-// reset presses the reset button of a VM that runs.
+// reset presses the reset button of a VM that runs, or has crashed and is paused.
 func (s *Service) reset(ctx context.Context, req *agentv1.RunRequest, e emit) (*agentv1.StepResult, error) {
 	id := req.GetWant().GetIdentity()
 	vm, err := s.vm(ctx, id)
@@ -162,6 +162,12 @@ func (s *Service) reset(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 	}
 	if vm, err = s.driver.Reset(ctx, &driverv1.ResetRequest{Identity: id, Deadline: remaining(ctx)}, e.report()); err != nil {
 		return nil, err
+	}
+	if vm.GetPower() == homelabv1.Power_POWER_PAUSED {
+		// A crash stops it, and a reset alone does not let it go on.
+		if vm, err = s.driver.Start(ctx, &driverv1.StartRequest{Identity: id, Resume: true, Deadline: remaining(ctx)}, e.report()); err != nil {
+			return nil, err
+		}
 	}
 	if vm.GetPower() != homelabv1.Power_POWER_RUNNING {
 		return nil, rpc.Errorf(rpc.ErrUnavailable, "after its reset VM %d is %s", id.GetVmid(), powerText(vm))

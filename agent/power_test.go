@@ -106,6 +106,10 @@ func TestResetAndResume(t *testing.T) {
 	if s := w.must(resumeStep); !slices.Equal(s.calls(), []string{"qm resume"}) || !s.result.GetChanged() {
 		t.Errorf("%v %v", s.calls(), s.result)
 	}
+	w.hyp.vms[201].Power = homelabv1.Power_POWER_PAUSED
+	if s := w.must(resetStep); !slices.Equal(s.calls(), []string{"qm reset", "qm resume"}) || w.hyp.vms[201].GetPower() != homelabv1.Power_POWER_RUNNING {
+		t.Errorf("one that crashed: %v %v", s.calls(), s.result)
+	}
 	w.hyp.vms[201].Power = homelabv1.Power_POWER_STOPPED
 	for _, a := range []homelabv1.Action{resetStep, resumeStep} {
 		if s, err := w.do(w.request(a)); !errors.Is(err, rpc.ErrRefused) || len(s.calls()) != 0 {

@@ -1,14 +1,19 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/homeiac/homelab/agent/guest"
 	"github.com/homeiac/homelab/agent/guest/guesttest"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
@@ -158,5 +163,42 @@ func TestALookAtAServerTellsItsCertificateAndConfig(t *testing.T) {
 	}
 	if k = w.observe(false).GetLooks()[0].GetK3S(); len(k.GetServingNames()) != 0 {
 		t.Errorf("names without the cluster: %q", k.GetServingNames())
+	}
+}
+
+// TestAFileOfAnySizeGoesThroughTheGuestAgent with the scripts run by this machine's
+// own shell.
+func TestAFileOfAnySizeGoesThroughTheGuestAgent(t *testing.T) {
+	w := newWorld(t)
+	most := 0
+	w.hyp.exec = func(req *driverv1.ExecRequest) (*driverv1.ExecResponse, error) {
+		most = max(most, len(req.GetStdin()))
+		cmd := exec.Command(req.GetArgv()[0], req.GetArgv()[1:]...)
+		cmd.Stdin = bytes.NewReader(req.GetStdin())
+		out, err := cmd.Output()
+		return &driverv1.ExecResponse{Stdout: out}, err
+	}
+	sh, err := guest.OpenAgent(t.Context(), w.hyp, w.want().GetIdentity())
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := &joining{s: w.svc, sh: sh, e: func(*homelabv1.Event) {}}
+	file := filepath.Join(t.TempDir(), "it's", "binary")
+	for _, size := range []int{0, 10, agentPiece, agentPiece + 1, 2 * agentPiece, 3*agentPiece - 7} {
+		want := bytes.Repeat([]byte("0123456\x00"), size/8+1)[:size]
+		if err := j.write(t.Context(), "binary", file, 0o755, bytes.NewReader(want)); err != nil {
+			t.Fatal(size, err)
+		}
+		got, err := os.ReadFile(file)
+		st, _ := os.Stat(file)
+		if err != nil || !bytes.Equal(got, want) || st.Mode().Perm() != 0o755 {
+			t.Errorf("%d bytes: %d came, %v", size, len(got), err)
+		}
+		if left, _ := os.ReadDir(filepath.Dir(file)); len(left) != 1 {
+			t.Errorf("%d bytes: left %v", size, left)
+		}
+	}
+	if most > agentPiece {
+		t.Errorf("%d bytes at once", most)
 	}
 }

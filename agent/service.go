@@ -68,11 +68,11 @@ func NewService(cfg Config, fleet string, d driver.Full, log *slog.Logger) (*Ser
 	}
 	files := image.Roots(cfg.FileRoots)
 	return &Service{
+		saved: filepath.Join(cfg.State, "saved"), snapshots: &snapshots{dir: filepath.Join(cfg.State, "snapshots"), host: cfg.Name},
+		wrongFor: wrongFor, soakGrace: soakGrace,
 		name: cfg.Name, fleet: fleet, root: cfg.Root, pauseFile: cfg.PauseFile, sshPort: cfg.SSHPort,
 		driver: d, host: host.New(cfg.Root), images: image.New(files), files: files, keys: keys,
 		fence: fence, intents: intents, flights: newFlights(cfg.Name, log), now: clock(cfg.Clock),
-		saved: filepath.Join(cfg.State, "saved"), snapshots: &snapshots{dir: filepath.Join(cfg.State, "snapshots"), host: cfg.Name},
-		wrongFor: wrongFor, soakGrace: soakGrace,
 	}, nil
 }
 

@@ -166,7 +166,7 @@ func (s *Service) checkThrough(req *agentv1.RunRequest) error {
 		return rpc.Errorf(rpc.ErrInvalid, "step %s goes through %s, the identity is %s's", step.GetId(), step.GetThrough(), server.GetGuest())
 	case id != nil && id.GetFleet() != s.fleet:
 		return rpc.Errorf(rpc.ErrRefused, "guest %s is of fleet %q, this host belongs to %s", id.GetGuest(), id.GetFleet(), s.fleet)
-	case id != nil && id.GetGuest() != step.GetGuest():
+	case id != nil && step.GetGuest() != "" && id.GetGuest() != step.GetGuest():
 		return rpc.Errorf(rpc.ErrInvalid, "step %s is for guest %s, the identity is %s's", step.GetId(), step.GetGuest(), id.GetGuest())
 	case step.GetAction() == homelabv1.Action_ACTION_SNAPSHOT:
 		return nil

@@ -19,6 +19,23 @@ cat >%s && chmod %04o %s && mv -f %s %s
 `, quote(path.Dir(file)), beside, mode, beside, beside, quote(file))
 }
 
+// WritePieceScript adds standard input to what will be a file, readable by root
+// alone; the first piece begins it anew. For ways into a guest that take little at
+// once; PlaceFileScript ends it.
+func WritePieceScript(file string, first bool) string {
+	to := ">>"
+	if first {
+		to = ">"
+	}
+	return fmt.Sprintf("export LC_ALL=C\nmkdir -p %s || exit 1\numask 077\ncat %s%s\n", quote(path.Dir(file)), to, quote(file+".hl-new"))
+}
+
+// PlaceFileScript gives the pieces their mode and name, in one step.
+func PlaceFileScript(file string, mode uint32) string {
+	beside := quote(file + ".hl-new")
+	return fmt.Sprintf("export LC_ALL=C\nchmod %04o %s && mv -f %s %s\n", mode, beside, beside, quote(file))
+}
+
 // ReadFileScript prints a file.
 func ReadFileScript(file string) string {
 	return "export LC_ALL=C\ncat " + quote(file) + "\n"
