@@ -105,6 +105,10 @@ func (m *model) leave(g *guestView) (leaving, verdict) {
 		return l, refused(fmt.Sprintf("no quorum: %s; without it nobody can leave", c.arithmetic()))
 	case l.healthy < l.needed:
 		return l, refused("that would cost the cluster its quorum: " + l.sentence)
+	case l.healthy < c.Quorum:
+		// It is stopped before it leaves, and as long as it has not left it counts.
+		return l, refused(fmt.Sprintf("that would cost the cluster its quorum: %s; it must be stopped before it can leave, and then %d of %d are healthy, %d needed\nadd another server first, then hlctl plan",
+			c.counts(), l.healthy, c.Voters, c.Quorum))
 	}
 	return l, verdict{}
 }
