@@ -133,12 +133,36 @@ func (m *model) evidence(g *guestView, s Sighting) condition {
 		if until := m.young(g, c.since); !until.IsZero() {
 			return condition{health: OnItsWay, reason: s.Text, until: until}
 		}
-		c.ripens = c.since.Add(g.want.Timeouts.UnwellAfter)
+		heard, lag := m.heard(g)
+		c.ripens = c.since.Add(max(g.want.Timeouts.UnwellAfter, lag))
 		c.ripe = !m.now.Before(c.ripens)
+		if c.ripe && heard != "" {
+			c.ripe, c.ripens, c.reason = false, time.Time{}, s.Text+", but "+heard
+		}
 	default: // shown, and never a reason to do anything by itself
 	}
 	return c
 }
+
+// heard is who hears of a guest that is mute to its host: then it lives, and what
+// is broken is the way from the host into it. Empty when nobody does. lag is how
+// old the news may be.
+func (m *model) heard(g *guestView) (who string, lag time.Duration) {
+	if !g.want.IsMember() || m.spec.K3s == nil || m.cluster.Split != "" {
+		return "", 0
+	}
+	if e := m.cluster.Member(g.want.NodeName(), g.addresses()); g.want.IsServer() && yes(m.cluster.Etcd) && yes(e.GetHealthy()) {
+		return "its etcd member answers the other servers", 0
+	}
+	if node := m.cluster.Node(g.want.NodeName()); yes(m.cluster.API) && yes(node.GetReady()) {
+		return "its Node is Ready", nodeLag
+	}
+	return "", 0
+}
+
+// nodeLag is longer than Kubernetes takes to see that a kubelet is silent: 40 s,
+// and 50 s in newer releases.
+const nodeLag = time.Minute
 
 // booting is how a guest is that runs and was not seen to have booted, without a
 // signal that says why; over says whether that is all there is to say.

@@ -82,6 +82,8 @@ func (m *model) remedy(g *guestView) (remedy, verdict) {
 		return remedyNone, refused(fmt.Sprintf("%s; its policy is report, so nothing is done by itself\nlook at it: hlctl why %s; then hlctl guests start %[2]s, or hlctl guests recreate %[2]s", text, g.name))
 	case !c.ripe && (c.signal == SignalK3sDown || c.signal == SignalNotReady):
 		return remedyNone, skipped(fmt.Sprintf("%s; it is waited for until %s (timeouts.join)", text, c.ripens.Format("15:04:05")))
+	case !c.ripe && c.ripens.IsZero():
+		return remedyNone, skipped(fmt.Sprintf("%s; so it lives and is left alone\nlook at its address, its firewall and the bridge of %s: hlctl why %s", text, g.host.name, g.name))
 	case !c.ripe:
 		return remedyNone, verdict{homelabv1.NoteKind_NOTE_KIND_WAITING, fmt.Sprintf("%s; that must last %s before anything is done (timeouts.unwellAfter)", text, g.want.Timeouts.UnwellAfter)}
 	case policy == spec.PolicyRestart:
