@@ -108,8 +108,8 @@ func (m *model) grace(g *guestView) (why string, until time.Time) {
 func (m *model) young(g *guestView, silent time.Time) time.Time {
 	limit := g.want.Timeouts.Boot
 	started := silent
-	if at := g.vm.GetProcessStarted(); at != nil {
-		started = at.AsTime()
+	if at := g.host.told(g.vm.GetProcessStarted()); !at.IsZero() {
+		started = at
 	}
 	if n := len(g.mem.Attempts); n > 0 && g.mem.Attempts[n-1].At.After(started) {
 		started = g.mem.Attempts[n-1].At
@@ -177,7 +177,7 @@ func (m *model) booting(g *guestView) (c condition, over bool) {
 			waits = "not seen to have booted yet"
 		}
 		if until.IsZero() && g.vm.GetProcessStarted() != nil {
-			until = g.vm.GetProcessStarted().AsTime().Add(g.want.Timeouts.Boot + g.want.Timeouts.CloudInit)
+			until = g.host.told(g.vm.GetProcessStarted()).Add(g.want.Timeouts.Boot + g.want.Timeouts.CloudInit)
 		}
 		return condition{health: OnItsWay, reason: waits, until: until}, true
 	case g.look == nil:
@@ -212,8 +212,8 @@ func (m *model) halfMute(g *guestView) string {
 // justStarted says that the guest's process is younger than what counts as
 // silence.
 func (m *model) justStarted(g *guestView) bool {
-	at := g.vm.GetProcessStarted()
-	return at != nil && m.now.Sub(at.AsTime()) < g.want.Timeouts.UnwellAfter
+	at := g.host.told(g.vm.GetProcessStarted())
+	return !at.IsZero() && m.now.Sub(at) < g.want.Timeouts.UnwellAfter
 }
 
 // member is how a guest is that has booted, by what the cluster says of it.
