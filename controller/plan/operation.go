@@ -118,6 +118,10 @@ func (m *model) planRecreateNamed(g *guestView) verdict {
 	if v.against() {
 		return v
 	}
+	last := m.soaking()
+	if v := last.unwatched(); v.against() {
+		return v
+	}
 	along := g.alongWithIt()
 	if len(along) > 0 || g.policy() == spec.PolicyReport {
 		m.byNameOnly = append(m.byNameOnly, g.name)
@@ -125,7 +129,7 @@ func (m *model) planRecreateNamed(g *guestView) verdict {
 	for _, what := range along {
 		m.note(homelabv1.NoteKind_NOTE_KIND_WARNING, g.name, g.host.name, what+"; that is destroyed too")
 	}
-	m.recreateAfter(m.soaking(), g, l, "asked for by name")
+	m.recreateAfter(last, g, l, "asked for by name")
 	if m.verifies(g) {
 		m.step(g, homelabv1.Action_ACTION_VERIFY, "verify", nil, "the Spec's commands must succeed in it")
 	}

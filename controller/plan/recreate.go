@@ -249,12 +249,16 @@ func (m *model) destroyed(g *guestView, what string, again bool) {
 // change of membership that it planned.
 func (m *model) planRecreations() (previous string) {
 	last := m.soaking()
+	unwatched := last.unwatched()
 	for _, g := range m.guests {
 		if !g.sick {
 			continue
 		}
 		named := m.want.Destroy[g.name]
 		l, v := m.mayDestroy(g, makeAnew, named)
+		if !v.against() {
+			v = unwatched
+		}
 		if !v.against() && !named {
 			v = m.backOff(g)
 		}
@@ -300,11 +304,23 @@ func (m *model) soak(g *guestView) string {
 	return m.step(g, homelabv1.Action_ACTION_SOAK, "soak", nil, reason).GetId()
 }
 
+// unwatched is why it cannot be seen now whether a guest stays well that was made
+// anew before: then the next one is not.
+func (g *guestView) unwatched() verdict {
+	switch {
+	case g == nil:
+		return verdict{}
+	case g.vm == nil:
+		return skipped(fmt.Sprintf("%s was made anew a short while ago and cannot be seen now; it must have stayed well for %s first", g.name, g.want.Timeouts.Soak))
+	}
+	return prefixed(fmt.Sprintf("%s was made anew a short while ago and must have stayed well for %s first: ", g.name, g.want.Timeouts.Soak), g.host.blocked)
+}
+
 // soaking is the guest that was made anew so short a while ago that it is not
 // known to stay well; nil for none.
 func (m *model) soaking() *guestView {
 	for _, g := range m.guests {
-		if g.mem.Generation > 1 && !g.sick && g.vm != nil && g.last == "" && !g.mem.ReadyAt.IsZero() && g.mem.ReadyAt.Add(g.want.Timeouts.Soak).After(m.now) {
+		if g.mem.Generation > 1 && !g.sick && g.host != nil && g.last == "" && !g.mem.ReadyAt.IsZero() && g.mem.ReadyAt.Add(g.want.Timeouts.Soak).After(m.now) {
 			return g
 		}
 	}
