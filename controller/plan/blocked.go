@@ -86,6 +86,15 @@ func (m *model) blocksLeave(g *guestView, s *homelabv1.Step) verdict {
 		return verdict{}
 	case s.GetMemberId() != "" && l.member != nil && l.member.GetId() != s.GetMemberId():
 		return refused("its etcd member is another one than was planned for")
+	case m.want.Operation != nil && (m.want.Operation.Kind == OpRemove || m.want.Operation.Kind == OpRejoin):
+		return m.strangeLearner(g) // its k3s was stopped for that
+	}
+	// Else what leaves is of an earlier VM of it, or its VM was stopped and runs again.
+	if state, why := m.membership(g); g.vm != nil && state != memberStale {
+		return skipped("its VM runs, and what the cluster holds of it may be its own" + because(&homelabv1.Fact{Reason: why}))
+	}
+	if !l.vacant() {
+		return skipped("what the cluster holds of it is served still: another machine may have its name")
 	}
 	return m.strangeLearner(g)
 }

@@ -51,6 +51,11 @@ func TestWhatTakesAwayIsAskedForAgainRightBeforeIt(t *testing.T) {
 			vm := w.Hosts["pve2"].VMs[202]
 			vm.Power, vm.Booted, vm.Active = homelabv1.Power_POWER_RUNNING, true, true
 		}, "it is well again"},
+		{"somebody started it again", "leave", func(w *plantest.World) {
+			vm := w.Hosts["pve2"].VMs[202]
+			vm.Power, vm.Booted, vm.Started = homelabv1.Power_POWER_RUNNING, true, w.Now
+		}, "may be its own"},
+		{"nobody knows since when its host is up", "destroy", func(w *plantest.World) { w.Hosts["pve2"].Uptime = 0 }, "since when pve2 is up"},
 		{"another server died", "leave", func(w *plantest.World) { stop(w, "pve3", 203) }, "the brake"},
 		{"another guest died", "destroy", func(w *plantest.World) { stop(w, "pve3", 203) }, "the brake"},
 		{"somebody protects it", "destroy", func(w *plantest.World) { w.Hosts["pve2"].VMs[202].Protection = true }, "protection"},

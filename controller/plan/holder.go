@@ -126,7 +126,9 @@ func (m *model) holding(g *guestView) verdict {
 // lost is why a guest that had data disks must not be made with new, empty ones:
 // they were not seen anywhere.
 func (g *guestView) lost() string {
-	if g.vm != nil || !g.mem.Made || g.mem.MachineID == "" {
+	// Only of one that was to be made for the first time, and never was, nothing
+	// can be missing.
+	if g.vm != nil || g.mem.Made && g.mem.MachineID == "" && g.mem.Holder.UUID == "" {
 		return ""
 	}
 	var missing []string

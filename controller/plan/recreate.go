@@ -98,6 +98,9 @@ func (m *model) contents(g *guestView, named bool, f *findings) {
 	if named {
 		return
 	}
+	if g.host.obs.GetUptimeSeconds() == 0 {
+		f.unknown("since when %s is up is not known: its guests may still be booting", g.host.name)
+	}
 	for _, what := range g.alongWithIt() {
 		f.refuse("%s; name it to have that destroyed too: --destroy %s", what, g.name)
 	}
