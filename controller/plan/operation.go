@@ -118,6 +118,9 @@ func (m *model) planRecreateNamed(g *guestView) verdict {
 	if v.against() {
 		return v
 	}
+	if v := m.onlyCopy(g); v.against() {
+		return v
+	}
 	last := m.soaking()
 	if v := last.unwatched(); v.against() {
 		return v
@@ -154,6 +157,9 @@ func (m *model) planDelete(g *guestView) verdict {
 		return verdict{}
 	}
 	l, v := m.mayDestroy(g, makeNever, true)
+	if !v.against() {
+		v = m.onlyCopy(g)
+	}
 	if v.against() {
 		return v
 	}

@@ -62,6 +62,24 @@ func (m *model) inCluster(g *guestView) bool {
 	return g.want.K3s != nil && m.spec.K3s != nil && (m.existing() || len(m.cluster.found) > 0)
 }
 
+// onlyCopy is why a VM may hold what nobody else does, as far as can be told: a
+// server while no cluster is known, or a guest of which it is not known whether it
+// is a member, while the cluster cannot be asked. It is for what a person names:
+// nothing else is destroyed while no cluster is known.
+func (m *model) onlyCopy(g *guestView) verdict {
+	if m.spec.K3s == nil || g.vm == nil || g.neverBooted() || g.mem.Recreating {
+		return verdict{}
+	}
+	switch {
+	case g.want.IsServer() && !m.inCluster(g) && !no(g.look.GetK3S().GetServerData()):
+		return skipped("no cluster is known, and it may hold the only copy of one" + because(g.look.GetK3S().GetServerData()) +
+			"\nstart it, so that it can be looked into: hlctl guests start " + g.name)
+	case g.want.K3s == nil && m.spec.Guests[g.name] == nil && g.mem.NodeName == "" && !yes(m.cluster.API):
+		return skipped("what it is to the cluster is not known: k3s API does not answer" + because(m.cluster.API))
+	}
+	return verdict{}
+}
+
 // strangeLearner is why no server may leave now: another one is just joining.
 func (m *model) strangeLearner(g *guestView) verdict {
 	for _, e := range m.cluster.Members {
