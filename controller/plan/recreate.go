@@ -133,16 +133,34 @@ func (g *guestView) alongWithIt() []string {
 	if g.vm.GetPendingChanges() {
 		all = append(all, fmt.Sprintf("changes of it wait for its next start (qm pending %d)", g.vm.GetVmid()))
 	}
-	if g.adopted() {
-		return all // of a VM that was made elsewhere every volume is its own
-	}
 	data := g.dataSlots()
+	own := g.ownDisk()
 	for _, v := range g.vm.GetVolumes() {
+		if g.adopted() && (v.GetSlot() == own || !diskIn(g.vm.GetDisks(), v.GetSlot()) && !strings.HasPrefix(v.GetSlot(), "unused")) {
+			continue
+		}
 		if !slices.Contains(knownSlots, v.GetSlot()) && !slices.Contains(data, v.GetSlot()) {
 			all = append(all, fmt.Sprintf("it holds volume %s (%s), which the Spec does not know", v.GetVolid(), v.GetSlot()))
 		}
 	}
 	return all
+}
+
+// ownDisk is the slot of the disk that a VM which was made elsewhere boots from, as
+// far as that can be told: its only one, wherever it is. What it has beside may be
+// anybody's data.
+func (g *guestView) ownDisk() string {
+	var slots []string
+	data := g.dataSlots()
+	for _, d := range g.vm.GetDisks() {
+		if d.GetSlot() != "efidisk0" && d.GetSlot() != "tpmstate0" && !slices.Contains(data, d.GetSlot()) {
+			slots = append(slots, d.GetSlot())
+		}
+	}
+	if len(slots) == 1 {
+		return slots[0]
+	}
+	return systemSlot
 }
 
 // volumeStorages are the storages of a VM's volumes.
