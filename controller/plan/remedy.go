@@ -135,10 +135,15 @@ func (m *model) rung(g *guestView, c condition) (remedy, verdict) {
 	switch {
 	case first != remedyReset && !gentle:
 		return first, verdict{}
-	case c.signal != SignalStopped && !tried[homelabv1.Action_ACTION_RESET]:
+	case c.signal != SignalStopped && !tried[homelabv1.Action_ACTION_RESET] && !g.mute():
 		return remedyReset, verdict{}
 	}
 	return remedyRecreate, verdict{}
+}
+
+// mute says that QEMU itself hangs: it presses no reset button.
+func (g *guestView) mute() bool {
+	return g.vm.GetPower() == homelabv1.Power_POWER_UNSPECIFIED && yes(g.vm.GetProcess())
 }
 
 // brake is why nothing is destroyed while much is wrong at once (rule 7). The
