@@ -198,6 +198,9 @@ func (m *model) planStartNamed(g *guestView) verdict {
 	if g.lacking.against() {
 		return g.lacking
 	}
+	if why := m.outcast(g); why != "" {
+		return refused(why)
+	}
 	if !m.planHeld(g) {
 		return verdict{}
 	}
@@ -250,6 +253,9 @@ func (m *model) planRestart(g *guestView) verdict {
 		if l, v := m.leave(g); v.against() && (l.in() || !yes(m.cluster.API)) {
 			return v
 		}
+	}
+	if why := m.outcast(g); why != "" {
+		return refused(why)
 	}
 	if g.situation != Stopped {
 		m.step(g, homelabv1.Action_ACTION_STOP, "stop", nil, "asked for by name")

@@ -51,6 +51,20 @@ func (g *guestView) onceWell() bool {
 // remedy chooses what is done about a guest that is unwell, by its policy. The
 // verdict is why nothing is done, or not yet.
 func (m *model) remedy(g *guestView) (remedy, verdict) {
+	r, v := m.choose(g)
+	if r != remedyStart {
+		return r, v
+	}
+	switch why := m.outcast(g); {
+	case why != "" && g.mem.Recreating:
+		return remedyRecreate, v // what was begun is ended
+	case why != "":
+		return remedyNone, refused(why)
+	}
+	return r, v
+}
+
+func (m *model) choose(g *guestView) (remedy, verdict) {
 	c := m.condition(g)
 	if g.situation == Stopped && (g.host.fresh() || g.mem.Resting || !g.onceWell()) {
 		return remedyStart, verdict{}
@@ -90,6 +104,23 @@ func (m *model) remedy(g *guestView) (remedy, verdict) {
 		return m.rung(g, c)
 	}
 	return remedyRecreate, verdict{}
+}
+
+// outcast is why a server that is stopped must not be started any more: it was in the
+// cluster, has been taken out, and still holds what it was there. Started it would
+// come back as it likes, and the first server of all might start a second cluster.
+func (m *model) outcast(g *guestView) string {
+	c := m.cluster
+	if g.situation != Stopped || !g.want.IsServer() || !g.want.IsMember() || m.spec.K3s == nil || !m.existing() || !g.onceWell() || g.mem.ReadyAt.IsZero() {
+		return ""
+	}
+	if !yes(c.API) || !yes(c.Etcd) || c.Split != "" || c.Voters == 0 {
+		return ""
+	}
+	if node, member := m.held(g); node != nil || member != nil {
+		return ""
+	}
+	return fmt.Sprintf("it has left the cluster and still holds its data, so it is not started: it might start a cluster of its own\nto make it anew: hlctl guests recreate %s", g.name)
 }
 
 // actionable says whether a signal may lead to more than being shown.
