@@ -156,6 +156,15 @@ func TestHistoryTellsSinceWhen(t *testing.T) {
 	if at := since(track()); !at.Equal(w.Now) {
 		t.Errorf("after a gap it is silent since %s, not since now", at)
 	}
+	vm.Lock = "backup" // and may be frozen for it
+	if at := since(track()); !at.IsZero() {
+		t.Errorf("while it is backed up it is silent since %s", at)
+	}
+	vm.Lock = ""
+	w.Now = w.Now.Add(time.Second)
+	if at := since(track()); !at.Equal(w.Now) {
+		t.Errorf("after its backup it is silent since %s, not since now", at)
+	}
 	vm.Mute = false
 	if at := since(track()); !at.IsZero() {
 		t.Errorf("it answers and is silent since %s", at)
