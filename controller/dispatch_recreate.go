@@ -51,14 +51,12 @@ func (d *dispatch) guard(ctx context.Context, s *homelabv1.Step) (world, error) 
 	if err := ctx.Err(); err != nil {
 		return world{}, err
 	}
-	if !drains {
-		blocked := plan.Blocked
-		if known {
-			blocked = plan.BlockedAgain
-		}
-		if why := blocked(d.c.want(d.sp, w), seen(d.sp, w), s, d.c.now()); why != "" {
-			return world{}, rpc.Errorf(rpc.ErrRefused, "%s", why)
-		}
+	blocked := plan.Blocked
+	if known {
+		blocked = plan.BlockedAgain
+	}
+	if why := blocked(d.c.want(d.sp, w), seen(d.sp, w), s, d.c.now()); why != "" {
+		return world{}, rpc.Errorf(rpc.ErrRefused, "%s", why)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -263,6 +263,25 @@ func TestWhatSpeaksAgainstAStepIsSeenRightBeforeIt(t *testing.T) {
 	}
 }
 
+// A Node that was cordoned stays so: none is drained whose guest is not stopped after.
+func TestNoNodeIsDrainedWhoseGuestMustNotBeStopped(t *testing.T) {
+	f := newFleet(t, hostNames(3)...)
+	c := whole(t, f)
+	f.at = func(when, _ string, s *homelabv1.Step) {
+		if when == "after" && s.GetAction() == homelabv1.Action_ACTION_SAVE {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.members["k3s-3"].Healthy = noFact()
+		}
+	}
+	o := c.operate(t, opRecreate, "k3s-2")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if failed := o.texts(homelabv1.EventKind_EVENT_KIND_STEP_FAILED); slices.Contains(f.steps, "drain/pve1/k3s-2") || !strings.Contains(failed, "quorum") {
+		t.Errorf("%v, did %v, failed: %s", o.err, f.steps, failed)
+	}
+}
+
 // A stop whose answer was lost is not sent again before it was looked once more: the
 // guest may have got well meanwhile, or be needed.
 func TestWhatSpeaksAgainstAStopIsSeenAgainWhenItIsRepeated(t *testing.T) {

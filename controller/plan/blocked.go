@@ -10,7 +10,7 @@ import (
 // Blocked is why a step that takes something away must not be carried out now;
 // empty when it may. The controller asks with a fresh observation right before it
 // sends one: the plan is as old as the steps before it. It is for the actions
-// STOP, HALT, LEAVE, DETACH, DESTROY and RESET; of others it says nothing.
+// DRAIN, STOP, HALT, LEAVE, DETACH, DESTROY and RESET; of others it says nothing.
 func Blocked(want Want, seen Seen, s *homelabv1.Step, now time.Time) string {
 	return blocked(want, seen, s, now).text
 }
@@ -27,7 +27,7 @@ func BlockedAgain(want Want, seen Seen, s *homelabv1.Step, now time.Time) string
 
 func blocked(want Want, seen Seen, s *homelabv1.Step, now time.Time) verdict {
 	switch s.GetAction() {
-	case homelabv1.Action_ACTION_STOP, homelabv1.Action_ACTION_HALT, homelabv1.Action_ACTION_LEAVE,
+	case homelabv1.Action_ACTION_DRAIN, homelabv1.Action_ACTION_STOP, homelabv1.Action_ACTION_HALT, homelabv1.Action_ACTION_LEAVE,
 		homelabv1.Action_ACTION_DETACH, homelabv1.Action_ACTION_DESTROY, homelabv1.Action_ACTION_RESET:
 	default:
 		return verdict{}
@@ -76,7 +76,8 @@ func (m *model) blocks(g *guestView, s *homelabv1.Step) verdict {
 		what = makeNever
 	}
 	_, v := m.mayDestroy(g, what, m.want.Destroy[g.name] || op == OpRecreate || op == OpDelete)
-	if !v.against() && op == "" && s.GetAction() == homelabv1.Action_ACTION_STOP && !m.stillSick(g) && (g.situation != Stopped || !g.mem.Recreating) {
+	stops := s.GetAction() == homelabv1.Action_ACTION_STOP || s.GetAction() == homelabv1.Action_ACTION_DRAIN // which comes before it
+	if !v.against() && op == "" && stops && !m.stillSick(g) && (g.situation != Stopped || !g.mem.Recreating) {
 		v = skipped("it is well again: " + m.unwellText(m.condition(g)))
 	}
 	return v
