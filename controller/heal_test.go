@@ -38,7 +38,11 @@ func (r *running) listed(t *testing.T) []*controllerv1.RunRecord {
 
 func TestAControllerThatMayHealBeginsARunByItself(t *testing.T) {
 	f := newFleet(t, hostNames(3)...)
-	f.tune = func(c *Controller) { c.pace.watch, c.pace.look = 20*time.Millisecond, 20*time.Millisecond }
+	// A look that was under way when all was paused begins a run that finds it so, and
+	// the controller rests after it.
+	f.tune = func(c *Controller) {
+		c.pace.watch, c.pace.look, c.pace.heal = 20*time.Millisecond, 20*time.Millisecond, 20*time.Millisecond
+	}
 	c := f.up()
 	c.apply(t.Context(), healing(), "", true).did(t)
 	f.mu.Lock()
