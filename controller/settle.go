@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/homeiac/homelab/controller/plan"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/pause"
 )
@@ -36,7 +37,9 @@ func (r *run) settle(ctx context.Context) (world, *homelabv1.Plan, error) {
 			return world{}, nil, err
 		}
 		p := r.c.plan(r.req.sp, w)
-		r.announce(p, w)
+		if r.announced == nil { // the first look is what whoever confirmed was shown
+			r.announce(p, w)
+		}
 		wait := waiting{pace: r.c.pace.poll}
 		if steps := inFlight(w.sights); len(steps) > 0 {
 			wait.text, wait.until = waitingFor(steps[0]), flight
@@ -67,16 +70,18 @@ func (r *run) settle(ctx context.Context) (world, *homelabv1.Plan, error) {
 }
 
 // announce notes of which guests it was said that they are waited for: what
-// follows from that was to be expected by whoever saw the plan.
+// follows from that was to be expected by whoever saw the plan. Of one that was
+// well and only busy nothing is to be expected.
 func (r *run) announce(p *homelabv1.Plan, w world) {
-	if r.announced == nil {
-		r.announced = make(map[string]bool)
+	r.announced = make(map[string]bool)
+	unwell := make(map[string]bool)
+	for _, g := range plan.Survey(r.c.want(r.req.sp, w), seen(r.req.sp, w), r.c.now()) {
+		unwell[g.Name] = g.Health == plan.Unwell
 	}
 	for _, n := range p.GetNotes() {
-		switch n.GetKind() {
-		case homelabv1.NoteKind_NOTE_KIND_WAITING, homelabv1.NoteKind_NOTE_KIND_BUSY:
+		waits := n.GetKind() == homelabv1.NoteKind_NOTE_KIND_WAITING
+		if waits || n.GetKind() == homelabv1.NoteKind_NOTE_KIND_BUSY && unwell[n.GetGuest()] {
 			r.announced[n.GetGuest()] = true
-		default:
 		}
 	}
 	for _, s := range inFlight(w.sights) {

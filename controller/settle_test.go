@@ -3,6 +3,7 @@ package controller
 import (
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -83,5 +84,39 @@ func TestEvidenceThatNeverLastsDoesNotHoldUpARunWithoutEnd(t *testing.T) {
 	}
 	if took := o.summary.GetTook().AsDuration(); took > 5*time.Second {
 		t.Errorf("it took %s", took)
+	}
+}
+
+// --yes stands for what was shown. A guest that was only busy then, or of which
+// nothing was said, is not destroyed because it is found stopped after the wait.
+func TestYesConfirmsNoDestructionThatWasNotToBeExpected(t *testing.T) {
+	for _, first := range []*homelabv1.Note{
+		{Kind: homelabv1.NoteKind_NOTE_KIND_BUSY, Guest: "k3s-2", Host: "pve2", Text: "VM 202 is locked (backup)"},
+		{Kind: homelabv1.NoteKind_NOTE_KIND_BUSY, Guest: "k3s-3", Host: "pve3", Text: "VM 203 is locked (backup)"},
+	} {
+		t.Run(first.GetGuest(), func(t *testing.T) {
+			f := newFleet(t, hostNames(3)...)
+			var looks atomic.Int32
+			f.tune = func(c *Controller) {
+				c.make = func(want plan.Want, seen plan.Seen, now time.Time) *homelabv1.Plan {
+					switch {
+					case looks.Load() == 0:
+						return plan.Make(want, seen, now)
+					case looks.Add(1) == 2:
+						f.stopped()
+						return &homelabv1.Plan{Digest: "shown", Notes: []*homelabv1.Note{first}}
+					case looks.Load() == 3: // by now it is said of the other one as well
+						return &homelabv1.Plan{Digest: "shown", Notes: []*homelabv1.Note{first, {Kind: homelabv1.NoteKind_NOTE_KIND_WAITING, Guest: "k3s-2", Host: "pve2", Until: timestamppb.New(now)}}}
+					}
+					return plan.Make(want, seen, now)
+				}
+			}
+			c := whole(t, f)
+			looks.Store(1)
+			o := c.apply(t.Context(), withDisk(), "shown", true)
+			if o.err != nil || o.changed == nil || len(f.steps) != 0 {
+				t.Errorf("%v, changed %v, did %v", o.err, o.changed, f.steps)
+			}
+		})
 	}
 }
