@@ -209,3 +209,26 @@ func TestEveryActionHasWords(t *testing.T) {
 		}
 	}
 }
+
+// What is left of a VM that a person cleared away is freed only when that is what
+// was asked for: the VMID may have been used since.
+func TestLeftoversAreNamedOnlyByWhoClearsOrphans(t *testing.T) {
+	sp, err := parseSpec("", specOf(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	step := &homelabv1.Step{Id: "rollback/pve1/k3s-1", Action: homelabv1.Action_ACTION_ROLLBACK, Guest: "k3s-1", Host: "pve1", Vmid: 201, Uuid: "u"}
+	for op, named := range map[plan.OperationKind]bool{"": false, plan.OpRecreate: false, plan.OpClearOrphans: true} {
+		d := &dispatch{c: &Controller{signer: testSigner(t)}, sp: sp, guests: map[string]store.Guest{}, allowed: map[string]bool{}}
+		d.world.sights = map[string]sight{"pve1": {obs: &homelabv1.Observation{Intents: []*homelabv1.Intent{{
+			Identity: &homelabv1.Identity{Guest: "k3s-1", Vmid: 201, Uuid: "u", Generation: 1},
+		}}}}}
+		if op != "" {
+			d.world.asked.op = &plan.Operation{Kind: op, Guest: "k3s-1"}
+		}
+		req, err := d.request(t.Context(), step)
+		if err != nil || req.GetNamed() != named {
+			t.Errorf("%q: %v, %v", op, req, err)
+		}
+	}
+}
