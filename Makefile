@@ -15,7 +15,7 @@ PROTOC_GEN_GO      := bin/.protoc-gen-go-$(PROTOC_GEN_GO_VERSION)
 PROTOC_GEN_GO_GRPC := bin/.protoc-gen-go-grpc-$(PROTOC_GEN_GO_GRPC_VERSION)
 GOLANGCI_LINT      := bin/.golangci-lint-$(GOLANGCI_LINT_VERSION)
 
-.PHONY: all build tools generate check-generated lint test e2e bench soak demo clean
+.PHONY: all build tools generate check-generated lint test e2e bench soak demo scenarios clean
 
 all: generate lint test
 
@@ -58,6 +58,10 @@ soak: build
 
 demo: build
 	bin/hl-lab tour
+
+# The validation scenarios, each from nothing.
+scenarios: build
+	bin/hl-lab demo
 
 clean:
 	rm -rf bin
