@@ -24,9 +24,9 @@ const (
 	reachLimit = 10 * time.Second
 	// quietLimit is for its k3s to stop.
 	quietLimit = 45 * time.Second
-	// shutdownLimit is for the guest to shut down: a minute, and what a driver
-	// keeps of its deadline for itself.
-	shutdownLimit = 65 * time.Second
+	// shutdownLimit is for the guest to shut down: a minute, and what we and the
+	// driver keep of the deadline for hearing why it did not.
+	shutdownLimit = 72 * time.Second
 )
 
 // save keeps the VM's configuration outside the VM: beside the agent's state, and
