@@ -116,7 +116,7 @@ func (s *Service) Orphans(ctx context.Context, _ *agentv1.OrphansRequest) (*agen
 	if err != nil {
 		return nil, err
 	}
-	seen, err := s.driver.Observe(ctx)
+	seen, err := s.driver.Observe(ctx, false)
 	if err != nil {
 		return nil, err
 	}

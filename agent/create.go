@@ -95,7 +95,7 @@ func (s *Service) create(ctx context.Context, req *agentv1.RunRequest, e emit) (
 	want := req.GetWant()
 	id := want.GetIdentity()
 	o := s.host.Observe(s.now())
-	seen, err := s.driver.Observe(ctx)
+	seen, err := s.driver.Observe(ctx, false)
 	if err != nil {
 		return nil, err
 	}

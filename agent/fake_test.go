@@ -53,7 +53,7 @@ func newHypervisor() *hypervisor {
 	}
 }
 
-func (h *hypervisor) Observe(context.Context) (*driverv1.ObserveResponse, error) {
+func (h *hypervisor) Observe(context.Context, bool) (*driverv1.ObserveResponse, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r := &driverv1.ObserveResponse{VmsKnown: factYes(""), ClusterVmidsKnown: factYes(""), GuestsMemoryBytes: h.guests}

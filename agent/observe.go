@@ -22,7 +22,7 @@ func (s *Service) Observe(ctx context.Context, req *agentv1.ObserveRequest) (*ag
 	o := s.host.Observe(s.now())
 	o.Host, o.AgentVersion, o.Steps, o.Fence = s.name, version.String(), steps, s.fence.seen()
 	o.Paused = s.paused() != ""
-	seen, err := s.driver.Observe(ctx)
+	seen, err := s.driver.Observe(ctx, req.GetFresh())
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -84,7 +84,10 @@ func (s *Service) looks(ctx context.Context, reqs []*agentv1.LookRequest, seen *
 	for _, req := range reqs {
 		id := req.GetWant().GetIdentity()
 		i := slices.IndexFunc(seen.GetVms(), func(vm *homelabv1.VirtualMachine) bool {
-			return vm.GetVmid() == id.GetVmid() && vm.GetPower() == homelabv1.Power_POWER_RUNNING && ours(vm, id) == nil
+			// With a mute QEMU the power is not known: whether the guest in it is mute
+			// too is what the look is for.
+			runs := vm.GetPower() == homelabv1.Power_POWER_RUNNING || vm.GetPower() == homelabv1.Power_POWER_UNSPECIFIED && isYes(vm.GetProcess())
+			return vm.GetVmid() == id.GetVmid() && runs && ours(vm, id) == nil
 		})
 		if i < 0 {
 			continue

@@ -35,7 +35,7 @@ func (s *Service) target(want *homelabv1.GuestWant, told []string) (guest.Target
 // that cannot be known, NotFound when there is none, and Refused when the VMID
 // is somebody else's.
 func (s *Service) vm(ctx context.Context, id *homelabv1.Identity) (*homelabv1.VirtualMachine, error) {
-	seen, err := s.driver.Observe(ctx)
+	seen, err := s.driver.Observe(ctx, false)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func (s *Service) vm(ctx context.Context, id *homelabv1.Identity) (*homelabv1.Vi
 
 // at finds the VM of a VMID on this host, whoever's it is; nil when there is none.
 func (s *Service) at(ctx context.Context, vmid int32) (*homelabv1.VirtualMachine, *driverv1.ObserveResponse, error) {
-	seen, err := s.driver.Observe(ctx)
+	seen, err := s.driver.Observe(ctx, false)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -127,6 +127,11 @@ func (a *fakeAgent) carryMore(req *agentv1.RunRequest, result *agentv1.StepResul
 // powerOff stops a VM as a person or a power cut does. The fleet's mutex is held.
 func (f *fleet) powerOff(vm *fakeVM) {
 	vm.power, vm.booted = homelabv1.Power_POWER_STOPPED, false
+	f.unserved(vm)
+}
+
+// unserved is a member as the others see it when nothing in it answers.
+func (f *fleet) unserved(vm *fakeVM) {
 	if n := f.nodes[vm.k3s]; n != nil {
 		n.Ready = noFact()
 	}

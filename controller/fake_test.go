@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
@@ -190,6 +191,8 @@ type fakeVM struct {
 	name    string
 	power   homelabv1.Power
 	booted  bool
+	mute    bool      // it hangs: nothing in it answers
+	started time.Time // its process
 	hw      *homelabv1.Hardware
 	address string
 	k3s     string            // node name once k3s is there
@@ -243,10 +246,11 @@ func (a *fakeAgent) Observe(_ context.Context, req *agentv1.ObserveRequest) (*ag
 		vm := a.vms[id]
 		o.Vms = append(o.Vms, &homelabv1.VirtualMachine{
 			Vmid: id, Name: vm.name, Uuid: vm.id.GetUuid(), Mark: vm.id.GetMark(), Power: vm.power, Readable: yesFact(),
-			MemoryBytes: vm.hw.GetMemoryBytes(), Cpus: vm.hw.GetCpus(), GuestAgent: truth(vm.booted), Digest: "d",
+			MemoryBytes: vm.hw.GetMemoryBytes(), Cpus: vm.hw.GetCpus(), GuestAgent: truth(vm.booted && !vm.mute), Digest: "d",
 			Process: truth(vm.power != homelabv1.Power_POWER_STOPPED), Volumes: vm.volumes(), Disks: vm.dataDisks(),
 		})
 		if vm.power == homelabv1.Power_POWER_RUNNING {
+			o.Vms[len(o.Vms)-1].ProcessStarted = timestamppb.New(vm.started)
 			o.GuestsMemoryBytes += vm.hw.GetMemoryBytes()
 		}
 	}
@@ -270,6 +274,15 @@ func (a *fakeAgent) Observe(_ context.Context, req *agentv1.ObserveRequest) (*ag
 	return &agentv1.ObserveResponse{Observation: o}, nil
 }
 
+// copies are what an answer may hold: it is written out when the mutex is free.
+func copies[M proto.Message](all map[string]M) []M {
+	var list []M
+	for _, m := range all {
+		list = append(list, proto.CloneOf(m))
+	}
+	return list
+}
+
 // look is called with the fleet's mutex held.
 func (f *fleet) look(vm *fakeVM, cluster bool) *homelabv1.GuestLook {
 	server := vm.k3s != "" && f.members[vm.k3s] != nil
@@ -281,12 +294,18 @@ func (f *fleet) look(vm *fakeVM, cluster bool) *homelabv1.GuestLook {
 			AgentActive: truth(vm.k3s != "" && !server), AgentData: truth(vm.k3s != ""),
 		},
 	}
+	if vm.mute {
+		mute := &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_UNKNOWN, Reason: "it does not answer"}
+		l.Ssh, l.SshWhy, l.GuestAgent = &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_NO, Reason: "timeout"}, "timeout", noFact()
+		l.Booted, l.CloudInit, l.K3S = mute, mute, &homelabv1.K3SLook{Looked: mute}
+		return l
+	}
 	if vm.booted {
 		l.MachineId, l.Addresses = "machine-"+vm.id.GetUuid(), []string{vm.address + "/24"}
 	}
 	if server && cluster {
-		l.K3S.Nodes = &homelabv1.NodesView{Known: yesFact(), Nodes: slices.Collect(maps.Values(f.nodes))}
-		l.K3S.Etcd = &homelabv1.EtcdView{Known: yesFact(), Members: slices.Collect(maps.Values(f.members)), ClusterId: "c1"}
+		l.K3S.Nodes = &homelabv1.NodesView{Known: yesFact(), Nodes: copies(f.nodes)}
+		l.K3S.Etcd = &homelabv1.EtcdView{Known: yesFact(), Members: copies(f.members), ClusterId: "c1"}
 	}
 	return l
 }
@@ -394,7 +413,7 @@ func (a *fakeAgent) carry(req *agentv1.RunRequest) (*agentv1.StepResult, []*home
 	case homelabv1.Action_ACTION_START:
 		if vm.power != homelabv1.Power_POWER_RUNNING {
 			change("qm", "start", fmt.Sprint(id.GetVmid()))
-			vm.power = homelabv1.Power_POWER_RUNNING
+			vm.power, vm.started = homelabv1.Power_POWER_RUNNING, time.Now()
 		}
 	case homelabv1.Action_ACTION_BOOT:
 		vm.booted = true

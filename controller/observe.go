@@ -245,7 +245,10 @@ func (o *observer) call(ctx context.Context, client agentv1.AgentServiceClient, 
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	start := o.now()
-	resp, err := client.Observe(ctx, &agentv1.ObserveRequest{Looks: looks})
+	resp, err := client.Observe(ctx, &agentv1.ObserveRequest{
+		// Who looks into guests decides on what is seen, and that must be of now.
+		Looks: looks, Fresh: len(looks) > 0,
+	})
 	if err != nil {
 		a.err = err
 		return a

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/homeiac/homelab/controller/plan"
 	"github.com/homeiac/homelab/controller/store"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/mark"
@@ -117,6 +118,34 @@ func TestAStoppedServerIsMadeAnewWithItsIdentityAndItsData(t *testing.T) {
 	calls := f.calls
 	if o := c.apply(t.Context(), withDisk(), "", true); o.err != nil || len(o.plan.GetSteps()) != 0 || f.calls != calls {
 		t.Errorf("again: %v, %v", o.err, o.plan)
+	}
+}
+
+func TestAGuestThatIsMuteIsWaitedForAndThenMadeAnew(t *testing.T) {
+	f := newFleet(t, hostNames(3)...)
+	c := whole(t, f)
+	before := c.guest(t, "k3s-2")
+	text := []byte(strings.Replace(string(withDisk()), "  user: ubuntu\n", "  user: ubuntu\n  timeouts: {unwellAfter: 1s}\n", 1))
+	if o := c.apply(t.Context(), text, "", true); o.err != nil || len(o.plan.GetSteps()) != 0 {
+		t.Fatalf("%v, %v", o.err, o.plan)
+	}
+	f.mu.Lock()
+	vm := f.agents["pve2"].vms[202]
+	vm.mute = true
+	f.unserved(vm)
+	f.mu.Unlock()
+	o := c.apply(t.Context(), text, "", true)
+	o.did(t)
+	if waiting := o.texts(homelabv1.EventKind_EVENT_KIND_WAITING); strings.Count(waiting, "\n") != 1 || !strings.Contains(waiting, "unwellAfter") {
+		t.Errorf("told %q", waiting)
+	}
+	if !f.agents["pve2"].asked["stop/pve2/k3s-2"].GetForce() {
+		t.Error("a guest that hangs was asked to shut down")
+	}
+	f.well(3, 3)
+	f.anew(before, c.guest(t, "k3s-2"))
+	if h, err := c.store.Histories(t.Context()); err != nil || slices.ContainsFunc(h["k3s-2"], func(s plan.Sighting) bool { return s.Signal == plan.SignalSilent }) {
+		t.Errorf("what was seen of the one before is held against it: %v, %v", h["k3s-2"], err)
 	}
 }
 

@@ -19,7 +19,8 @@ type service struct {
 	c *Controller
 }
 
-// Plan observes all live hosts and plans; it changes and remembers nothing.
+// Plan observes all live hosts and plans; it changes nothing. Of a Spec that is not
+// the one that was applied nothing is remembered either.
 func (s *service) Plan(ctx context.Context, req *controllerv1.PlanRequest) (*controllerv1.PlanResponse, error) {
 	sp, ask, last, err := s.c.wanted(ctx, req.GetSpecName(), req.GetSpec(), req.GetOperation(), req.GetDestroy())
 	if err != nil {

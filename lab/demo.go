@@ -214,19 +214,19 @@ type memberLine struct {
 	Healthy bool   `json:"healthy"`
 }
 
-// settle waits until all n guests are healthy and the cluster has that many voters,
-// all healthy, and nobody else.
-func (d *demo) settle(ctx context.Context, n, voters int) error {
+// settle waits until all n guests are healthy and the servers among them are the
+// cluster's voters, all healthy, and nobody else.
+func (d *demo) settle(ctx context.Context, n int) error {
 	last := errors.New("nothing was seen")
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(300 * time.Millisecond) {
-		if last = d.whole(ctx, n, voters); last == nil || ctx.Err() != nil {
+		if last = d.whole(ctx, n); last == nil || ctx.Err() != nil {
 			break
 		}
 	}
 	return last
 }
 
-func (d *demo) whole(ctx context.Context, n, voters int) error {
+func (d *demo) whole(ctx context.Context, n int) error {
 	guests, err := ask[[]guestLine](ctx, d, "guests")
 	if err != nil {
 		return err
@@ -252,8 +252,8 @@ func (d *demo) whole(ctx context.Context, n, voters int) error {
 			have++
 		}
 	}
-	if have != voters {
-		return fmt.Errorf("the cluster has %d voters, not %d", have, voters)
+	if have != servers(n) {
+		return fmt.Errorf("the cluster has %d voters, not %d", have, servers(n))
 	}
 	return nil
 }

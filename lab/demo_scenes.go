@@ -57,7 +57,7 @@ func (d *demo) newNode(ctx context.Context) error {
 	if _, err := d.apply(ctx, d.spec()); err != nil {
 		return err
 	}
-	if err := d.settle(ctx, 3, 3); err != nil {
+	if err := d.settle(ctx, 3); err != nil {
 		return err
 	}
 	before, err := d.configurations()
@@ -71,7 +71,7 @@ func (d *demo) newNode(ctx context.Context) error {
 	if err := d.addHost(ctx, 4); err != nil {
 		return err
 	}
-	if err := d.settle(ctx, 4, 3); err != nil {
+	if err := d.settle(ctx, 4); err != nil {
 		return err
 	}
 	after, err := d.configurations()
@@ -103,7 +103,7 @@ func (d *demo) secondRun(ctx context.Context) error {
 	if _, err := d.apply(ctx, d.spec()); err != nil {
 		return err
 	}
-	if err := d.settle(ctx, 5, 3); err != nil {
+	if err := d.settle(ctx, 5); err != nil {
 		return err
 	}
 	earlier, err := d.calls()
@@ -153,7 +153,7 @@ func (d *demo) apiClosed(ctx context.Context) error {
 	if _, err := d.apply(ctx, d.path("homelab-4.yaml")); err != nil {
 		return err
 	}
-	if err := d.settle(ctx, 4, 3); err != nil {
+	if err := d.settle(ctx, 4); err != nil {
 		return err
 	}
 	again, err := d.apply(ctx, d.path("homelab-4.yaml"))
@@ -170,7 +170,7 @@ func (d *demo) joinCluster(ctx context.Context) error {
 	if _, err := d.apply(ctx, d.spec()); err != nil {
 		return err
 	}
-	if err := d.settle(ctx, 3, 3); err != nil {
+	if err := d.settle(ctx, 3); err != nil {
 		return err
 	}
 	trees, err := d.trees()
@@ -191,7 +191,7 @@ func (d *demo) joinCluster(ctx context.Context) error {
 	}
 	for name, n := range nodes {
 		if n.Status.Info.Version != d.K3sVersion {
-			return fmt.Errorf("Node %s has k3s %s, not %s", name, n.Status.Info.Version, d.K3sVersion)
+			return fmt.Errorf("the Node %s has k3s %s, not %s", name, n.Status.Info.Version, d.K3sVersion)
 		}
 	}
 	if len(nodes) != 3 {

@@ -19,7 +19,7 @@ type breaking struct {
 var breakings = []breaking{
 	{"guest-stop", "k3s-2", []string{"stopped"}},
 	{"guest-pause", "k3s-3", []string{"paused"}},
-	{"guest-hang", "k3s-1", []string{"mute", "silent"}},
+	{"guest-hang", "k3s-1", []string{"mute", "silent", "hang"}},
 	{"guest-crash", "k3s-2", []string{"crashed", "process", "stopped", "gone"}},
 }
 
@@ -40,7 +40,7 @@ func (d *demo) stuckVM(ctx context.Context) error {
 	if _, err := d.apply(ctx, d.spec()); err != nil {
 		return err
 	}
-	if err := d.settle(ctx, 3, 3); err != nil {
+	if err := d.settle(ctx, 3); err != nil {
 		return err
 	}
 	c, err := d.openCluster()
@@ -77,7 +77,7 @@ func (d *demo) breakOne(ctx context.Context, c *cluster, b breaking) error {
 	if !strings.Contains(said, b.guest) || !containsAny(said, b.words) {
 		return fmt.Errorf("apply does not say that %s is %s:\n%s", b.guest, strings.Join(b.words, " or "), said)
 	}
-	if err := d.settle(ctx, 3, 3); err != nil {
+	if err := d.settle(ctx, 3); err != nil {
 		return err
 	}
 	after, err := d.portrait(ctx, c, b.guest)

@@ -12,10 +12,27 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/homeiac/homelab/lab/guest"
+	"github.com/homeiac/homelab/lab/pve"
 )
 
-// TestMain lets the test binary be the process that a test stops.
+// TestMain lets the test binary be the process that a test stops, and the programs
+// of a lab's hosts.
 func TestMain(m *testing.M) {
+	programs = append(programs, "lab.test")
+	// syscall.Exit: by os.Exit the race detector makes every program a second longer.
+	switch filepath.Base(os.Args[0]) {
+	case "qm", "pvesm", "pvesh":
+		syscall.Exit(pve.Main(os.Args, os.Stdin, os.Stdout, os.Stderr))
+	case "kvm":
+		syscall.Exit(guest.KVM(os.Args))
+	case "hl-lab":
+		if Command().Execute() != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if address := os.Getenv("HL_TEST_LISTEN"); address != "" {
 		ln, err := net.Listen("tcp", address)
 		if err != nil {
@@ -134,6 +151,11 @@ func TestFaultsRefuseWhatTheyDoNotKnow(t *testing.T) {
 		{"bridge-down", "pve1", nil, "HOST/NAME"},
 		{"storage-full", "pve1/local", []string{"on"}, "no value but off"},
 		{"guest-stop", "k3s-9", nil, "no VM named"},
+		{"guest-hang", "k3s-9", []string{"on"}, "no value but off"},
+		{"guest-crash", "k3s-9", []string{"off"}, "takes no value"},
+		{"ssh-wrong", "k3s-9", nil, "no VM named"},
+		{"qm-hang", "pve3", nil, "no host"},
+		{"clock-skew", "pve1", nil, "takes a DURATION"},
 	} {
 		err := l.Fault(c.kind, c.target, c.values...)
 		if err == nil || !strings.Contains(err.Error(), c.want) {

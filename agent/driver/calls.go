@@ -10,12 +10,12 @@ import (
 var _ Full = (*Process)(nil)
 
 // Observe implements Driver.
-func (p *Process) Observe(ctx context.Context) (*driverv1.ObserveResponse, error) {
+func (p *Process) Observe(ctx context.Context, fresh bool) (*driverv1.ObserveResponse, error) {
 	c, err := p.up()
 	if err != nil {
 		return nil, err
 	}
-	return c.Observe(ctx)
+	return c.Observe(ctx, fresh)
 }
 
 // Inspect implements Driver.

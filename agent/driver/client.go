@@ -34,8 +34,8 @@ func kindly(ctx context.Context, err error) error {
 	return rpc.FromStatus(err)
 }
 
-func (c *client) Observe(ctx context.Context) (*driverv1.ObserveResponse, error) {
-	seen, err := c.service.Observe(ctx, &driverv1.ObserveRequest{})
+func (c *client) Observe(ctx context.Context, fresh bool) (*driverv1.ObserveResponse, error) {
+	seen, err := c.service.Observe(ctx, &driverv1.ObserveRequest{Fresh: fresh})
 	return seen, kindly(ctx, err)
 }
 

@@ -44,7 +44,9 @@ type Report func(*homelabv1.Event)
 type Driver interface {
 	// Observe lists the VMs of the host. It starts no process. What could not be
 	// read is unknown in the answer, not an error: it fails only when ctx ends.
-	Observe(ctx context.Context) (*driverv1.ObserveResponse, error)
+	// With fresh it asks QEMU and the guest agents now, else it may tell what they
+	// said some seconds ago.
+	Observe(ctx context.Context, fresh bool) (*driverv1.ObserveResponse, error)
 	// Inspect tells one VM with its volumes on all storages. A VMID that nobody
 	// uses is not an error: power absent. It may start processes.
 	Inspect(ctx context.Context, vmid int32) (*driverv1.InspectResponse, error)

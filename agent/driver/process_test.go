@@ -41,7 +41,7 @@ type scripted struct {
 	log *slog.Logger
 }
 
-func (s *scripted) Observe(context.Context) (*driverv1.ObserveResponse, error) {
+func (s *scripted) Observe(context.Context, bool) (*driverv1.ObserveResponse, error) {
 	_ = os.WriteFile(filepath.Join(s.dir, "pid"), []byte(strconv.Itoa(os.Getpid())), 0o644)
 	s.log.Warn("observed", "vms", 3)
 	return &driverv1.ObserveResponse{LeftoverVmids: []int32{int32(os.Getpid())}}, nil
@@ -146,7 +146,7 @@ func TestAKilledDriverIsRelaunchedAndTheCallInFlightIsUnavailable(t *testing.T) 
 		return errors.Is(err, os.ErrNotExist)
 	})
 	eventually(t, "another driver runs", func() bool { return p.PID() != 0 && p.PID() != first })
-	seen, err := p.Observe(t.Context())
+	seen, err := p.Observe(t.Context(), false)
 	if err != nil || seen.GetLeftoverVmids()[0] == int32(first) {
 		t.Errorf("after the relaunch: %v, %v", seen, err)
 	}
@@ -167,14 +167,14 @@ func TestTheCallersEndReachesTheDriver(t *testing.T) {
 
 func TestADriverThatCannotBeLaunchedIsUnavailableAndSaysWhy(t *testing.T) {
 	p := driver.New(driver.Config{Command: []string{"/nowhere/driver"}})
-	if _, err := p.Observe(t.Context()); !errors.Is(err, rpc.ErrUnavailable) {
+	if _, err := p.Observe(t.Context(), false); !errors.Is(err, rpc.ErrUnavailable) {
 		t.Errorf("before Run: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- p.Run(ctx) }()
 	eventually(t, "the reason is known", func() bool {
-		_, err := p.Observe(t.Context())
+		_, err := p.Observe(t.Context(), false)
 		return errors.Is(err, rpc.ErrUnavailable) && strings.Contains(err.Error(), "/nowhere/driver")
 	})
 	cancel()
@@ -262,7 +262,7 @@ func (k *kept) String() string {
 func TestTheDriversLogComesThroughWithLevelAndPairs(t *testing.T) {
 	var log kept
 	p, _ := supervised(t, slog.New(slog.NewTextHandler(&log, nil)))
-	if _, err := p.Observe(t.Context()); err != nil {
+	if _, err := p.Observe(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the line is logged", func() bool { return strings.Contains(log.String(), "level=WARN msg=observed vms=3") })

@@ -17,8 +17,8 @@ type server struct {
 	driver Driver
 }
 
-func (s *server) Observe(ctx context.Context, _ *driverv1.ObserveRequest) (*driverv1.ObserveResponse, error) {
-	seen, err := s.driver.Observe(ctx)
+func (s *server) Observe(ctx context.Context, req *driverv1.ObserveRequest) (*driverv1.ObserveResponse, error) {
+	seen, err := s.driver.Observe(ctx, req.GetFresh())
 	return seen, rpc.ToStatus(err)
 }
 

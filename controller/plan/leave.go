@@ -149,13 +149,12 @@ const nodeStatusUnknown = "NodeStatusUnknown"
 
 // planLeave adds the step that takes what the cluster holds of a guest out of it,
 // through another server.
-func (m *model) planLeave(g *guestView, l leaving, server *guestView, after []string, reason string) *homelabv1.Step {
+func (m *model) planLeave(g *guestView, l leaving, server *guestView, after []string, reason string) {
 	if l.sentence != "" {
 		reason += " (" + l.sentence + ")"
 	}
 	s := m.stepOn(server.host, g, homelabv1.Action_ACTION_LEAVE, "leave", after, reason)
 	s.Through, s.MemberId = server.name, l.member.GetId()
-	return s
 }
 
 // planSnapshot adds an etcd snapshot before a server goes.

@@ -211,6 +211,14 @@ func TestKVMBootsTheGuestAndObeysItsMonitor(t *testing.T) {
 	v.monitor("cont")
 	v.booted()
 
+	// A reset does not make a paused machine run.
+	v.monitor("stop", "system_reset")
+	if got := v.status(); got != "prelaunch" {
+		t.Fatalf("status %q after a reset while it was paused", got)
+	}
+	v.monitor("cont")
+	v.booted()
+
 	// One client at a time: the second is heard when the first has gone.
 	first, err := net.Dial("unix", v.file("qmp"))
 	if err != nil {

@@ -380,17 +380,22 @@ func (v *vm) Powerdown() {
 	_, _ = ch.control.Write([]byte(`{"do":"powerdown"}` + "\n"))
 }
 
-// Reset implements qmp.VM: power off and on. A paused machine stays paused in
-// QEMU; here it runs, which is what qm reset wants.
+// Reset implements qmp.VM: power off and on. A machine that does not run (paused, an
+// I/O error, panicked) is not started by it: QEMU's source leaves it in prelaunch,
+// from where cont starts it.
 func (v *vm) Reset() error {
+	runs := v.Status() == "running"
 	v.powerOff()
 	v.power.Lock()
 	defer v.power.Unlock()
 	v.event("RESET", map[string]any{"guest": false, "reason": "host-qmp-system-reset"})
+	if !runs {
+		v.setStatus("prelaunch")
+		return nil
+	}
 	if err := v.powerOn(); err != nil {
 		return err
 	}
-	v.setStatus("running")
 	return nil
 }
 

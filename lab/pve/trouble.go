@@ -100,7 +100,7 @@ func (h *Host) TakeStorage(id string, off bool) error {
 		if err := os.Rename(here, there); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		return h.WriteStat(h.clock.Now())
+		return errors.Join(h.WriteStat(h.clock.Now()), h.forgetStat("storage", h.cfg.NodeName+"/"+id))
 	}
 	// What was written to its mount point in between is hidden below it.
 	if err := os.Rename(here, there+".under"); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -113,6 +113,33 @@ func (h *Host) TakeStorage(id string, off bool) error {
 		c.Trouble.StorageOff = slices.DeleteFunc(c.Trouble.StorageOff, func(x string) bool { return x == id })
 	})
 	return errors.Join(err, h.WriteStat(h.clock.Now()))
+}
+
+// forgetStat takes a line out of .rrd that would stay there, old, for minutes.
+func (h *Host) forgetStat(what, id string) error {
+	if !h.mounted() {
+		return nil
+	}
+	unlock, err := lockFile(filepath.Join(h.pmxcfs(), ".rrd.lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	path := filepath.Join(h.pmxcfs(), ".rrd")
+	old, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var left strings.Builder
+	for line := range strings.Lines(string(old)) {
+		if !strings.HasPrefix(line, h.rrdKey(what, id)+":") {
+			left.WriteString(line)
+		}
+	}
+	return replaceFile(path, []byte(left.String()), 0o640)
 }
 
 // Now is the host's clock.

@@ -100,6 +100,9 @@ func TestAStorageThatIsAwayComesBackWhole(t *testing.T) {
 			w := newWorld(t, threeStorages)
 			w.must("qm", "create", "201", "--scsi0", "local:1", "--scsi1", id+":1")
 			before, conf := w.must("pvesm", "list", id), w.conf("201")
+			if err := w.WriteStat(w.Now()); err != nil {
+				t.Fatal(err)
+			}
 			if err := w.TakeStorage(id, true); err != nil {
 				t.Fatal(err)
 			}
@@ -128,6 +131,9 @@ func TestAStorageThatIsAwayComesBackWhole(t *testing.T) {
 			}
 			if w.conf("201") != conf || id == "data" && w.exists("/mnt/data/stray") {
 				t.Error("something changed meanwhile")
+			}
+			if rrd, err := os.ReadFile(w.path("etc/pve/.rrd")); err != nil || !strings.Contains(string(rrd), "/"+id+":") {
+				t.Errorf(".rrd after: %v\n%s", err, rrd)
 			}
 			w.must("qm", "start", "201")
 		})

@@ -21,7 +21,7 @@ func startTwice(c *caller) {
 	if vm.GetPower() != homelabv1.Power_POWER_RUNNING {
 		c.t.Fatalf("after the start: %v %s", vm.GetPower(), vm.GetPowerReason())
 	}
-	seen, err := c.w.Driver.Observe(c.context())
+	seen, err := c.w.Driver.Observe(c.context(), false)
 	if err != nil || len(seen.GetVms()) != 1 || seen.GetVms()[0].GetPower() != homelabv1.Power_POWER_RUNNING {
 		c.t.Errorf("observed: %v, %v", seen, err)
 	}
@@ -114,7 +114,7 @@ func destroyTwice(c *caller) {
 	if got := c.changes(); len(got) > 0 {
 		c.t.Errorf("changing calls were made: %q", got)
 	}
-	seen, err := c.w.Driver.Observe(c.context())
+	seen, err := c.w.Driver.Observe(c.context(), false)
 	if err != nil || len(seen.GetVms()) != 1 || seen.GetVms()[0].GetVmid() != another {
 		c.t.Errorf("observed: %v, %v", seen, err)
 	}
@@ -146,7 +146,7 @@ func destroyRefused(c *caller) {
 func rollBack(c *caller) {
 	old := c.w.AddVolume(vmid)
 	left := c.w.BreakOff(vmid)
-	seen, err := c.w.Driver.Observe(c.context())
+	seen, err := c.w.Driver.Observe(c.context(), false)
 	if err != nil || len(seen.GetVms()) != 1 || !seen.GetVms()[0].GetHalfBuilt() {
 		c.t.Fatalf("observed: %v, %v", seen, err)
 	}
@@ -194,7 +194,7 @@ func blind(c *caller) {
 	before := c.w.Digest(vmid)
 	c.reset()
 	see := c.w.Blind()
-	seen, err := c.w.Driver.Observe(c.context())
+	seen, err := c.w.Driver.Observe(c.context(), false)
 	if err != nil || seen.GetVmsKnown().GetTruth() != homelabv1.Truth_TRUTH_UNKNOWN || seen.GetVmsKnown().GetReason() == "" ||
 		seen.GetClusterVmidsKnown().GetTruth() != homelabv1.Truth_TRUTH_UNKNOWN || len(seen.GetVms()) != 0 {
 		c.t.Errorf("observed: %v, %v", seen, err)

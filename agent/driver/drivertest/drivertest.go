@@ -242,7 +242,7 @@ func createIsWhole(c *caller) {
 	if len(sizes) != 2 || sizes["scsi0"] != gib || sizes["scsi1"] != 2*gib {
 		c.t.Errorf("disks: %v", sizes)
 	}
-	seen, err := c.w.Driver.Observe(c.context())
+	seen, err := c.w.Driver.Observe(c.context(), false)
 	if err != nil || seen.GetVmsKnown().GetTruth() != homelabv1.Truth_TRUTH_YES || len(seen.GetVms()) != 1 {
 		c.t.Fatalf("observation: %v, %v", seen, err)
 	}

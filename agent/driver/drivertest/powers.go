@@ -180,7 +180,7 @@ func holderTwice(c *caller) {
 	if len(vm.GetVolumes()) > 0 || len(vm.GetMacs()) > 0 || vm.GetOnboot() || vm.GetPower() != homelabv1.Power_POWER_STOPPED {
 		c.t.Errorf("holder: %v", vm)
 	}
-	seen, err := c.w.Driver.Observe(c.context())
+	seen, err := c.w.Driver.Observe(c.context(), false)
 	if err != nil || len(seen.GetVms()) != 1 || seen.GetVms()[0].GetMark() != Holder().GetMark() {
 		c.t.Errorf("observed: %v, %v", seen, err)
 	}

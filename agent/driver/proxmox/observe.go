@@ -21,7 +21,7 @@ const hungAfter = 5 * time.Second
 // Observe implements driver.Driver. It reads files and speaks to sockets only. It
 // does not wait beyond ctx for a file system that hangs, and while one does it
 // does not begin to look again.
-func (d *Driver) Observe(ctx context.Context) (*driverv1.ObserveResponse, error) {
+func (d *Driver) Observe(ctx context.Context, now bool) (*driverv1.ObserveResponse, error) {
 	began := time.Now()
 	d.mu.Lock()
 	if since := d.looking; !since.IsZero() && began.Sub(since) > hungAfter {
@@ -33,7 +33,7 @@ func (d *Driver) Observe(ctx context.Context) (*driverv1.ObserveResponse, error)
 	d.mu.Unlock()
 	seen := make(chan *driverv1.ObserveResponse, 1)
 	go func() {
-		s := d.observe(ctx)
+		s := d.observe(ctx, now)
 		d.mu.Lock()
 		if d.looking.Equal(began) {
 			d.looking = time.Time{}
@@ -52,14 +52,14 @@ func (d *Driver) Observe(ctx context.Context) (*driverv1.ObserveResponse, error)
 	}
 }
 
-func (d *Driver) observe(ctx context.Context) *driverv1.ObserveResponse {
+func (d *Driver) observe(ctx context.Context, now bool) *driverv1.ObserveResponse {
 	members, err := d.members()
 	if err != nil {
 		return &driverv1.ObserveResponse{VmsKnown: unknown("%v", err), ClusterVmidsKnown: unknown("%v", err)}
 	}
 	s := &driverv1.ObserveResponse{}
 	configs := map[int32]*parse.Config{}
-	s.Vms, s.VmsKnown = d.observeVMs(ctx, configs)
+	s.Vms, s.VmsKnown = d.observeVMs(ctx, now, configs)
 	guests, known := d.observeCluster(s, members)
 	s.ClusterVmidsKnown = known
 	s.GuestsMemoryBytes = memory(s.Vms) + d.containerMemory(members.NodeName, guests)
@@ -78,7 +78,7 @@ func (d *Driver) observe(ctx context.Context) *driverv1.ObserveResponse {
 }
 
 // observeVMs lists this host's VMs, and keeps their configurations in configs.
-func (d *Driver) observeVMs(ctx context.Context, configs map[int32]*parse.Config) ([]*homelabv1.VirtualMachine, *homelabv1.Fact) {
+func (d *Driver) observeVMs(ctx context.Context, now bool, configs map[int32]*parse.Config) ([]*homelabv1.VirtualMachine, *homelabv1.Fact) {
 	ids, err := d.confIDs("qemu-server")
 	if err != nil {
 		return nil, unknown("list /etc/pve/qemu-server: %v", err)
@@ -107,7 +107,7 @@ func (d *Driver) observeVMs(ctx context.Context, configs map[int32]*parse.Config
 		asking.Go(func() {
 			atOnce <- struct{}{}
 			defer func() { <-atOnce }()
-			vms[i] = describe(id, c, d.probe(ctx, id, c, false), ha[id], atWork[id].names)
+			vms[i] = describe(id, c, d.probe(ctx, id, c, now), ha[id], atWork[id].names)
 			clones, err := d.linkedClones(id, c, func(_ func([]byte) *parse.Config, path string) (*parse.Config, error) { return d.configs.read(path) })
 			if err != nil {
 				clones = []string{fmt.Sprintf("not known: %v", err)} // none would be a claim

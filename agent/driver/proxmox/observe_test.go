@@ -19,7 +19,7 @@ import (
 
 func observe(t testing.TB, d *proxmox.Driver) *driverv1.ObserveResponse {
 	t.Helper()
-	seen, err := d.Observe(t.Context())
+	seen, err := d.Observe(t.Context(), false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -112,7 +112,7 @@ func TestAKilledPluginLeavesQMAliveAndItIsFoundAgain(t *testing.T) {
 		t.Fatalf("qm died with the plugin: %v", err)
 	}
 	// It has not registered with Proxmox yet: only the record tells.
-	if seen, err := p.Observe(t.Context()); err != nil || len(seen.GetVms()) != 1 || !seen.GetVms()[0].GetHalfBuilt() || len(seen.GetVms()[0].GetTasks()) != 1 {
+	if seen, err := p.Observe(t.Context(), false); err != nil || len(seen.GetVms()) != 1 || !seen.GetVms()[0].GetHalfBuilt() || len(seen.GetVms()[0].GetTasks()) != 1 {
 		t.Errorf("observed %v, %v; want somebody at work on VMID 201", seen, err)
 	}
 	waited := make(chan struct{})
@@ -274,7 +274,7 @@ func TestAConfigurationThatIsNotUTF8DoesNotBlindTheHost(t *testing.T) {
 	h.qm("create", "300", "--name", "other", "--memory", "512")
 	h.write(h.conf(300), "#hl1%3Acaf%E9\nname: caf\xe9\nscsi0: local:300/vm-300-disk-0.raw,size=1G\n")
 	p := h.plugin()
-	seen, err := p.Observe(t.Context())
+	seen, err := p.Observe(t.Context(), false)
 	if err != nil || len(seen.GetVms()) != 1 || seen.GetVms()[0].GetName() != "caf\uFFFD" {
 		t.Errorf("observed %v, %v", seen, err)
 	}

@@ -138,7 +138,9 @@ func (x *LookRequest) GetCluster() bool {
 type ObserveRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Guests to look into; those that do not run on this host are left out of the answer.
-	Looks         []*LookRequest `protobuf:"bytes,1,rep,name=looks,proto3" json:"looks,omitempty"`
+	Looks []*LookRequest `protobuf:"bytes,1,rep,name=looks,proto3" json:"looks,omitempty"`
+	// Whether QEMU and guest agents are asked now; without it what they said lately is told.
+	Fresh         bool `protobuf:"varint,2,opt,name=fresh,proto3" json:"fresh,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -178,6 +180,13 @@ func (x *ObserveRequest) GetLooks() []*LookRequest {
 		return x.Looks
 	}
 	return nil
+}
+
+func (x *ObserveRequest) GetFresh() bool {
+	if x != nil {
+		return x.Fresh
+	}
+	return false
 }
 
 // ObserveResponse holds the observation.
@@ -1175,9 +1184,10 @@ const file_homelab_agent_v1_agent_proto_rawDesc = "" +
 	"\x1chomelab/agent/v1/agent.proto\x12\x10homelab.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18homelab/v1/cluster.proto\x1a\x16homelab/v1/event.proto\x1a\x15homelab/v1/fact.proto\x1a\x16homelab/v1/guest.proto\x1a\x15homelab/v1/host.proto\x1a\x15homelab/v1/plan.proto\"R\n" +
 	"\vLookRequest\x12)\n" +
 	"\x04want\x18\x01 \x01(\v2\x15.homelab.v1.GuestWantR\x04want\x12\x18\n" +
-	"\acluster\x18\x02 \x01(\bR\acluster\"E\n" +
+	"\acluster\x18\x02 \x01(\bR\acluster\"[\n" +
 	"\x0eObserveRequest\x123\n" +
-	"\x05looks\x18\x01 \x03(\v2\x1d.homelab.agent.v1.LookRequestR\x05looks\"L\n" +
+	"\x05looks\x18\x01 \x03(\v2\x1d.homelab.agent.v1.LookRequestR\x05looks\x12\x14\n" +
+	"\x05fresh\x18\x02 \x01(\bR\x05fresh\"L\n" +
 	"\x0fObserveResponse\x129\n" +
 	"\vobservation\x18\x01 \x01(\v2\x17.homelab.v1.ObservationR\vobservation\"\xce\x04\n" +
 	"\n" +

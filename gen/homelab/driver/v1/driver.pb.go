@@ -27,7 +27,9 @@ const (
 
 // ObserveRequest asks for all VMs.
 type ObserveRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether QEMU and guest agents are asked now; without it what they said lately is told.
+	Fresh         bool `protobuf:"varint,1,opt,name=fresh,proto3" json:"fresh,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -60,6 +62,13 @@ func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ObserveRequest.ProtoReflect.Descriptor instead.
 func (*ObserveRequest) Descriptor() ([]byte, []int) {
 	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ObserveRequest) GetFresh() bool {
+	if x != nil {
+		return x.Fresh
+	}
+	return false
 }
 
 // ObserveResponse holds all VMs of the host.
@@ -2029,8 +2038,9 @@ var File_homelab_driver_v1_driver_proto protoreflect.FileDescriptor
 
 const file_homelab_driver_v1_driver_proto_rawDesc = "" +
 	"\n" +
-	"\x1ehomelab/driver/v1/driver.proto\x12\x11homelab.driver.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16homelab/v1/event.proto\x1a\x15homelab/v1/fact.proto\x1a\x16homelab/v1/guest.proto\x1a\x15homelab/v1/host.proto\"\x10\n" +
-	"\x0eObserveRequest\"\xc5\x02\n" +
+	"\x1ehomelab/driver/v1/driver.proto\x12\x11homelab.driver.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16homelab/v1/event.proto\x1a\x15homelab/v1/fact.proto\x1a\x16homelab/v1/guest.proto\x1a\x15homelab/v1/host.proto\"&\n" +
+	"\x0eObserveRequest\x12\x14\n" +
+	"\x05fresh\x18\x01 \x01(\bR\x05fresh\"\xc5\x02\n" +
 	"\x0fObserveResponse\x12,\n" +
 	"\x03vms\x18\x01 \x03(\v2\x1a.homelab.v1.VirtualMachineR\x03vms\x12-\n" +
 	"\tvms_known\x18\x02 \x01(\v2\x10.homelab.v1.FactR\bvmsKnown\x12<\n" +
