@@ -24,9 +24,9 @@ const (
 	reachLimit = 10 * time.Second
 	// quietLimit is for its k3s to stop.
 	quietLimit = 45 * time.Second
-	// shutdownLimit is for the guest to shut down: a minute, and what a driver
-	// keeps of its deadline for itself.
-	shutdownLimit = 65 * time.Second
+	// shutdownLimit is for the guest to shut down: a minute, and what we and the
+	// driver keep of the deadline for hearing why it did not.
+	shutdownLimit = 72 * time.Second
 )
 
 // save keeps the VM's configuration outside the VM: beside the agent's state, and
@@ -150,7 +150,7 @@ func (s *Service) askQuiet(ctx context.Context, want *homelabv1.GuestWant, vm *h
 // reset presses the reset button of a VM that runs, or has crashed and is paused.
 func (s *Service) reset(ctx context.Context, req *agentv1.RunRequest, e emit) (*agentv1.StepResult, error) {
 	id := req.GetWant().GetIdentity()
-	vm, err := s.vm(ctx, id)
+	vm, err := s.vmNow(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -178,7 +178,7 @@ func (s *Service) reset(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 // resume lets a paused VM go on.
 func (s *Service) resume(ctx context.Context, req *agentv1.RunRequest, e emit) (*agentv1.StepResult, error) {
 	id := req.GetWant().GetIdentity()
-	vm, err := s.vm(ctx, id)
+	vm, err := s.vmNow(ctx, id)
 	switch {
 	case err != nil:
 		return nil, err
@@ -254,7 +254,7 @@ func (s *Service) soak(ctx context.Context, req *agentv1.RunRequest, e emit) (*a
 func (s *Service) ill(ctx context.Context, j *joining) (why string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, reachLimit)
 	defer cancel()
-	vm, err := s.vm(ctx, j.want.GetIdentity())
+	vm, err := s.vmNow(ctx, j.want.GetIdentity())
 	switch {
 	case errors.Is(err, rpc.ErrUnavailable):
 		return err.Error(), nil
