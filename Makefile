@@ -52,8 +52,10 @@ e2e: build
 bench: build
 	go test -tags bench -count 1 -timeout 20m -v -run '^TestBench' ./test/... ./internal/gossip
 
-# An hour under CPU load: no false alarm of the gossip.
+# An hour under CPU load: no false alarm of the gossip. And a third of a million
+# random fleets and faults against the planner.
 soak: build
+	go test -count 1 -timeout 60m ./controller/plan -run 'WhateverBreaks|MustNeverHappen|NeverAddsAStep' -rapid.checks 300000
 	go test -tags soak -count 1 -timeout 90m -v -run '^TestSoak' ./test/... ./internal/gossip
 
 demo: build
