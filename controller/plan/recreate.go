@@ -25,10 +25,11 @@ const (
 func (m *model) mayDestroy(g *guestView, what making, named bool) (leaving, verdict) {
 	var f findings
 	f.add(m.allowed(g))
-	f.add(m.brake(g))
+	brake := m.brake(g)
+	f.add(brake)
 	m.contents(g, named, &f)
 	f.add(m.holding(g))
-	if len(g.travelling()) > 0 && m.chooseHolder(g) == 0 {
+	if !brake.against() && len(g.travelling()) > 0 && m.chooseHolder(g) == 0 {
 		f.refuse("its data disks need a holder VM, and no VMID is free in vmids: %d-%d (%s)", m.spec.VMIDs.First, m.spec.VMIDs.Last, m.at("vmids"))
 	}
 	var l leaving
