@@ -78,10 +78,12 @@ func (s *Service) stopVM(ctx context.Context, req *agentv1.RunRequest, e emit) (
 	if err := ours(vm, id); err != nil {
 		return nil, err
 	}
-	switch vm.GetPower() {
-	case homelabv1.Power_POWER_STOPPED:
+	// A QEMU that hangs does not say how it is, but its process is seen.
+	hangs := vm.GetPower() == homelabv1.Power_POWER_UNSPECIFIED && isYes(vm.GetProcess()) && req.GetForce()
+	switch {
+	case vm.GetPower() == homelabv1.Power_POWER_STOPPED:
 		return done(false, "VM %d is stopped", id.GetVmid()), nil
-	case homelabv1.Power_POWER_RUNNING, homelabv1.Power_POWER_PAUSED:
+	case vm.GetPower() == homelabv1.Power_POWER_RUNNING, vm.GetPower() == homelabv1.Power_POWER_PAUSED, hangs:
 	default:
 		return nil, rpc.Errorf(rpc.ErrUnavailable, "VM %d is %s, so it is left alone", id.GetVmid(), powerText(vm))
 	}

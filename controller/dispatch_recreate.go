@@ -28,16 +28,18 @@ func guarded(a homelabv1.Action) bool {
 }
 
 // guard looks once more, right before a step that takes something away, whether
-// it may be carried out: the plan is as old as all that was done before. The look
-// is not repeated when the step is, since its own first attempt is what it would
-// find; the agent compares identities each time. The world is what was seen, for
-// steps that need it.
+// it may be carried out: the plan is as old as all that was done before. When the
+// step is repeated so is the look for what stops a guest: meanwhile it may have got
+// well, or be needed. Of others the own first attempt is what it would find; the
+// agent compares identities each time. The world is what was seen, for steps that
+// need it.
 func (d *dispatch) guard(ctx context.Context, s *homelabv1.Step) (world, error) {
 	drains := s.GetAction() == homelabv1.Action_ACTION_DRAIN
 	d.mu.Lock()
 	known := d.allowed[s.GetId()]
 	d.mu.Unlock()
-	if known || !drains && !guarded(s.GetAction()) {
+	stops := s.GetAction() == homelabv1.Action_ACTION_STOP || s.GetAction() == homelabv1.Action_ACTION_HALT
+	if known && !stops || !drains && !guarded(s.GetAction()) {
 		return d.world, nil
 	}
 	mem, err := d.c.memory(ctx)
@@ -50,7 +52,11 @@ func (d *dispatch) guard(ctx context.Context, s *homelabv1.Step) (world, error) 
 		return world{}, err
 	}
 	if !drains {
-		if why := plan.Blocked(d.c.want(d.sp, w), seen(d.sp, w), s, d.c.now()); why != "" {
+		blocked := plan.Blocked
+		if known {
+			blocked = plan.BlockedAgain
+		}
+		if why := blocked(d.c.want(d.sp, w), seen(d.sp, w), s, d.c.now()); why != "" {
 			return world{}, rpc.Errorf(rpc.ErrRefused, "%s", why)
 		}
 	}

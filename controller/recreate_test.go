@@ -263,6 +263,31 @@ func TestWhatSpeaksAgainstAStepIsSeenRightBeforeIt(t *testing.T) {
 	}
 }
 
+// A stop whose answer was lost is not sent again before it was looked once more: the
+// guest may have got well meanwhile, or be needed.
+func TestWhatSpeaksAgainstAStopIsSeenAgainWhenItIsRepeated(t *testing.T) {
+	f := newFleet(t, hostNames(3)...)
+	c := whole(t, f)
+	sent := 0
+	f.at = func(when, host string, s *homelabv1.Step) {
+		if when == "before" && s.GetAction() == homelabv1.Action_ACTION_STOP {
+			if sent++; sent == 1 {
+				f.mu.Lock()
+				f.members["k3s-3"].Healthy = noFact()
+				f.mu.Unlock()
+				f.stop(host) // its answer is lost
+				f.start(host)
+			}
+		}
+	}
+	o := c.operate(t, opRecreate, "k3s-2")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if failed := o.texts(homelabv1.EventKind_EVENT_KIND_STEP_FAILED); sent != 1 || !strings.Contains(failed, "quorum") {
+		t.Errorf("sent %d times: %v, failed: %s", sent, o.err, failed)
+	}
+}
+
 func TestAPauseInTheMiddleBeginsNoNewStep(t *testing.T) {
 	f := newFleet(t, hostNames(3)...)
 	c := whole(t, f)

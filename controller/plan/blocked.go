@@ -12,18 +12,32 @@ import (
 // sends one: the plan is as old as the steps before it. It is for the actions
 // STOP, HALT, LEAVE, DETACH, DESTROY and RESET; of others it says nothing.
 func Blocked(want Want, seen Seen, s *homelabv1.Step, now time.Time) string {
+	return blocked(want, seen, s, now).text
+}
+
+// BlockedAgain is Blocked for a step that was sent before and did not end: what is
+// at work on the VM is what it began.
+func BlockedAgain(want Want, seen Seen, s *homelabv1.Step, now time.Time) string {
+	v := blocked(want, seen, s, now)
+	if v.kind == homelabv1.NoteKind_NOTE_KIND_BUSY {
+		return ""
+	}
+	return v.text
+}
+
+func blocked(want Want, seen Seen, s *homelabv1.Step, now time.Time) verdict {
 	switch s.GetAction() {
 	case homelabv1.Action_ACTION_STOP, homelabv1.Action_ACTION_HALT, homelabv1.Action_ACTION_LEAVE,
 		homelabv1.Action_ACTION_DETACH, homelabv1.Action_ACTION_DESTROY, homelabv1.Action_ACTION_RESET:
 	default:
-		return ""
+		return verdict{}
 	}
 	m := newModel(want, seen, now)
 	g := m.view(s.GetGuest())
 	if g == nil {
-		return "nothing is known of " + s.GetGuest() + " any more"
+		return refused("nothing is known of " + s.GetGuest() + " any more")
 	}
-	return m.blocks(g, s).text
+	return m.blocks(g, s)
 }
 
 func (m *model) blocks(g *guestView, s *homelabv1.Step) verdict {
@@ -62,7 +76,7 @@ func (m *model) blocks(g *guestView, s *homelabv1.Step) verdict {
 		what = makeNever
 	}
 	_, v := m.mayDestroy(g, what, m.want.Destroy[g.name] || op == OpRecreate || op == OpDelete)
-	if !v.against() && op == "" && s.GetAction() == homelabv1.Action_ACTION_STOP && !m.stillSick(g) {
+	if !v.against() && op == "" && s.GetAction() == homelabv1.Action_ACTION_STOP && !m.stillSick(g) && (g.situation != Stopped || !g.mem.Recreating) {
 		v = skipped("it is well again: " + m.unwellText(m.condition(g)))
 	}
 	return v
@@ -86,6 +100,15 @@ func (m *model) blocksLeave(g *guestView, s *homelabv1.Step) verdict {
 		return verdict{}
 	case s.GetMemberId() != "" && l.member != nil && l.member.GetId() != s.GetMemberId():
 		return refused("its etcd member is another one than was planned for")
+	case m.want.Operation != nil && (m.want.Operation.Kind == OpRemove || m.want.Operation.Kind == OpRejoin):
+		return m.strangeLearner(g) // its k3s was stopped for that
+	}
+	// Else what leaves is of an earlier VM of it, or its VM was stopped and runs again.
+	if state, why := m.membership(g); g.vm != nil && state != memberStale {
+		return skipped("its VM runs, and what the cluster holds of it may be its own" + because(&homelabv1.Fact{Reason: why}))
+	}
+	if !l.vacant() {
+		return skipped("what the cluster holds of it is served still: another machine may have its name")
 	}
 	return m.strangeLearner(g)
 }

@@ -51,6 +51,11 @@ func TestWhatTakesAwayIsAskedForAgainRightBeforeIt(t *testing.T) {
 			vm := w.Hosts["pve2"].VMs[202]
 			vm.Power, vm.Booted, vm.Active = homelabv1.Power_POWER_RUNNING, true, true
 		}, "it is well again"},
+		{"somebody started it again", "leave", func(w *plantest.World) {
+			vm := w.Hosts["pve2"].VMs[202]
+			vm.Power, vm.Booted, vm.Started = homelabv1.Power_POWER_RUNNING, true, w.Now
+		}, "may be its own"},
+		{"nobody knows since when its host is up", "destroy", func(w *plantest.World) { w.Hosts["pve2"].Uptime = 0 }, "since when pve2 is up"},
 		{"another server died", "leave", func(w *plantest.World) { stop(w, "pve3", 203) }, "the brake"},
 		{"another guest died", "destroy", func(w *plantest.World) { stop(w, "pve3", 203) }, "the brake"},
 		{"somebody protects it", "destroy", func(w *plantest.World) { w.Hosts["pve2"].VMs[202].Protection = true }, "protection"},
@@ -150,6 +155,15 @@ func TestHistoryTellsSinceWhen(t *testing.T) {
 	w.Now = w.Now.Add(time.Hour) // nobody looked
 	if at := since(track()); !at.Equal(w.Now) {
 		t.Errorf("after a gap it is silent since %s, not since now", at)
+	}
+	vm.Lock = "backup" // and may be frozen for it
+	if at := since(track()); !at.IsZero() {
+		t.Errorf("while it is backed up it is silent since %s", at)
+	}
+	vm.Lock = ""
+	w.Now = w.Now.Add(time.Second)
+	if at := since(track()); !at.Equal(w.Now) {
+		t.Errorf("after its backup it is silent since %s, not since now", at)
 	}
 	vm.Mute = false
 	if at := since(track()); !at.IsZero() {

@@ -184,13 +184,18 @@ func (c *Cluster) Member(node string, addresses []string) *homelabv1.EtcdMember 
 	return found
 }
 
+// peerAt says whether a member's peers reach it at one of the addresses.
+func peerAt(e *homelabv1.EtcdMember, addresses []string) bool {
+	return slices.ContainsFunc(e.GetPeerUrls(), func(url string) bool {
+		return slices.ContainsFunc(addresses, func(a string) bool {
+			return strings.Contains(url, "//"+a+":") || strings.Contains(url, "//["+a+"]:")
+		})
+	})
+}
+
 func memberOf(e *homelabv1.EtcdMember, node string, addresses []string) bool {
 	if e.GetName() == "" {
-		return slices.ContainsFunc(e.GetPeerUrls(), func(url string) bool {
-			return slices.ContainsFunc(addresses, func(a string) bool {
-				return strings.Contains(url, "//"+a+":") || strings.Contains(url, "//["+a+"]:")
-			})
-		})
+		return peerAt(e, addresses)
 	}
 	suffix, ok := strings.CutPrefix(e.GetName(), node+"-")
 	return ok && len(suffix) == 8 && strings.Trim(suffix, "0123456789abcdef") == ""

@@ -234,6 +234,7 @@ func (m *model) mayCreate(g *guestView) verdict {
 		var f findings
 		f.add(m.allowed(g))
 		f.add(m.holding(g))
+		f.add(g.runsWithout())
 		f.add(g.lacking)
 		return f.verdict()
 	}

@@ -108,8 +108,8 @@ func (m *model) grace(g *guestView) (why string, until time.Time) {
 func (m *model) young(g *guestView, silent time.Time) time.Time {
 	limit := g.want.Timeouts.Boot
 	started := silent
-	if at := g.vm.GetProcessStarted(); at != nil {
-		started = at.AsTime()
+	if at := g.host.told(g.vm.GetProcessStarted()); !at.IsZero() {
+		started = at
 	}
 	if n := len(g.mem.Attempts); n > 0 && g.mem.Attempts[n-1].At.After(started) {
 		started = g.mem.Attempts[n-1].At
@@ -133,12 +133,36 @@ func (m *model) evidence(g *guestView, s Sighting) condition {
 		if until := m.young(g, c.since); !until.IsZero() {
 			return condition{health: OnItsWay, reason: s.Text, until: until}
 		}
-		c.ripens = c.since.Add(g.want.Timeouts.UnwellAfter)
+		heard, lag := m.heard(g)
+		c.ripens = c.since.Add(max(g.want.Timeouts.UnwellAfter, lag))
 		c.ripe = !m.now.Before(c.ripens)
+		if c.ripe && heard != "" {
+			c.ripe, c.ripens, c.reason = false, time.Time{}, s.Text+", but "+heard
+		}
 	default: // shown, and never a reason to do anything by itself
 	}
 	return c
 }
+
+// heard is who hears of a guest that is mute to its host: then it lives, and what
+// is broken is the way from the host into it. Empty when nobody does. lag is how
+// old the news may be.
+func (m *model) heard(g *guestView) (who string, lag time.Duration) {
+	if !g.want.IsMember() || m.spec.K3s == nil || m.cluster.Split != "" {
+		return "", 0
+	}
+	if e := m.cluster.Member(g.want.NodeName(), g.addresses()); g.want.IsServer() && yes(m.cluster.Etcd) && yes(e.GetHealthy()) {
+		return "its etcd member answers the other servers", 0
+	}
+	if node := m.cluster.Node(g.want.NodeName()); yes(m.cluster.API) && yes(node.GetReady()) {
+		return "its Node is Ready", nodeLag
+	}
+	return "", 0
+}
+
+// nodeLag is longer than Kubernetes takes to see that a kubelet is silent: 40 s,
+// and 50 s in newer releases.
+const nodeLag = time.Minute
 
 // booting is how a guest is that runs and was not seen to have booted, without a
 // signal that says why; over says whether that is all there is to say.
@@ -153,7 +177,7 @@ func (m *model) booting(g *guestView) (c condition, over bool) {
 			waits = "not seen to have booted yet"
 		}
 		if until.IsZero() && g.vm.GetProcessStarted() != nil {
-			until = g.vm.GetProcessStarted().AsTime().Add(g.want.Timeouts.Boot + g.want.Timeouts.CloudInit)
+			until = g.host.told(g.vm.GetProcessStarted()).Add(g.want.Timeouts.Boot + g.want.Timeouts.CloudInit)
 		}
 		return condition{health: OnItsWay, reason: waits, until: until}, true
 	case g.look == nil:
@@ -188,8 +212,8 @@ func (m *model) halfMute(g *guestView) string {
 // justStarted says that the guest's process is younger than what counts as
 // silence.
 func (m *model) justStarted(g *guestView) bool {
-	at := g.vm.GetProcessStarted()
-	return at != nil && m.now.Sub(at.AsTime()) < g.want.Timeouts.UnwellAfter
+	at := g.host.told(g.vm.GetProcessStarted())
+	return !at.IsZero() && m.now.Sub(at) < g.want.Timeouts.UnwellAfter
 }
 
 // member is how a guest is that has booted, by what the cluster says of it.

@@ -86,6 +86,9 @@ func (m *model) track(g *guestView) History {
 	now, blind := m.sense(g)
 	var next History
 	for _, s := range now {
+		if s.Signal == SignalSilent && (g.vm.GetLock() != "" || len(g.vm.GetTasks()) > 0) {
+			continue // a backup freezes it: that is no silence of its own
+		}
 		s.UUID, s.Last = uuid, m.now
 		if s.Since.IsZero() {
 			s.Since = m.now

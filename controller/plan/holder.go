@@ -126,7 +126,9 @@ func (m *model) holding(g *guestView) verdict {
 // lost is why a guest that had data disks must not be made with new, empty ones:
 // they were not seen anywhere.
 func (g *guestView) lost() string {
-	if g.vm != nil || !g.mem.Made || g.mem.MachineID == "" {
+	// Only of one that was to be made for the first time, and never was, nothing
+	// can be missing.
+	if g.vm != nil || g.mem.Made && g.mem.MachineID == "" && g.mem.Holder.UUID == "" {
 		return ""
 	}
 	var missing []string
@@ -189,6 +191,15 @@ func (m *model) planAttach(g *guestView, slots []string) {
 	s.HolderVmid, s.HolderUuid, s.Slots = g.holder.VMID, g.holder.UUID, slots
 }
 
+// runsWithout is why a VM does not get its data disks back now: it runs, and a
+// disk is only moved into one that is stopped.
+func (g *guestView) runsWithout() verdict {
+	if len(g.inHolder()) == 0 || g.vm == nil || g.vm.GetPower() == homelabv1.Power_POWER_STOPPED {
+		return verdict{}
+	}
+	return refused(fmt.Sprintf("its data disks are in holder VM %d, and it runs without them\nstop it first: hlctl guests stop %s; then hlctl apply", g.holder.VMID, g.name))
+}
+
 // planHeld brings back what a holder still has of a guest whose VM is there, or
 // says why not. It tells whether the guest may be started now.
 func (m *model) planHeld(g *guestView) bool {
@@ -199,8 +210,8 @@ func (m *model) planHeld(g *guestView) bool {
 	if !v.against() {
 		v = m.allowed(g)
 	}
-	if !v.against() && len(g.inHolder()) > 0 && g.situation != Stopped && g.situation != Unfinished {
-		v = refused(fmt.Sprintf("its data disks are in holder VM %d, and it runs without them\nstop it first: hlctl guests stop %s; then hlctl apply", g.holder.VMID, g.name))
+	if !v.against() {
+		v = g.runsWithout()
 	}
 	if v.against() {
 		m.tell(g, v)

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/spec"
 )
@@ -85,6 +87,14 @@ func (h *hostView) clock() verdict {
 		return refused(fmt.Sprintf("the clock of %s is off by %.1f s, more than %.0f s is too much for etcd", h.name, off.Seconds(), maxClockOffset.Seconds()))
 	}
 	return verdict{}
+}
+
+// told is a time that the host's clock told, by ours; zero for none.
+func (h *hostView) told(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime().Add(-h.seen.ClockOffset)
 }
 
 // silence is why a host shows nothing, with since when.

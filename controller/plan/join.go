@@ -361,11 +361,11 @@ func (m *model) settling(g *guestView) bool {
 
 // settledBy is when a member that was started is Ready again at the latest.
 func (m *model) settledBy(g *guestView) time.Time {
-	at := g.vm.GetProcessStarted()
-	if at == nil || g.situation != Booted {
+	at := g.host.told(g.vm.GetProcessStarted())
+	if at.IsZero() || g.situation != Booted {
 		return time.Time{}
 	}
-	return at.AsTime().Add(g.want.Timeouts.Boot)
+	return at.Add(g.want.Timeouts.Boot)
 }
 
 func prefixed(prefix string, v verdict) verdict {

@@ -87,6 +87,9 @@ func (m *model) leave(g *guestView) (leaving, verdict) {
 	}
 	var l leaving
 	l.node, l.member = m.held(g)
+	if why := m.ambiguous(g); why != "" {
+		return l, refused(why + "\nlook at them with: hlctl k3s members")
+	}
 	if l.member == nil || l.member.GetLearner() {
 		l.needed = c.Quorum
 		return l, m.mayRemoveNode(l)
@@ -105,8 +108,45 @@ func (m *model) leave(g *guestView) (leaving, verdict) {
 		return l, refused(fmt.Sprintf("no quorum: %s; without it nobody can leave", c.arithmetic()))
 	case l.healthy < l.needed:
 		return l, refused("that would cost the cluster its quorum: " + l.sentence)
+	case l.healthy < c.Quorum:
+		// It is stopped before it leaves, and as long as it has not left it counts.
+		return l, refused(fmt.Sprintf("that would cost the cluster its quorum: %s; it must be stopped before it can leave, and then %d of %d are healthy, %d needed\nadd another server first, then hlctl plan",
+			c.counts(), l.healthy, c.Voters, c.Quorum))
 	}
 	return l, verdict{}
+}
+
+// ambiguous is why it cannot be told which etcd member a server is: two voters
+// have its name, or one at its address has a name that is no guest's. Counted as
+// none, or as the wrong one, it would cost a vote that nobody reckons with.
+func (m *model) ambiguous(g *guestView) string {
+	if !g.want.IsServer() {
+		return ""
+	}
+	var named, strange []string
+	for _, e := range m.cluster.Members {
+		switch {
+		case e.GetName() == "":
+		case memberOf(e, g.want.NodeName(), nil):
+			if !e.GetLearner() {
+				named = append(named, e.GetName())
+			}
+		case peerAt(e, g.addresses()) && !m.guestsMember(e):
+			strange = append(strange, e.GetName())
+		}
+	}
+	switch {
+	case len(named) > 1:
+		return "two etcd members have its name: " + strings.Join(named, ", ")
+	case len(named) == 0 && len(strange) > 0:
+		return "etcd member " + strange[0] + " is at its address and has another name"
+	}
+	return ""
+}
+
+// guestsMember says whether a member has the name of a guest of the Spec.
+func (m *model) guestsMember(e *homelabv1.EtcdMember) bool {
+	return slices.ContainsFunc(m.guests, func(g *guestView) bool { return memberOf(e, g.want.NodeName(), nil) })
 }
 
 // mayRemoveNode is about what has no vote: it needs a quorum all the same, to be

@@ -137,11 +137,26 @@ func (m *model) view(name string) *guestView {
 	}
 	if r.Role != "" {
 		g.want.K3s = &spec.Member{Role: r.Role, Name: r.NodeName}
+	} else if role := m.roleSeen(name); r.NodeName == "" && role != "" {
+		g.want.K3s = &spec.Member{Role: role} // not remembered: a Node has its guest's name unless the Spec says otherwise
 	}
 	g.host = m.hosts[g.want.Host]
 	m.findHolder(g)
 	m.classify(g)
 	return g
+}
+
+// roleSeen is what the cluster says that a guest is of whose role nobody knows;
+// empty for no member.
+func (m *model) roleSeen(name string) spec.Role {
+	node := m.cluster.Node(name)
+	switch {
+	case node.GetServer() || m.cluster.Member(name, nil) != nil:
+		return spec.RoleServer
+	case node != nil:
+		return spec.RoleAgent
+	}
+	return ""
 }
 
 // indexVMs notes every VM that a host itself shows. What a partial list shows

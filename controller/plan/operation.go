@@ -118,6 +118,13 @@ func (m *model) planRecreateNamed(g *guestView) verdict {
 	if v.against() {
 		return v
 	}
+	if v := m.onlyCopy(g); v.against() {
+		return v
+	}
+	last := m.soaking()
+	if v := last.unwatched(); v.against() {
+		return v
+	}
 	along := g.alongWithIt()
 	if len(along) > 0 || g.policy() == spec.PolicyReport {
 		m.byNameOnly = append(m.byNameOnly, g.name)
@@ -125,7 +132,7 @@ func (m *model) planRecreateNamed(g *guestView) verdict {
 	for _, what := range along {
 		m.note(homelabv1.NoteKind_NOTE_KIND_WARNING, g.name, g.host.name, what+"; that is destroyed too")
 	}
-	m.recreateAfter(m.soaking(), g, l, "asked for by name")
+	m.recreateAfter(last, g, l, "asked for by name")
 	if m.verifies(g) {
 		m.step(g, homelabv1.Action_ACTION_VERIFY, "verify", nil, "the Spec's commands must succeed in it")
 	}
@@ -150,6 +157,9 @@ func (m *model) planDelete(g *guestView) verdict {
 		return verdict{}
 	}
 	l, v := m.mayDestroy(g, makeNever, true)
+	if !v.against() {
+		v = m.onlyCopy(g)
+	}
 	if v.against() {
 		return v
 	}
@@ -187,6 +197,9 @@ func (m *model) planStartNamed(g *guestView) verdict {
 	}
 	if g.lacking.against() {
 		return g.lacking
+	}
+	if why := m.outcast(g); why != "" {
+		return refused(why)
 	}
 	if !m.planHeld(g) {
 		return verdict{}
@@ -240,6 +253,9 @@ func (m *model) planRestart(g *guestView) verdict {
 		if l, v := m.leave(g); v.against() && (l.in() || !yes(m.cluster.API)) {
 			return v
 		}
+	}
+	if why := m.outcast(g); why != "" {
+		return refused(why)
 	}
 	if g.situation != Stopped {
 		m.step(g, homelabv1.Action_ACTION_STOP, "stop", nil, "asked for by name")

@@ -63,6 +63,24 @@ func (m *model) inCluster(g *guestView) bool {
 	return g.want.K3s != nil && m.spec.K3s != nil && (m.existing() || len(m.cluster.found) > 0)
 }
 
+// onlyCopy is why a VM may hold what nobody else does, as far as can be told: a
+// server while no cluster is known, or a guest of which it is not known whether it
+// is a member, while the cluster cannot be asked. It is for what a person names:
+// nothing else is destroyed while no cluster is known.
+func (m *model) onlyCopy(g *guestView) verdict {
+	if m.spec.K3s == nil || g.vm == nil || g.neverBooted() || g.mem.Recreating {
+		return verdict{}
+	}
+	switch {
+	case g.want.IsServer() && !m.inCluster(g) && !no(g.look.GetK3S().GetServerData()):
+		return skipped("no cluster is known, and it may hold the only copy of one" + because(g.look.GetK3S().GetServerData()) +
+			"\nstart it, so that it can be looked into: hlctl guests start " + g.name)
+	case g.want.K3s == nil && m.spec.Guests[g.name] == nil && g.mem.NodeName == "" && !yes(m.cluster.API):
+		return skipped("what it is to the cluster is not known: k3s API does not answer" + because(m.cluster.API))
+	}
+	return verdict{}
+}
+
 // strangeLearner is why no server may leave now: another one is just joining.
 func (m *model) strangeLearner(g *guestView) verdict {
 	for _, e := range m.cluster.Members {
@@ -99,6 +117,9 @@ func (m *model) contents(g *guestView, named bool, f *findings) {
 	if named {
 		return
 	}
+	if g.host.obs.GetUptimeSeconds() == 0 {
+		f.unknown("since when %s is up is not known: its guests may still be booting", g.host.name)
+	}
 	for _, what := range g.alongWithIt() {
 		f.refuse("%s; name it to have that destroyed too: --destroy %s", what, g.name)
 	}
@@ -113,16 +134,34 @@ func (g *guestView) alongWithIt() []string {
 	if g.vm.GetPendingChanges() {
 		all = append(all, fmt.Sprintf("changes of it wait for its next start (qm pending %d)", g.vm.GetVmid()))
 	}
-	if g.adopted() {
-		return all // of a VM that was made elsewhere every volume is its own
-	}
 	data := g.dataSlots()
+	own := g.ownDisk()
 	for _, v := range g.vm.GetVolumes() {
+		if g.adopted() && (v.GetSlot() == own || !diskIn(g.vm.GetDisks(), v.GetSlot()) && !strings.HasPrefix(v.GetSlot(), "unused")) {
+			continue
+		}
 		if !slices.Contains(knownSlots, v.GetSlot()) && !slices.Contains(data, v.GetSlot()) {
 			all = append(all, fmt.Sprintf("it holds volume %s (%s), which the Spec does not know", v.GetVolid(), v.GetSlot()))
 		}
 	}
 	return all
+}
+
+// ownDisk is the slot of the disk that a VM which was made elsewhere boots from, as
+// far as that can be told: its only one, wherever it is. What it has beside may be
+// anybody's data.
+func (g *guestView) ownDisk() string {
+	var slots []string
+	data := g.dataSlots()
+	for _, d := range g.vm.GetDisks() {
+		if d.GetSlot() != "efidisk0" && d.GetSlot() != "tpmstate0" && !slices.Contains(data, d.GetSlot()) {
+			slots = append(slots, d.GetSlot())
+		}
+	}
+	if len(slots) == 1 {
+		return slots[0]
+	}
+	return systemSlot
 }
 
 // volumeStorages are the storages of a VM's volumes.
@@ -250,12 +289,16 @@ func (m *model) destroyed(g *guestView, what string, again bool) {
 // change of membership that it planned.
 func (m *model) planRecreations() (previous string) {
 	last := m.soaking()
+	unwatched := last.unwatched()
 	for _, g := range m.guests {
 		if !g.sick {
 			continue
 		}
 		named := m.want.Destroy[g.name]
 		l, v := m.mayDestroy(g, makeAnew, named)
+		if !v.against() {
+			v = unwatched
+		}
 		if !v.against() && !named {
 			v = m.backOff(g)
 		}
@@ -301,11 +344,23 @@ func (m *model) soak(g *guestView) string {
 	return m.step(g, homelabv1.Action_ACTION_SOAK, "soak", nil, reason).GetId()
 }
 
+// unwatched is why it cannot be seen now whether a guest stays well that was made
+// anew before: then the next one is not.
+func (g *guestView) unwatched() verdict {
+	switch {
+	case g == nil:
+		return verdict{}
+	case g.vm == nil:
+		return skipped(fmt.Sprintf("%s was made anew a short while ago and cannot be seen now; it must have stayed well for %s first", g.name, g.want.Timeouts.Soak))
+	}
+	return prefixed(fmt.Sprintf("%s was made anew a short while ago and must have stayed well for %s first: ", g.name, g.want.Timeouts.Soak), g.host.blocked)
+}
+
 // soaking is the guest that was made anew so short a while ago that it is not
 // known to stay well; nil for none.
 func (m *model) soaking() *guestView {
 	for _, g := range m.guests {
-		if g.mem.Generation > 1 && !g.sick && g.vm != nil && g.last == "" && !g.mem.ReadyAt.IsZero() && g.mem.ReadyAt.Add(g.want.Timeouts.Soak).After(m.now) {
+		if g.mem.Generation > 1 && !g.sick && g.host != nil && g.last == "" && !g.mem.ReadyAt.IsZero() && g.mem.ReadyAt.Add(g.want.Timeouts.Soak).After(m.now) {
 			return g
 		}
 	}

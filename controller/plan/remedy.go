@@ -50,6 +50,20 @@ func (g *guestView) onceWell() bool {
 // remedy chooses what is done about a guest that is unwell, by its policy. The
 // verdict is why nothing is done, or not yet.
 func (m *model) remedy(g *guestView) (remedy, verdict) {
+	r, v := m.choose(g)
+	if r != remedyStart {
+		return r, v
+	}
+	switch why := m.outcast(g); {
+	case why != "" && g.mem.Recreating:
+		return remedyRecreate, v // what was begun is ended
+	case why != "":
+		return remedyNone, refused(why)
+	}
+	return r, v
+}
+
+func (m *model) choose(g *guestView) (remedy, verdict) {
 	c := m.condition(g)
 	if g.situation == Stopped && (g.host.fresh() || g.mem.Resting || !g.onceWell()) {
 		return remedyStart, verdict{}
@@ -81,12 +95,31 @@ func (m *model) remedy(g *guestView) (remedy, verdict) {
 		return remedyNone, refused(fmt.Sprintf("%s; its policy is report, so nothing is done by itself\nlook at it: hlctl why %s; then hlctl guests start %[2]s, or hlctl guests recreate %[2]s", text, g.name))
 	case !c.ripe && (c.signal == SignalK3sDown || c.signal == SignalNotReady):
 		return remedyNone, skipped(fmt.Sprintf("%s; it is waited for until %s (timeouts.join)", text, c.ripens.Format("15:04:05")))
+	case !c.ripe && c.ripens.IsZero():
+		return remedyNone, skipped(fmt.Sprintf("%s; so it lives and is left alone\nlook at its address, its firewall and the bridge of %s: hlctl why %s", text, g.host.name, g.name))
 	case !c.ripe:
 		return remedyNone, verdict{homelabv1.NoteKind_NOTE_KIND_WAITING, fmt.Sprintf("%s; that must last %s before anything is done (timeouts.unwellAfter)", text, g.want.Timeouts.UnwellAfter)}
 	case policy == spec.PolicyRestart:
 		return m.rung(g, c)
 	}
 	return remedyRecreate, verdict{}
+}
+
+// outcast is why a server that is stopped must not be started any more: it was in the
+// cluster, has been taken out, and still holds what it was there. Started it would
+// come back as it likes, and the first server of all might start a second cluster.
+func (m *model) outcast(g *guestView) string {
+	c := m.cluster
+	if g.situation != Stopped || !g.want.IsServer() || !g.want.IsMember() || m.spec.K3s == nil || !m.existing() || !g.onceWell() || g.mem.ReadyAt.IsZero() {
+		return ""
+	}
+	if !yes(c.API) || !yes(c.Etcd) || c.Split != "" || c.Voters == 0 {
+		return ""
+	}
+	if node, member := m.held(g); node != nil || member != nil {
+		return ""
+	}
+	return fmt.Sprintf("it has left the cluster and still holds its data, so it is not started: it might start a cluster of its own\nto make it anew: hlctl guests recreate %s", g.name)
 }
 
 // actionable says whether a signal may lead to more than being shown.
@@ -132,10 +165,15 @@ func (m *model) rung(g *guestView, c condition) (remedy, verdict) {
 	switch {
 	case first != remedyReset && !gentle:
 		return first, verdict{}
-	case c.signal != SignalStopped && !tried[homelabv1.Action_ACTION_RESET]:
+	case c.signal != SignalStopped && !tried[homelabv1.Action_ACTION_RESET] && !g.mute():
 		return remedyReset, verdict{}
 	}
 	return remedyRecreate, verdict{}
+}
+
+// mute says that QEMU itself hangs: it presses no reset button.
+func (g *guestView) mute() bool {
+	return g.vm.GetPower() == homelabv1.Power_POWER_UNSPECIFIED && yes(g.vm.GetProcess())
 }
 
 // toll is how much is wrong in the fleet at once, counted once a plan.

@@ -125,9 +125,7 @@ const taskSlack = 3 * time.Second
 // A task from before it was last seen well did not stop it.
 func (m *model) stopped(g *guestView) (text string, since time.Time) {
 	t := g.vm.GetLastStop()
-	if t.GetEnded() != nil {
-		since = t.GetEnded().AsTime()
-	}
+	since = g.host.told(t.GetEnded())
 	if since.IsZero() || since.Before(g.mem.Began) || m.bootedSince(g, since.Add(taskSlack)) {
 		return "stopped: its process ended, and no task of Proxmox did that", time.Time{}
 	}

@@ -116,6 +116,10 @@ func (m *model) situation(g *guestView) (Situation, verdict) {
 		}
 		return Absent, verdict{}
 	}
+	if g.mem.UUID == g.vm.GetUuid() && g.mem.Generation > g.owner.Generation {
+		return Foreign, refused(fmt.Sprintf("VM %d is generation %d of it, and generation %d was made since: it must have been restored from a backup, and is left alone\ncopy out of it what is to be kept and remove it (qm destroy %[1]d); then hlctl apply makes the guest again",
+			g.vm.GetVmid(), g.owner.Generation, g.mem.Generation))
+	}
 	return power(g.vm)
 }
 

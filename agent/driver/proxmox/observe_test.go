@@ -110,6 +110,12 @@ func TestPowerIsWhatProcessAndQEMUSay(t *testing.T) {
 	if vm := only(t, h.driver()); vm.GetPower() != homelabv1.Power_POWER_RUNNING || vm.GetGuestAgent().GetTruth() != homelabv1.Truth_TRUTH_NO {
 		t.Errorf("guest agent mute: %v, agent %v", vm.GetPower(), vm.GetGuestAgent())
 	}
+	text := h.read(h.conf(201))
+	h.write(h.conf(201), strings.Replace(text, "agent: ", "#agent: ", 1))
+	if vm := only(t, h.driver()); vm.GetGuestAgent().GetTruth() != homelabv1.Truth_TRUTH_UNKNOWN || vm.GetGuestAgent().GetReason() == "" {
+		t.Errorf("a guest agent that is not configured is not mute: %v", vm.GetGuestAgent())
+	}
+	h.write(h.conf(201), text)
 	side("mute-qmp-201", "yes")
 	if vm := only(t, h.driver()); vm.GetPower() != homelabv1.Power_POWER_UNSPECIFIED || !strings.Contains(vm.GetPowerReason(), "no answer in 300 ms") {
 		t.Errorf("QEMU mute: %v %q", vm.GetPower(), vm.GetPowerReason())

@@ -33,7 +33,7 @@ func describe(vmid int32, c *parse.Config, p probe, ha bool, tasks []string) *ho
 		vm.ProcessStarted = timestamppb.New(p.started)
 	}
 	if vm.GuestAgent == nil {
-		vm.GuestAgent = no("no guest agent configured")
+		vm.GuestAgent = unknown("no guest agent configured") // one that is not there is not mute
 	}
 	for _, drive := range c.Main.Drives() {
 		if !drive.Volume() {
