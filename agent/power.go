@@ -85,13 +85,16 @@ func (s *Service) stopVM(ctx context.Context, req *agentv1.RunRequest, e emit) (
 		return done(false, "VM %d is stopped", id.GetVmid()), nil
 	case vm.GetPower() == homelabv1.Power_POWER_RUNNING, vm.GetPower() == homelabv1.Power_POWER_PAUSED, hangs:
 	default:
-		return nil, rpc.Errorf(rpc.ErrUnavailable, "VM %d is %s, so it is left alone", id.GetVmid(), powerText(vm))
+		// With a process that lives, QEMU is mute: that is what may be wrong with it.
+		if !isYes(vm.GetProcess()) {
+			return nil, rpc.Errorf(rpc.ErrUnavailable, "VM %d is %s, so it is left alone", id.GetVmid(), powerText(vm))
+		}
 	}
 	if err := s.settled(s.host.Observe(s.now())); err != nil {
 		return nil, err
 	}
 	text := "stopped VM %d, its power was cut"
-	if !req.GetForce() && vm.GetPower() == homelabv1.Power_POWER_RUNNING && s.askQuiet(ctx, req.GetWant(), vm, e) {
+	if !req.GetForce() && vm.GetPower() != homelabv1.Power_POWER_PAUSED && s.askQuiet(ctx, req.GetWant(), vm, e) {
 		short, cancel := context.WithTimeout(ctx, shutdownLimit)
 		_, err := s.driver.Stop(short, &driverv1.StopRequest{Identity: id, Deadline: remaining(short)}, e.report())
 		cancel()
