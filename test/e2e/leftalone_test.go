@@ -37,7 +37,7 @@ func TestAnUnwellGuestThatMustNotBeDestroyedIsRefusedWithTheReason(t *testing.T)
 	t.Parallel()
 	l := newLab(t, options{hosts: 4})
 	spec := l.hasty(l.spec, oneServer, func(d doc) {
-		delete(at(d, "guests", "k3s-3"), "vmid") // the Spec may protect no VMID that it gives itself
+		delete(at(d, "guests", "k3s-3"), "vmid")             // the Spec may protect no VMID that it gives itself
 		at(d, "hosts", "pve2", "storage")["disks"] = "local" // the lab clones with links there only
 		at(d, "guests", "k3s-4")["state"] = "stopped"
 		at(d, "guests", "k3s-4")["onboot"] = false
