@@ -29,18 +29,19 @@ type dispatch struct {
 
 	remade map[string]bool // guests that the plan destroys and makes again
 
-	mu       sync.Mutex
-	guests   map[string]store.Guest
-	cluster  *homelabv1.ClusterRecord
-	images   map[string]string               // digest of an image fetched in this run, by host/image
-	servers  []string                        // guests that became servers in this run, first to last
-	away     map[string]bool                 // guests that this run has stopped or taken out, and not brought back
-	made     map[string]bool                 // guests whose VMs were made in this run
-	anew     map[string]string               // uuids given to new guests in this run
-	tookBack map[string]bool                 // servers whose earlier join's remains were taken back in this run
-	mayInit  bool                            // it was looked once more whether a cluster may be started
-	allowed  map[string]bool                 // steps of which it was looked once more whether they may be carried out
-	members  map[string]*homelabv1.MemberRef // what the cluster held of a guest before the step, by step
+	mu        sync.Mutex
+	guests    map[string]store.Guest
+	cluster   *homelabv1.ClusterRecord
+	images    map[string]string               // digest of an image fetched in this run, by host/image
+	servers   []string                        // guests that became servers in this run, first to last
+	recovered []string                        // servers seen healthy when no other was
+	away      map[string]bool                 // guests that this run has stopped or taken out, and not brought back
+	made      map[string]bool                 // guests whose VMs were made in this run
+	anew      map[string]string               // uuids given to new guests in this run
+	tookBack  map[string]bool                 // servers whose earlier join's remains were taken back in this run
+	mayInit   bool                            // it was looked once more whether a cluster may be started
+	allowed   map[string]bool                 // steps of which it was looked once more whether they may be carried out
+	members   map[string]*homelabv1.MemberRef // what the cluster held of a guest before the step, by step
 }
 
 func (c *Controller) newDispatch(sp *spec.Spec, lock *store.Lock, fence *homelabv1.Fence, w world) *dispatch {

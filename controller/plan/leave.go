@@ -80,6 +80,8 @@ func (m *model) leave(g *guestView) (leaving, verdict) {
 		return leaving{}, verdict{}
 	case c.Split != "":
 		return leaving{}, refused(c.Split + ": look at them with hlctl k3s status")
+	case no(c.Etcd):
+		return leaving{}, refused(c.Etcd.GetReason() + "; without it nobody can leave")
 	case !yes(c.API):
 		return leaving{}, skipped("membership unknown: k3s API does not answer" + because(c.API))
 	case !yes(c.Etcd) && (g.want.IsServer() || c.Voters > 0):
