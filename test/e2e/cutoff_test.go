@@ -70,7 +70,7 @@ func TestKilledWhileQMWorksOnARecreation(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, options{real: true})
-			spec := l.edited(l.hasty(names(3)...), oneServer)
+			spec := l.edited(l.impatient(names(3)...), oneServer)
 			l.mustApply(spec, 0)
 			for _, guest := range names(3) {
 				l.writeData(guest)

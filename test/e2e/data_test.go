@@ -15,7 +15,7 @@ import (
 func TestAGuestIsMadeAnewWithItsData(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, options{})
-	spec := l.hasty(names(3)...)
+	spec := l.impatient(names(3)...)
 	l.mustApply(spec, 0)
 	for _, guest := range names(3) {
 		l.writeData(guest)
@@ -45,7 +45,7 @@ func TestWithoutTheStorageOfItsDataNothingIsDestroyed(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, options{})
 	// The data of k3s-2 is on another storage than its system.
-	spec := l.edited(l.hasty(), func(d doc) {
+	spec := l.edited(l.impatient(), func(d doc) {
 		oneServer(d)
 		at(d, "hosts", "pve2", "storage")["bulk"] = "local"
 		at(d, "guests", "k3s-2")["dataDisks"] = []any{doc{"slot": "scsi1", "storage": "bulk", "size": "1GiB"}}
@@ -118,7 +118,7 @@ func TestKilledAtAnyStepBoundaryOfARecreation(t *testing.T) {
 			t.Run(victim+" when "+b.name, func(t *testing.T) {
 				t.Parallel()
 				l := newLab(t, options{})
-				spec, servers, guests := l.hasty(names(3)...), names(3), names(3)
+				spec, servers, guests := l.impatient(names(3)...), names(3), names(3)
 				if !b.servers {
 					spec, servers, guests = l.edited(spec, oneServer), names(1), names(3)[1:]
 				}

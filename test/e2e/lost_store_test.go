@@ -28,7 +28,7 @@ func (l *lab) loseStore() {
 func TestALostStoreCostsNothing(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, options{})
-	spec := l.hasty(names(3)...)
+	spec := l.impatient(names(3)...)
 	l.mustApply(spec, 0)
 	for _, guest := range names(3) {
 		l.writeData(guest)
@@ -55,7 +55,7 @@ func TestALostStoreCostsNothing(t *testing.T) {
 func TestAHolderVMIsFoundByItsMark(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, options{})
-	spec := l.edited(l.hasty(names(3)...), oneServer)
+	spec := l.edited(l.impatient(names(3)...), oneServer)
 	l.mustApply(spec, 0)
 	for _, guest := range names(3) {
 		l.writeData(guest)

@@ -63,9 +63,9 @@ func (p portrait) mustBeMadeAnew(l *lab, guest string, several bool) portrait {
 	return now
 }
 
-// hasty is the lab's Spec with evidence that ripens soon; the guests named have a
+// impatient is the lab's Spec with evidence that ripens soon; the guests named have a
 // data disk on their host's storage for disks.
-func (l *lab) hasty(withData ...string) string {
+func (l *lab) impatient(withData ...string) string {
 	l.t.Helper()
 	return l.edited(l.spec, func(d doc) {
 		at(d, "defaults", "timeouts")["unwellAfter"] = "3s"

@@ -13,7 +13,7 @@ import (
 func TestAHostThatRebootsGetsItsGuestsBackAsTheyWere(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, options{})
-	spec := l.hasty("k3s-2")
+	spec := l.impatient("k3s-2")
 	l.mustApply(spec, 0)
 	l.writeData("k3s-2")
 	cluster := l.openEtcd("k3s-1")

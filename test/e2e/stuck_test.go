@@ -37,7 +37,7 @@ func TestAStuckServerIsMadeAnew(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, options{})
-			spec := l.hasty()
+			spec := l.impatient()
 			l.mustApply(spec, 0)
 			cluster := l.openEtcd("k3s-1")
 			var clients []*clientv3.Client
