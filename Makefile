@@ -15,7 +15,7 @@ PROTOC_GEN_GO      := bin/.protoc-gen-go-$(PROTOC_GEN_GO_VERSION)
 PROTOC_GEN_GO_GRPC := bin/.protoc-gen-go-grpc-$(PROTOC_GEN_GO_GRPC_VERSION)
 GOLANGCI_LINT      := bin/.golangci-lint-$(GOLANGCI_LINT_VERSION)
 
-.PHONY: all build tools generate check-generated lint test e2e bench soak demo clean
+.PHONY: all build tools generate check-generated lint test e2e bench soak demo scenarios clean
 
 all: generate lint test
 
@@ -52,12 +52,18 @@ e2e: build
 bench: build
 	go test -tags bench -count 1 -timeout 20m -v -run '^TestBench' ./test/... ./internal/gossip
 
-# An hour under CPU load: no false alarm of the gossip.
+# An hour under CPU load: no false alarm of the gossip. And a third of a million
+# random fleets and faults against the planner.
 soak: build
+	go test -count 1 -timeout 60m ./controller/plan -run 'WhateverBreaks|MustNeverHappen|NeverAddsAStep' -rapid.checks 300000
 	go test -tags soak -count 1 -timeout 90m -v -run '^TestSoak' ./test/... ./internal/gossip
 
 demo: build
 	bin/hl-lab tour
+
+# The validation scenarios, each from nothing.
+scenarios: build
+	bin/hl-lab demo
 
 clean:
 	rm -rf bin

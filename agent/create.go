@@ -205,7 +205,7 @@ func (s *Service) removeSnippet(snip snippet, e emit) error {
 // start starts the VM.
 func (s *Service) start(ctx context.Context, req *agentv1.RunRequest, e emit) (*agentv1.StepResult, error) {
 	id := req.GetWant().GetIdentity()
-	vm, err := s.vm(ctx, id)
+	vm, err := s.vmNow(ctx, id)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"slices"
@@ -107,10 +108,28 @@ func (m *etcdMember) members(ctx context.Context) (*clientv3.MemberListResponse,
 	return list, nil
 }
 
-// healthy asks one member at the addresses it tells to clients.
-func (m *etcdMember) healthy(ctx context.Context, member *etcdserverpb.Member) *homelabv1.Fact {
+// remembered lists the members as this server's own member has them. It needs no
+// quorum, and they may be others by now: it is good for telling why there is none.
+func (m *etcdMember) remembered(ctx context.Context) []*etcdserverpb.Member {
+	ctx, cancel := context.WithTimeout(ctx, etcdLimit)
+	defer cancel()
+	list, err := m.client.MemberList(ctx, clientv3.WithSerializable())
+	if err != nil {
+		return nil
+	}
+	return list.Members
+}
+
+// pulse is what one member said of itself.
+type pulse struct {
+	healthy *homelabv1.Fact
+	answers bool // also one that knows no leader
+}
+
+// ask asks one member at the addresses it tells to clients.
+func (m *etcdMember) ask(ctx context.Context, member *etcdserverpb.Member) pulse {
 	if len(member.ClientURLs) == 0 {
-		return factNo("it has not started")
+		return pulse{healthy: factNo("it has not started")}
 	}
 	ctx, cancel := context.WithTimeout(ctx, peerLimit)
 	defer cancel()
@@ -121,14 +140,48 @@ func (m *etcdMember) healthy(ctx context.Context, member *etcdserverpb.Member) *
 		case err != nil:
 			last = err
 		case st.Leader == 0:
-			return factNo("it knows no leader")
+			return pulse{factNo("it knows no leader"), true}
 		case len(st.Errors) > 0:
-			return factNo(strings.Join(st.Errors, "; "))
+			return pulse{factNo(strings.Join(st.Errors, "; ")), true}
 		default:
-			return factYes("")
+			return pulse{factYes(""), true}
 		}
 	}
-	return factNo("it does not answer: " + last.Error())
+	return pulse{healthy: factNo("it does not answer: " + last.Error())}
+}
+
+// askAll asks members at once, by their ids.
+func (m *etcdMember) askAll(ctx context.Context, members []*etcdserverpb.Member) map[uint64]pulse {
+	pulses := make([]pulse, len(members))
+	var asked sync.WaitGroup
+	for i, member := range members {
+		asked.Go(func() { pulses[i] = m.ask(ctx, member) })
+	}
+	asked.Wait()
+	all := make(map[uint64]pulse, len(members))
+	for i, member := range members {
+		all[member.ID] = pulses[i]
+	}
+	return all
+}
+
+// quorumLost is the arithmetic of a quorum that is lost; empty when enough voters
+// answer, or nobody knows who they are.
+func quorumLost(members []*etcdserverpb.Member, pulses map[uint64]pulse) string {
+	voters, answer := 0, 0
+	for _, member := range members {
+		if member.IsLearner {
+			continue
+		}
+		voters++
+		if pulses[member.ID].answers {
+			answer++
+		}
+	}
+	if needed := voters/2 + 1; voters > 0 && answer < needed {
+		return fmt.Sprintf("no quorum: %d voters, %d answering, %d needed", voters, answer, needed)
+	}
+	return ""
 }
 
 // etcdView is etcd's membership as one server tells it. It never fails.
@@ -141,25 +194,39 @@ func etcdView(ctx context.Context, sh *guest.Shell) *homelabv1.EtcdView {
 	return m.view(ctx)
 }
 
-// view lists the members and asks each of them. It never fails.
+// view lists the members and asks each of them. It never fails. Without a quorum
+// no list is to be had; that there is none is then told, and not only silence.
 func (m *etcdMember) view(ctx context.Context) *homelabv1.EtcdView {
-	list, err := m.members(ctx)
+	var list *clientv3.MemberListResponse
+	var err error
+	var listed sync.WaitGroup
+	listed.Go(func() { list, err = m.members(ctx) })
+	known := m.remembered(ctx)
+	pulses := m.askAll(ctx, known)
+	listed.Wait()
 	if err != nil {
+		if why := quorumLost(known, pulses); why != "" {
+			return &homelabv1.EtcdView{Known: factNo(why)}
+		}
 		return &homelabv1.EtcdView{Known: factUnknown(err.Error())}
 	}
+	var others []*etcdserverpb.Member // that this server did not know yet
+	for _, member := range list.Members {
+		if _, ok := pulses[member.ID]; !ok {
+			others = append(others, member)
+		}
+	}
+	maps.Copy(pulses, m.askAll(ctx, others))
 	v := &homelabv1.EtcdView{
 		Known:  factYes(""),
 		SelfId: fmt.Sprintf("%x", list.Header.GetMemberId()), ClusterId: fmt.Sprintf("%x", list.Header.GetClusterId()),
 	}
-	var asked sync.WaitGroup
 	for _, member := range list.Members {
-		one := &homelabv1.EtcdMember{
+		v.Members = append(v.Members, &homelabv1.EtcdMember{
 			Id: fmt.Sprintf("%x", member.ID), Name: member.Name, PeerUrls: member.PeerURLs, Learner: member.IsLearner,
-		}
-		v.Members = append(v.Members, one)
-		asked.Go(func() { one.Healthy = m.healthy(ctx, member) })
+			Healthy: pulses[member.ID].healthy,
+		})
 	}
-	asked.Wait()
 	return v
 }
 

@@ -166,11 +166,11 @@ func (j *joining) wipe(ctx context.Context, l leftover) error {
 	// Our own word of the join that was goes too, or the next one would take what it
 	// finds for its own.
 	res, err := j.sh.Run(ctx, "rm -f "+ownPath+" "+k3s.ScriptPath, nil)
-	if err == nil {
-		err = res.Check("remove " + ownPath)
-	}
 	if err != nil {
 		return err
+	}
+	if err := res.Check("remove " + ownPath); err != nil {
+		return rpc.Errorf(rpc.ErrUnavailable, "%w", err)
 	}
 	left, err := j.leftovers(ctx)
 	if err != nil {

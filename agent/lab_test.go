@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -49,6 +50,9 @@ type lab struct {
 	run    int64
 }
 
+// subnets counts the labs of this process.
+var subnets atomic.Int64
+
 func newLab(t *testing.T, hosts int) *lab {
 	t.Helper()
 	if testing.Short() {
@@ -58,9 +62,11 @@ func newLab(t *testing.T, hosts int) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Its own network for every test process: nothing else uses 127.77 and up.
-	pid := os.Getpid()
-	l := &lab{t: t, dir: dir, subnet: fmt.Sprintf("127.%d.%d", 77+pid/250%100, pid%250), run: 1}
+	// Its own network for every lab of every test process: nothing else uses 127.77
+	// and up.
+	const labs = 8 // of one process
+	number := os.Getpid()*labs + int(subnets.Add(1))%labs
+	l := &lab{t: t, dir: dir, subnet: fmt.Sprintf("127.%d.%d", 77+number/250%100, number%250), run: 1}
 	l.settings(300 * time.Millisecond)
 	l.write("files/install.sh", labk3s.InstallScript)
 	l.write("files/k3s", labk3s.StandInBinary(release))
@@ -240,6 +246,7 @@ func (l *lab) look(n int) *homelabv1.GuestLook {
 // TestFromNothingToACluster walks the main path on three simulated hosts: the
 // driver and the guests' SSH, k3s and etcd are those of the lab.
 func TestFromNothingToACluster(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, 3)
 	for n := 1; n <= 3; n++ {
 		for _, a := range []homelabv1.Action{fetchStep, createStep, startStep, bootStep} {
@@ -285,6 +292,7 @@ func TestFromNothingToACluster(t *testing.T) {
 // TestAJoinThatNeverGetsAVoteIsTakenBackAndDoneAgain has a server stay a learner
 // until its join's time is over.
 func TestAJoinThatNeverGetsAVoteIsTakenBackAndDoneAgain(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, 2)
 	l.settings(time.Hour)
 	for n := 1; n <= 2; n++ {

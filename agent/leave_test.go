@@ -279,3 +279,22 @@ func TestADrainHoldsNothingUp(t *testing.T) {
 		t.Errorf("through itself: %v", err)
 	}
 }
+
+func TestALostQuorumIsToldWithItsArithmetic(t *testing.T) {
+	w := newWorld(t)
+	c := newCluster(t, w, 3)
+	etcd := func() *homelabv1.EtcdView { return w.observe(true).GetLooks()[0].GetK3S().GetEtcd() }
+	c.etcd[1].stop()
+	v := etcd()
+	if healthy := slices.DeleteFunc(v.GetMembers(), func(m *homelabv1.EtcdMember) bool { return !isYes(m.GetHealthy()) }); !isYes(v.GetKnown()) || len(healthy) != 2 {
+		t.Errorf("with one of three gone: %v", v)
+	}
+	c.etcd[2].stop()
+	if v := etcd(); !isNo(v.GetKnown()) || v.GetKnown().GetReason() != "no quorum: 3 voters, 1 answering, 2 needed" {
+		t.Errorf("with two of three gone: %v", v)
+	}
+	c.etcd[0].stop()
+	if v := etcd(); !isUnknown(v.GetKnown()) {
+		t.Errorf("with all gone: %v", v)
+	}
+}

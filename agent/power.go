@@ -24,9 +24,9 @@ const (
 	reachLimit = 10 * time.Second
 	// quietLimit is for its k3s to stop.
 	quietLimit = 45 * time.Second
-	// shutdownLimit is for the guest to shut down: a minute, and what a driver
-	// keeps of its deadline for itself.
-	shutdownLimit = 65 * time.Second
+	// shutdownLimit is for the guest to shut down: a minute, and what we and the
+	// driver keep of the deadline for hearing why it did not.
+	shutdownLimit = 72 * time.Second
 )
 
 // save keeps the VM's configuration outside the VM: beside the agent's state, and
@@ -85,13 +85,16 @@ func (s *Service) stopVM(ctx context.Context, req *agentv1.RunRequest, e emit) (
 		return done(false, "VM %d is stopped", id.GetVmid()), nil
 	case vm.GetPower() == homelabv1.Power_POWER_RUNNING, vm.GetPower() == homelabv1.Power_POWER_PAUSED, hangs:
 	default:
-		return nil, rpc.Errorf(rpc.ErrUnavailable, "VM %d is %s, so it is left alone", id.GetVmid(), powerText(vm))
+		// With a process that lives, QEMU is mute: that is what may be wrong with it.
+		if !isYes(vm.GetProcess()) {
+			return nil, rpc.Errorf(rpc.ErrUnavailable, "VM %d is %s, so it is left alone", id.GetVmid(), powerText(vm))
+		}
 	}
 	if err := s.settled(s.host.Observe(s.now())); err != nil {
 		return nil, err
 	}
 	text := "stopped VM %d, its power was cut"
-	if !req.GetForce() && vm.GetPower() == homelabv1.Power_POWER_RUNNING && s.askQuiet(ctx, req.GetWant(), vm, e) {
+	if !req.GetForce() && vm.GetPower() != homelabv1.Power_POWER_PAUSED && s.askQuiet(ctx, req.GetWant(), vm, e) {
 		short, cancel := context.WithTimeout(ctx, shutdownLimit)
 		_, err := s.driver.Stop(short, &driverv1.StopRequest{Identity: id, Deadline: remaining(short)}, e.report())
 		cancel()
@@ -152,7 +155,7 @@ func (s *Service) askQuiet(ctx context.Context, want *homelabv1.GuestWant, vm *h
 // reset presses the reset button of a VM that runs, or has crashed and is paused.
 func (s *Service) reset(ctx context.Context, req *agentv1.RunRequest, e emit) (*agentv1.StepResult, error) {
 	id := req.GetWant().GetIdentity()
-	vm, err := s.vm(ctx, id)
+	vm, err := s.vmNow(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +183,7 @@ func (s *Service) reset(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 // resume lets a paused VM go on.
 func (s *Service) resume(ctx context.Context, req *agentv1.RunRequest, e emit) (*agentv1.StepResult, error) {
 	id := req.GetWant().GetIdentity()
-	vm, err := s.vm(ctx, id)
+	vm, err := s.vmNow(ctx, id)
 	switch {
 	case err != nil:
 		return nil, err
@@ -256,7 +259,7 @@ func (s *Service) soak(ctx context.Context, req *agentv1.RunRequest, e emit) (*a
 func (s *Service) ill(ctx context.Context, j *joining) (why string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, reachLimit)
 	defer cancel()
-	vm, err := s.vm(ctx, j.want.GetIdentity())
+	vm, err := s.vmNow(ctx, j.want.GetIdentity())
 	switch {
 	case errors.Is(err, rpc.ErrUnavailable):
 		return err.Error(), nil

@@ -114,6 +114,19 @@ func TestAVMWhoseQEMUHangsHasItsPowerCut(t *testing.T) {
 	}
 }
 
+// TestAVMWhoseQEMUIsMuteIsStopped: only its power can be cut, when nobody in it
+// answers either.
+func TestAVMWhoseQEMUIsMuteIsStopped(t *testing.T) {
+	w := newWorld(t)
+	w.hyp.vms[201] = running(w)
+	w.hyp.vms[201].Power, w.hyp.vms[201].Process = homelabv1.Power_POWER_UNSPECIFIED, factYes("")
+	w.guestOS(goodInside().answer).Stop()
+	s, err := w.do(w.request(stopStep))
+	if err != nil || !slices.Equal(w.hyp.stops, []string{"stop"}) || w.hyp.vms[201].GetPower() != homelabv1.Power_POWER_STOPPED {
+		t.Errorf("%v %v, stops %v", s.result, err, w.hyp.stops)
+	}
+}
+
 func TestResetAndResume(t *testing.T) {
 	w := newWorld(t)
 	w.hyp.vms[201] = running(w)

@@ -54,9 +54,23 @@ func (s *Service) vm(ctx context.Context, id *homelabv1.Identity) (*homelabv1.Vi
 	return nil, rpc.Errorf(rpc.ErrNotFound, "there is no VM %d on this host", id.GetVmid())
 }
 
+// vmNow is vm with QEMU asked at once: what it said a while ago is no ground for a
+// change that its power decides.
+func (s *Service) vmNow(ctx context.Context, id *homelabv1.Identity) (*homelabv1.VirtualMachine, error) {
+	vm, _, err := s.at(ctx, id.GetVmid())
+	switch {
+	case err != nil:
+		return nil, err
+	case vm == nil:
+		return nil, rpc.Errorf(rpc.ErrNotFound, "there is no VM %d on this host", id.GetVmid())
+	}
+	return vm, ours(vm, id)
+}
+
 // at finds the VM of a VMID on this host, whoever's it is; nil when there is none.
+// QEMU is asked at once.
 func (s *Service) at(ctx context.Context, vmid int32) (*homelabv1.VirtualMachine, *driverv1.ObserveResponse, error) {
-	seen, err := s.driver.Observe(ctx, false)
+	seen, err := s.driver.Observe(ctx, true)
 	if err != nil {
 		return nil, nil, err
 	}

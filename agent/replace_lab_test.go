@@ -45,6 +45,7 @@ func (l *lab) about(n int, ref *homelabv1.MemberRef) func(*agentv1.RunRequest) {
 // TestAServerIsReplacedAndAnotherJoinsAgain walks the whole of it on three simulated
 // servers: one VM is destroyed and made again, and one guest loses its k3s.
 func TestAServerIsReplacedAndAnotherJoinsAgain(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, 3)
 	for n := 1; n <= 3; n++ {
 		for _, a := range []homelabv1.Action{fetchStep, createStep, startStep, bootStep} {

@@ -27,14 +27,14 @@ func (a *app) execCommand() *cobra.Command {
 	var stdin bool
 	cmd := &cobra.Command{
 		Use: "exec GUEST -- CMD [ARG...]", Short: "Run a command in a guest",
-		Long: `exec runs a command in a guest as the Spec's user, by SSH from the guest's host, or
+		Long: `exec runs a command in a guest as root, by SSH from the guest's host, or
 through the guest agent when SSH does not answer. The arguments arrive as they were
 typed: no shell splits or expands them again. hlctl ends with the command's exit code;
 255 is a failure of ours. Flags of hlctl stand before GUEST, everything after it is
 the command's. Where another machine answers at the guest's address nothing is run.
 
 With -o json or yaml both streams and the exit code are printed when it ends.`,
-		Example: `  hlctl exec k3s-1 -- sudo k3s kubectl get nodes
+		Example: `  hlctl exec k3s-1 -- k3s kubectl get nodes
   hlctl exec k3s-1 -- sh -c 'df -h / | tail -1'
   hlctl exec -i k3s-1 -- sh -s < script.sh`,
 		Args: func(_ *cobra.Command, args []string) error {

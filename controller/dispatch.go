@@ -29,18 +29,19 @@ type dispatch struct {
 
 	remade map[string]bool // guests that the plan destroys and makes again
 
-	mu       sync.Mutex
-	guests   map[string]store.Guest
-	cluster  *homelabv1.ClusterRecord
-	images   map[string]string               // digest of an image fetched in this run, by host/image
-	servers  []string                        // guests that became servers in this run, first to last
-	away     map[string]bool                 // guests that this run has stopped or taken out, and not brought back
-	made     map[string]bool                 // guests whose VMs were made in this run
-	anew     map[string]string               // uuids given to new guests in this run
-	tookBack map[string]bool                 // servers whose earlier join's remains were taken back in this run
-	mayInit  bool                            // it was looked once more whether a cluster may be started
-	allowed  map[string]bool                 // steps of which it was looked once more whether they may be carried out
-	members  map[string]*homelabv1.MemberRef // what the cluster held of a guest before the step, by step
+	mu        sync.Mutex
+	guests    map[string]store.Guest
+	cluster   *homelabv1.ClusterRecord
+	images    map[string]string               // digest of an image fetched in this run, by host/image
+	servers   []string                        // guests that became servers in this run, first to last
+	recovered []string                        // servers seen healthy when no other was
+	away      map[string]bool                 // guests that this run has stopped or taken out, and not brought back
+	made      map[string]bool                 // guests whose VMs were made in this run
+	anew      map[string]string               // uuids given to new guests in this run
+	tookBack  map[string]bool                 // servers whose earlier join's remains were taken back in this run
+	mayInit   bool                            // it was looked once more whether a cluster may be started
+	allowed   map[string]bool                 // steps of which it was looked once more whether they may be carried out
+	members   map[string]*homelabv1.MemberRef // what the cluster held of a guest before the step, by step
 }
 
 func (c *Controller) newDispatch(sp *spec.Spec, lock *store.Lock, fence *homelabv1.Fence, w world) *dispatch {
@@ -91,6 +92,7 @@ func (d *dispatch) request(ctx context.Context, s *homelabv1.Step) (*agentv1.Run
 		req.DataDisks = d.dataDisks(s.GetGuest(), append(slotsOf(rec.DataDisks), s.GetSlots()...))
 		req.Named, req.Purge = d.named(s.GetGuest()), d.purges(s.GetGuest())
 	case homelabv1.Action_ACTION_ROLLBACK:
+		// Asked for by name, also what a person left of it when he removed the VM.
 		req.Named = d.world.asked.op != nil && d.world.asked.op.Kind == plan.OpClearOrphans
 	case homelabv1.Action_ACTION_SOAK:
 		err = d.soak(s, req)

@@ -73,6 +73,10 @@ func (d *dispatch) token(ctx context.Context, s *homelabv1.Step) (k3s.Secret, se
 	until := d.c.now().Add(d.c.pace.gone)
 	for {
 		token, through, err := d.askToken(ctx, s)
+		if errors.Is(err, errNoServer) {
+			d.lookForServers(ctx)
+			token, through, err = d.askToken(ctx, s)
+		}
 		if err == nil || !errors.Is(err, rpc.ErrUnavailable) || d.c.now().After(until) || !pause.For(ctx, d.c.pace.poll) {
 			return token, through, err
 		}
@@ -100,7 +104,22 @@ func (d *dispatch) askToken(ctx context.Context, s *homelabv1.Step) (k3s.Secret,
 	if last != nil {
 		return k3s.Secret{}, server{}, last
 	}
-	return k3s.Secret{}, server{}, rpc.Errorf(rpc.ErrUnavailable, "no healthy server to join through was seen; look at them with: hlctl k3s status")
+	return k3s.Secret{}, server{}, errNoServer
+}
+
+var errNoServer = rpc.Errorf(rpc.ErrUnavailable, "no healthy server to join through was seen; look at them with: hlctl k3s status")
+
+// lookForServers sees who is a healthy server by now. Before the run there may have
+// been none: a guest that is started may be what the quorum waited for.
+func (d *dispatch) lookForServers(ctx context.Context) {
+	mem, err := d.c.memory(ctx)
+	if err != nil {
+		return // asked again, like what it is for
+	}
+	names := d.c.healthyGuests(d.sp, d.c.survey(ctx, d.sp, mem, nil, false))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.recovered = names
 }
 
 // credentials reads a secret from a server guest.
@@ -123,12 +142,12 @@ func (c *Controller) credentials(ctx context.Context, sp *spec.Spec, sv server, 
 }
 
 // healthyServers are the guests to join through, but for the one that joins:
-// those that became servers in this run, then those seen healthy before it.
+// those that became servers in this run, then those seen healthy before it, or since.
 func (d *dispatch) healthyServers(joining string) []server {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	names := slices.Clone(d.servers)
-	for _, name := range d.c.healthyGuests(d.sp, d.world) {
+	for _, name := range append(d.c.healthyGuests(d.sp, d.world), d.recovered...) {
 		if !slices.Contains(names, name) {
 			names = append(names, name)
 		}

@@ -100,10 +100,13 @@ func (c *Controller) paused(ctx context.Context) (string, error) {
 	return pauseText(p), nil
 }
 
+// resumeHint ends what is said of a pause.
+const resumeHint = "; end it with: hlctl resume"
+
 func pauseText(p store.Pause) string {
 	text := fmt.Sprintf("by %s since %s", p.By, p.At.Local().Format("2006-01-02 15:04"))
 	if p.Reason != "" {
 		text = p.Reason + " (" + text + ")"
 	}
-	return text + "; end it with: hlctl resume"
+	return text + resumeHint
 }

@@ -272,3 +272,23 @@ func TestAnOperationWhileARunGoesOnIsRefused(t *testing.T) {
 	(<-first).did(t)
 	f.well(3, 3)
 }
+
+func TestAServerComesBackThroughOnesThatWereNotHealthyBeforeIt(t *testing.T) {
+	f := newFleet(t, hostNames(3)...)
+	c := whole(t, f)
+	quorum := func(there bool) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for _, name := range []string{"k3s-1", "k3s-3"} {
+			f.nodes[name].Ready, f.members[name].Healthy = truth(there), truth(there)
+		}
+	}
+	c.operate(t, opStop, "k3s-2").did(t)
+	quorum(false)
+	f.at = func(when, _ string, s *homelabv1.Step) {
+		if when == "after" && s.GetId() == "boot/pve2/k3s-2" {
+			quorum(true)
+		}
+	}
+	c.operate(t, opStart, "k3s-2").did(t)
+}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -92,7 +93,7 @@ func (s *service) Resume(ctx context.Context, req *controllerv1.ResumeRequest) (
 			return nil, err
 		}
 		c.log.Info("resumed", "by", id.String())
-		return &controllerv1.ResumeResponse{Text: "changes are possible again; they were paused " + paused}, nil
+		return &controllerv1.ResumeResponse{Text: "changes are possible again; they were paused: " + strings.TrimSuffix(paused, resumeHint)}, nil
 	}
 	guests, err := c.store.Guests(ctx)
 	if err != nil {

@@ -10,8 +10,10 @@ import (
 
 // Cluster is the k3s cluster as all servers that could be asked told it.
 type Cluster struct {
-	API     *homelabv1.Fact // yes when at least one server's API listed the Nodes
-	Etcd    *homelabv1.Fact // yes when at least one server's etcd listed its members
+	API *homelabv1.Fact // yes when at least one server's API listed the Nodes
+	// Etcd is yes when at least one server's etcd listed its members, no when none
+	// did and one says that the quorum is lost.
+	Etcd    *homelabv1.Fact
 	Nodes   []*homelabv1.Node
 	Members []*homelabv1.EtcdMember
 	Voters  int // members that are no learners
@@ -126,6 +128,9 @@ func told(have **homelabv1.Fact, f *homelabv1.Fact, who string) {
 	case yes(*have):
 	case yes(f):
 		*have = &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_YES}
+	case no(*have):
+	case no(f):
+		*have = &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_NO, Reason: who + ": " + f.GetReason()}
 	case f.GetReason() != "":
 		*have = &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_UNKNOWN, Reason: who + ": " + f.GetReason()}
 	}

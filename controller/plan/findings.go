@@ -70,7 +70,7 @@ func (f *finder) known() {
 		if g.want.IsServer() && g.want.IsMember() && g.host != nil && g.host.want.Enabled && g.look == nil && f.m.existing() {
 			switch c := f.m.condition(g); {
 			case c.health == Unwell:
-				f.add("unknown", g.name, "", true, "it is %s", f.m.unwellText(c))
+				f.add("unknown", g.name, "", true, "it could not be asked: %s", f.m.unwellText(c))
 			case c.reason != "":
 				f.add("unknown", g.name, "", true, "it could not be asked: %s", c.reason)
 			}

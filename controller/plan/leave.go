@@ -80,6 +80,8 @@ func (m *model) leave(g *guestView) (leaving, verdict) {
 		return leaving{}, verdict{}
 	case c.Split != "":
 		return leaving{}, refused(c.Split + ": look at them with hlctl k3s status")
+	case no(c.Etcd):
+		return leaving{}, refused(c.Etcd.GetReason() + "; without it nobody can leave")
 	case !yes(c.API):
 		return leaving{}, skipped("membership unknown: k3s API does not answer" + because(c.API))
 	case !yes(c.Etcd) && (g.want.IsServer() || c.Voters > 0):
@@ -189,13 +191,12 @@ const nodeStatusUnknown = "NodeStatusUnknown"
 
 // planLeave adds the step that takes what the cluster holds of a guest out of it,
 // through another server.
-func (m *model) planLeave(g *guestView, l leaving, server *guestView, after []string, reason string) *homelabv1.Step {
+func (m *model) planLeave(g *guestView, l leaving, server *guestView, after []string, reason string) {
 	if l.sentence != "" {
 		reason += " (" + l.sentence + ")"
 	}
 	s := m.stepOn(server.host, g, homelabv1.Action_ACTION_LEAVE, "leave", after, reason)
 	s.Through, s.MemberId = server.name, l.member.GetId()
-	return s
 }
 
 // planSnapshot adds an etcd snapshot before a server goes.

@@ -40,6 +40,7 @@ type model struct {
 	lastAt   map[int32][]string      // by VMID: guests remembered with it where nobody can look
 	unseen   []string                // rule 3: why some VM may exist that was not seen
 	cluster  *Cluster
+	toll     toll
 	fetched  map[string]bool   // fetch steps in the plan, by id
 	claims   map[string]*claim // by host
 	// byNameOnly are guests whose destruction must be confirmed by name.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 )
@@ -25,10 +26,11 @@ const (
 func (m *model) mayDestroy(g *guestView, what making, named bool) (leaving, verdict) {
 	var f findings
 	f.add(m.allowed(g))
-	f.add(m.brake(g))
+	brake := m.brake(g)
+	f.add(brake)
 	m.contents(g, named, &f)
 	f.add(m.holding(g))
-	if len(g.travelling()) > 0 && m.chooseHolder(g) == 0 {
+	if !brake.against() && len(g.travelling()) > 0 && m.chooseHolder(g) == 0 {
 		f.refuse("its data disks need a holder VM, and no VMID is free in vmids: %d-%d (%s)", m.spec.VMIDs.First, m.spec.VMIDs.Last, m.at("vmids"))
 	}
 	var l leaving
@@ -306,13 +308,37 @@ func (m *model) planRecreations() (previous string) {
 			if g.situation == Stopped && v.kind == homelabv1.NoteKind_NOTE_KIND_REFUSED {
 				v.text += "\nto start it as it is: hlctl guests start " + g.name
 			}
-			m.tell(g, v)
+			until := m.electing(g, v)
+			if !until.IsZero() {
+				v.kind = homelabv1.NoteKind_NOTE_KIND_WAITING
+				v.text += fmt.Sprintf("\nit may have been the leader: etcd gets %s to elect another one, then it is looked at again", electionTime)
+			}
+			m.tellUntil(g, v, until)
 			continue
 		}
 		previous = m.recreateAfter(last, g, l, m.unwellText(m.condition(g)))
 		last = g
 	}
 	return previous
+}
+
+// electionTime is how long a cluster may be silent after the loss of its leader:
+// k3s has etcd wait 5 s before it calls an election, which may need a second round.
+const electionTime = 20 * time.Second
+
+// electing is until when it may be for an election that the cluster does not tell
+// who is in it, since this server was lost a short while ago; zero when that is not
+// why.
+func (m *model) electing(g *guestView, v verdict) time.Time {
+	c := m.condition(g)
+	if v.kind != homelabv1.NoteKind_NOTE_KIND_SKIPPED || !g.want.IsServer() || m.cluster.Split != "" ||
+		c.since.IsZero() || yes(m.cluster.API) && yes(m.cluster.Etcd) {
+		return time.Time{}
+	}
+	if until := c.since.Add(electionTime); until.After(m.now) {
+		return until
+	}
+	return time.Time{}
 }
 
 // recreateAfter plans one recreation, join included, after another one has

@@ -3,7 +3,6 @@ package plan
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -177,35 +176,57 @@ func (g *guestView) mute() bool {
 	return g.vm.GetPower() == homelabv1.Power_POWER_UNSPECIFIED && yes(g.vm.GetProcess())
 }
 
-// brake is why nothing is destroyed while much is wrong at once (rule 7). The
-// guest in question counts as unwell.
-func (m *model) brake(g *guestView) verdict {
-	unwell, enabled := []string{}, 0
-	for _, other := range m.guests {
-		if other.host == nil || !other.host.want.Enabled || other.want.Standby() {
+// toll is how much is wrong in the fleet at once, counted once a plan.
+type toll struct {
+	unwell  []string // guests, by name
+	enabled int      // guests of the Spec on enabled hosts, without standbys
+	silent  []string // hosts that do not answer, by name
+	hosts   int      // enabled ones
+	counted bool
+}
+
+func (m *model) count() *toll {
+	if m.toll.counted {
+		return &m.toll
+	}
+	t := &m.toll
+	t.counted = true
+	for _, g := range m.guests {
+		if g.host == nil || !g.host.want.Enabled || g.want.Standby() {
 			continue
 		}
-		enabled++
-		if other == g || m.troubled(other) {
-			unwell = append(unwell, other.name)
+		t.enabled++
+		if m.troubled(g) {
+			t.unwell = append(t.unwell, g.name)
 		}
 	}
-	if most := max(1, enabled/3); len(unwell) > most {
-		return refused(fmt.Sprintf("nothing is destroyed while %d of %d guests are unwell (%s), more than %d (the brake)", len(unwell), enabled, strings.Join(unwell, ", "), most))
-	}
-	var silent []string
-	hosts := 0
 	for _, h := range m.order {
 		if !h.want.Enabled {
 			continue
 		}
-		hosts++
+		t.hosts++
 		if h.obs == nil {
-			silent = append(silent, h.name)
+			t.silent = append(t.silent, h.name)
 		}
 	}
-	if most := max(1, hosts/3); len(silent) > most {
-		return refused(fmt.Sprintf("nothing is destroyed while %d of %d hosts do not answer (%s), more than %d (the brake)", len(silent), hosts, strings.Join(silent, ", "), most))
+	return t
+}
+
+// brake is why nothing is destroyed while much is wrong at once (rule 7). The
+// guest in question counts as unwell.
+func (m *model) brake(g *guestView) verdict {
+	const shown = 6
+	t := m.count()
+	unwell := t.unwell
+	if _, found := slices.BinarySearch(unwell, g.name); !found {
+		unwell = append(slices.Clone(unwell), g.name)
+		slices.Sort(unwell)
+	}
+	if most := max(1, t.enabled/3); len(unwell) > most {
+		return refused(fmt.Sprintf("nothing is destroyed while %d of %d guests are unwell (%s), more than %d (the brake)", len(unwell), t.enabled, few(unwell, shown), most))
+	}
+	if most := max(1, t.hosts/3); len(t.silent) > most {
+		return refused(fmt.Sprintf("nothing is destroyed while %d of %d hosts do not answer (%s), more than %d (the brake)", len(t.silent), t.hosts, few(t.silent, shown), most))
 	}
 	return verdict{}
 }

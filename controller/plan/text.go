@@ -75,3 +75,11 @@ func (m *model) at(path string) string {
 func (m *model) correct(path string) string {
 	return fmt.Sprintf("nothing was changed; correct %s in %s, then hlctl plan", path, m.at(path))
 }
+
+// few is a list of names, cut to what a person will read.
+func few(names []string, most int) string {
+	if len(names) <= most {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+}

@@ -236,12 +236,7 @@ func (l *lab) guestFiles(name string) string {
 	l.t.Helper()
 	c := l.confOf(name)
 	for _, v := range l.volumes(c.host) {
-		storage, volume, _ := strings.Cut(v, ":")
-		file := map[string]string{
-			"local":     l.host(c.host, "var/lib/vz/images", volume),
-			"local-zfs": l.host(c.host, "dev/zvol/rpool/data", volume),
-			"local-lvm": l.host(c.host, "dev/pve", volume),
-		}[storage]
+		file := l.volumeFile(c.host, v)
 		if _, err := os.Stat(file + ".fs"); err == nil && strings.Contains(c.text, v) {
 			return file + ".fs"
 		}

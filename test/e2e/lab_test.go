@@ -30,6 +30,8 @@ type options struct {
 	tick time.Duration
 	// cloudInit is how long a guest's cloud-init takes; the lab's own time when 0.
 	cloudInit time.Duration
+	// more are further flags of hl-lab up.
+	more []string
 }
 
 // lab is a running lab in a folder of its own.
@@ -73,7 +75,7 @@ func newLab(t *testing.T, o options) *lab {
 	if o.cloudInit != 0 {
 		args = append(args, "--cloud-init-time", o.cloudInit.String())
 	}
-	l.up(args...)
+	l.up(append(args, o.more...)...)
 	l.net = l.readConfig().Net
 	return l
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -26,6 +27,8 @@ type gate struct {
 
 	mu     sync.Mutex
 	inner  *net.TCPListener // nil while the port is refused
+	taking int              // goroutines in inner.Accept
+	idle   *sync.Cond       // taking has become 0
 	conns  map[*gateConn]struct{}
 	ready  chan struct{} // closed when inner or the mode changes
 	closed chan struct{}
@@ -35,6 +38,7 @@ type gate struct {
 // gate listens on an address of the guest.
 func (o *OS) gate(ctx context.Context, addr string, port int) (net.Listener, error) {
 	g := &gate{o: o, addr: addr, port: port, conns: map[*gateConn]struct{}{}, ready: make(chan struct{}), closed: make(chan struct{})}
+	g.idle = sync.NewCond(&g.mu)
 	mode, changed := o.wire.mode(port)
 	if mode != WireRefuse {
 		if err := g.listen(ctx); err != nil {
@@ -113,7 +117,7 @@ func (g *gate) apply(mode string) {
 	case mode == WireDrop:
 		g.fill(inner)
 	default:
-		if err := backlog(inner, gateBacklog); err != nil {
+		if err := errors.Join(backlog(inner, gateBacklog), inner.SetDeadline(time.Time{})); err != nil {
 			g.o.Console("listen again on " + g.addr + ": " + err.Error())
 		}
 	}
@@ -126,10 +130,16 @@ func (g *gate) apply(mode string) {
 // fill makes the kernel drop connections: nobody accepts, and no more may wait.
 // Those that were made to fill it are closed but keep their places.
 func (g *gate) fill(l *net.TCPListener) {
-	if err := backlog(l, 0); err != nil {
+	// Whoever accepts at this moment would make room again.
+	if err := errors.Join(l.SetDeadline(time.Unix(1, 0)), backlog(l, 0)); err != nil {
 		g.o.Console("silence " + g.addr + ": " + err.Error())
 		return
 	}
+	g.mu.Lock()
+	for g.taking > 0 {
+		g.idle.Wait()
+	}
+	g.mu.Unlock()
 	for range 2 * gateBacklog {
 		c, err := net.DialTimeout("tcp", g.addr, gateSilence)
 		if err != nil {
@@ -143,20 +153,30 @@ func (g *gate) fill(l *net.TCPListener) {
 func (g *gate) Accept() (net.Conn, error) {
 	for {
 		g.mu.Lock()
+		// In this order: what the mode is changed to after is told by ready.
 		inner, ready := g.inner, g.ready
-		g.mu.Unlock()
 		mode, _ := g.o.wire.mode(g.port)
-		if inner == nil || mode == WireDrop {
+		take := inner != nil && mode != WireDrop
+		if take {
+			g.taking++
+		}
+		g.mu.Unlock()
+		var c net.Conn
+		err := os.ErrDeadlineExceeded // as if it had just become silent
+		if take {
+			c, err = inner.Accept()
+			g.taken()
+		}
+		if err == nil {
+			return g.wrap(c), nil
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			select {
 			case <-ready:
 				continue
 			case <-g.closed:
 				return nil, net.ErrClosed
 			}
-		}
-		c, err := inner.Accept()
-		if err == nil {
-			return g.wrap(c), nil
 		}
 		select {
 		case <-g.closed:
@@ -169,6 +189,14 @@ func (g *gate) Accept() (net.Conn, error) {
 		if same {
 			return nil, err
 		}
+	}
+}
+
+func (g *gate) taken() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.taking--; g.taking == 0 {
+		g.idle.Broadcast()
 	}
 }
 
