@@ -78,12 +78,10 @@ func (s *Service) stopVM(ctx context.Context, req *agentv1.RunRequest, e emit) (
 	if err := ours(vm, id); err != nil {
 		return nil, err
 	}
-	// A QEMU that hangs does not say how it is, but its process is seen.
-	hangs := vm.GetPower() == homelabv1.Power_POWER_UNSPECIFIED && isYes(vm.GetProcess()) && req.GetForce()
-	switch {
-	case vm.GetPower() == homelabv1.Power_POWER_STOPPED:
+	switch vm.GetPower() {
+	case homelabv1.Power_POWER_STOPPED:
 		return done(false, "VM %d is stopped", id.GetVmid()), nil
-	case vm.GetPower() == homelabv1.Power_POWER_RUNNING, vm.GetPower() == homelabv1.Power_POWER_PAUSED, hangs:
+	case homelabv1.Power_POWER_RUNNING, homelabv1.Power_POWER_PAUSED:
 	default:
 		// With a process that lives, QEMU is mute: that is what may be wrong with it.
 		if !isYes(vm.GetProcess()) {

@@ -98,22 +98,6 @@ func TestAVMOfUnknownPowerIsNotStopped(t *testing.T) {
 	}
 }
 
-// With a QEMU that hangs nothing but its process is known: it cannot be asked, and
-// its power can be cut.
-func TestAVMWhoseQEMUHangsHasItsPowerCut(t *testing.T) {
-	w := newWorld(t)
-	w.hyp.vms[201] = running(w)
-	w.hyp.vms[201].Power, w.hyp.vms[201].Process = homelabv1.Power_POWER_UNSPECIFIED, factYes("")
-	if _, err := w.do(w.request(stopStep)); !errors.Is(err, rpc.ErrUnavailable) || len(w.hyp.stops) != 0 {
-		t.Errorf("not forced: %v", err)
-	}
-	req := w.request(stopStep)
-	req.Force = true
-	if s, err := w.do(req); err != nil || !s.result.GetChanged() || w.hyp.vms[201].GetPower() != homelabv1.Power_POWER_STOPPED {
-		t.Errorf("forced: %v", err)
-	}
-}
-
 // TestAVMWhoseQEMUIsMuteIsStopped: only its power can be cut, when nobody in it
 // answers either.
 func TestAVMWhoseQEMUIsMuteIsStopped(t *testing.T) {
