@@ -126,12 +126,12 @@ func (m *model) holding(g *guestView) verdict {
 // lost is why a guest that had data disks must not be made with new, empty ones:
 // they were not seen anywhere.
 func (g *guestView) lost() string {
-	if g.vm != nil || !g.mem.Made || g.mem.MachineID == "" {
+	if !g.mem.Made || g.mem.MachineID == "" {
 		return ""
 	}
 	var missing []string
 	for _, d := range g.mem.DataDisks {
-		if !diskIn(g.inHolder(), d.GetSlot()) {
+		if !diskIn(g.inHolder(), d.GetSlot()) && !diskIn(g.vm.GetDisks(), d.GetSlot()) {
 			missing = append(missing, d.GetSlot())
 		}
 	}
