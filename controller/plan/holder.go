@@ -128,12 +128,12 @@ func (m *model) holding(g *guestView) verdict {
 func (g *guestView) lost() string {
 	// Only of one that was to be made for the first time, and never was, nothing
 	// can be missing.
-	if g.vm != nil || g.mem.Made && g.mem.MachineID == "" && g.mem.Holder.UUID == "" {
+	if g.mem.Made && g.mem.MachineID == "" && g.mem.Holder.UUID == "" {
 		return ""
 	}
 	var missing []string
 	for _, d := range g.mem.DataDisks {
-		if !diskIn(g.inHolder(), d.GetSlot()) {
+		if !diskIn(g.inHolder(), d.GetSlot()) && !diskIn(g.vm.GetDisks(), d.GetSlot()) {
 			missing = append(missing, d.GetSlot())
 		}
 	}

@@ -187,6 +187,9 @@ func (m *model) remaking(g *guestView, f *findings) {
 	if named := m.named[g.name]; len(named) > 0 {
 		f.refuse("VM %d on %s has its name and is not it: %s", named[0].vm.GetVmid(), named[0].host, named[0].not())
 	}
+	if why := g.lost(); why != "" {
+		f.refuse("%s", why)
+	}
 	if m.spec.Images[g.want.Image] == nil {
 		f.refuse("image %q is not in the Spec", g.want.Image)
 	}

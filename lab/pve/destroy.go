@@ -45,13 +45,15 @@ func (r *run) destroyLocked(vmid string, p params) error {
 	if err := r.checkClones(c); err != nil {
 		return err
 	}
-	c.main["lock"] = "destroyed"
-	if err := r.store(vmid, c); err != nil {
-		return err
-	}
 	r.freeVolumes(vmid, c)
 	if p.on("destroy-unreferenced-disks") {
 		r.freeUnreferenced(vmid)
+	}
+	// The VMID stays taken until the last step; of the VM nothing is left.
+	left := newConf()
+	left.main["lock"] = "destroyed"
+	if err := r.store(vmid, left); err != nil {
+		return err
 	}
 	if p.on("purge") {
 		r.printf("purging VM %s from related configurations..\n", vmid)
