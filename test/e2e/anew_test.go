@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -178,19 +179,33 @@ func TestWhatBreaksOnAHostCostsNoGuest(t *testing.T) {
 			t.Errorf("it was not made anew once:\n%s", c.text)
 		}
 	})
-	t.Run("qm hangs", func(t *testing.T) {
+	t.Run("qm hangs for a while", func(t *testing.T) {
 		l := l.in(t)
+		l.fault("guest-stop", "k3s-3")
 		l.fault("qm-hang", "pve3")
-		a := l.apply(spec)
-		if a.took > 60*time.Second {
-			t.Errorf("apply took %s", a.took)
+		hit := make(chan struct{})
+		var once sync.Once
+		a := l.startApply(l.config, spec, func(e eventDoc) {
+			if e.Kind == "step-started" && e.Step == "destroy/pve3/k3s-3" {
+				once.Do(func() { close(hit) })
+			}
+		})
+		select {
+		case <-hit:
+		case <-a.done:
+			t.Fatalf("nothing was to be destroyed\n%s", a.wait())
 		}
-		if a.summary == nil || a.summary.MutatingCalls != 0 {
-			t.Errorf("something was changed\n%s", a)
+		if again := l.apply(spec); again.exit != 1 || !strings.Contains(again.stderr, "admin") {
+			t.Errorf("meanwhile another apply is refused\n%s", again)
 		}
+		l.mustBeHealthy("k3s-1", "k3s-2")
+		l.confOf("k3s-3") // it is there, once
 		l.fault("qm-hang", "pve3", "off")
-		l.awaitState("pve3", "online", 20*time.Second)
-		l.awaitHealthy(20*time.Second, names(3)...)
+		if out := a.wait(); out.exit != 0 {
+			t.Errorf("it goes on when qm does\n%s", out)
+		}
+		l.mustBeHealthy(names(3)...)
+		l.mustBeClean(names(3)...)
 		l.mustChangeNothing(spec)
 	})
 }
