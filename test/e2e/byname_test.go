@@ -171,7 +171,7 @@ func (l *lab) why(guest string) string {
 	}
 	var b strings.Builder
 	for _, e := range decode[[]entry](l, 0, l.hlctl("why", guest, "-o", "json")) {
-		fmt.Fprintf(&b, "%s: %s\n", e.Kind, e.Text)
+		fmt.Fprintf(&b, "%s: %s\n", e.Kind, strings.ReplaceAll(e.Text, "\n", " | "))
 	}
 	return b.String()
 }
