@@ -276,8 +276,14 @@ func (c *Conn) DialContext(ctx context.Context, network, address string) (net.Co
 // the guest does not let go of it at once; what was started in the guest may go
 // on there.
 func (c *Conn) Exec(ctx context.Context, command string, stdin io.Reader, stdout, stderr io.Writer) (exit int, err error) {
+	// A guest that hangs does not answer this either, and nothing else would end it.
+	give := context.AfterFunc(ctx, func() { _ = c.client.Close() })
 	session, err := c.client.NewSession()
-	if err != nil {
+	give()
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return 0, rpc.Errorf(rpc.ErrUnavailable, "ssh at %s: no command could be begun in time: %w", c.address, ctx.Err())
+	case err != nil:
 		return 0, rpc.Errorf(rpc.ErrUnavailable, "ssh at %s: %w", c.address, err)
 	}
 	defer session.Close()

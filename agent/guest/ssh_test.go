@@ -189,6 +189,23 @@ func TestAHungCommandEndsWithItsContext(t *testing.T) {
 	}
 }
 
+func TestACommandThatAHungGuestDoesNotBeginEndsWithItsContext(t *testing.T) {
+	s, target := server(t)
+	sh, err := guest.Open(t.Context(), target, nil, nil, guest.Who{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sh.Close()
+	s.Lock()
+	s.Deaf = true
+	s.Unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := sh.Run(ctx, ":", nil); !errors.Is(err, rpc.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // agent is a guest agent whose commands a function answers.
 type agent struct {
 	calls [][]string

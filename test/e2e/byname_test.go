@@ -15,26 +15,10 @@ import (
 )
 
 // byName is an operation of hlctl by the name of a guest, as guests recreate
-// k3s-2; it is confirmed with --yes and told as an apply is.
+// k3s-2, confirmed with --yes.
 func (l *lab) byName(args ...string) applied {
 	l.t.Helper()
-	r := l.hlctl(append(args, "--yes", "-o", "json")...)
-	a := applied{exit: r.exit, stderr: r.stderr, took: r.took}
-	for line := range strings.Lines(r.stdout) {
-		var doc struct {
-			eventDoc
-			Summary *summaryDoc `json:"summary"`
-		}
-		if err := json.Unmarshal([]byte(line), &doc); err != nil {
-			l.t.Fatalf("%v\n%s", err, r)
-		}
-		if doc.Summary != nil {
-			a.summary = doc.Summary
-			continue
-		}
-		a.events = append(a.events, doc.eventDoc)
-	}
-	return a
+	return l.startRun(l.config, nil, args...).wait()
 }
 
 // mustDo is byName that must end with exit.
@@ -187,7 +171,7 @@ func (l *lab) why(guest string) string {
 	}
 	var b strings.Builder
 	for _, e := range decode[[]entry](l, 0, l.hlctl("why", guest, "-o", "json")) {
-		fmt.Fprintf(&b, "%s: %s\n", e.Kind, e.Text)
+		fmt.Fprintf(&b, "%s: %s\n", e.Kind, strings.ReplaceAll(e.Text, "\n", " | "))
 	}
 	return b.String()
 }

@@ -219,9 +219,15 @@ type applying struct {
 // goroutine of its own, and may be nil.
 func (l *lab) startApply(config, spec string, on func(eventDoc)) *applying {
 	l.t.Helper()
+	return l.startRun(config, on, "apply", "-f", spec)
+}
+
+// startRun starts any command of hlctl that carries out a plan.
+func (l *lab) startRun(config string, on func(eventDoc), args ...string) *applying {
+	l.t.Helper()
 	a := &applying{l: l, began: time.Now(), done: make(chan struct{})}
 	a.ctx, a.cancel = context.WithTimeout(context.Background(), commandLimit)
-	a.cmd = exec.CommandContext(a.ctx, filepath.Join(bin, "hlctl"), "--config", config, "apply", "-f", spec, "--yes", "-o", "json")
+	a.cmd = exec.CommandContext(a.ctx, filepath.Join(bin, "hlctl"), append(append([]string{"--config", config}, args...), "--yes", "-o", "json")...)
 	a.cmd.Stderr = &a.stderr
 	stdout, err := a.cmd.StdoutPipe()
 	if err != nil {

@@ -48,6 +48,8 @@ type Server struct {
 	key      ssh.Signer
 	listener net.Listener
 	open     map[net.Conn]struct{}
+	// Deaf leaves connections that are there without any answer, as a guest that hangs.
+	Deaf bool
 }
 
 // Start begins a server on 127.0.0.1 that ends with the test. key nil makes one.
@@ -137,6 +139,12 @@ func (s *Server) conn(c net.Conn) {
 		}
 	}()
 	for ch := range chans {
+		s.Lock()
+		deaf := s.Deaf
+		s.Unlock()
+		if deaf {
+			continue
+		}
 		switch ch.ChannelType() {
 		case "session":
 			go s.session(ch)
