@@ -90,6 +90,10 @@ func (r *run) step(s *homelabv1.Step) verdict {
 	}
 	if errors.Is(v.err, errLockLost) {
 		r.c.log.Warn("step left to whoever has the run lock now", "step", s.GetId())
+	} else if v.hostDown != "" {
+		// Nobody saw its unit stopped: its learner may be promoted this moment. The
+		// next join takes it back, once it is seen that nobody serves it.
+		r.c.log.Info("what the step left is looked at by the next run", "step", s.GetId())
 	} else if err := r.dispatch.takeBackFailed(r.c.life, s); err != nil {
 		r.tell(s, &homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_STEP_PROGRESS, Phase: phase, Text: "what the join left in etcd is not taken back yet: " + err.Error()})
 	}
