@@ -22,7 +22,7 @@ var breakings = map[string][]breaking{
 	"stopped, paused, crashed": {
 		{"guest-stop", 2, []string{"stopped", "qmstop by root@pam"}},
 		{"guest-pause", 3, []string{"paused"}},
-		{"guest-crash", 1, []string{"stopped: its process ended, and no task of Proxmox did that"}},
+		{"guest-crash", 1, []string{"stopped", "its process ended, and no task of Proxmox did that"}},
 	},
 	"hangs": {
 		{"guest-hang", 1, []string{"guest agent and SSH are mute"}},
