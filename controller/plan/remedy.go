@@ -52,7 +52,9 @@ func (g *guestView) onceWell() bool {
 // verdict is why nothing is done, or not yet.
 func (m *model) remedy(g *guestView) (remedy, verdict) {
 	c := m.condition(g)
-	if g.situation == Stopped && (g.host.fresh() || g.mem.Resting || !g.onceWell()) {
+	// A VM that was made elsewhere may have been stopped for a reason before it was adopted.
+	unborn := !g.onceWell() && (!g.adopted() || g.policy() != spec.PolicyReport)
+	if g.situation == Stopped && (g.host.fresh() || g.mem.Resting || unborn) {
 		return remedyStart, verdict{}
 	}
 	if c.health != Unwell || g.situation == Booted && !actionable(c.signal) {
