@@ -65,7 +65,9 @@ func (m *model) remedy(g *guestView) (remedy, verdict) {
 
 func (m *model) choose(g *guestView) (remedy, verdict) {
 	c := m.condition(g)
-	if g.situation == Stopped && (g.host.fresh() || g.mem.Resting || !g.onceWell()) {
+	// A VM that was made elsewhere may have been stopped for a reason before it was adopted.
+	unborn := !g.onceWell() && (!g.adopted() || g.policy() != spec.PolicyReport)
+	if g.situation == Stopped && (g.host.fresh() || g.mem.Resting || unborn) {
 		return remedyStart, verdict{}
 	}
 	if c.health != Unwell || g.situation == Booted && !actionable(c.signal) {

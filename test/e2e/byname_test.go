@@ -137,6 +137,16 @@ func (l *lab) mustBeAsBefore(before keepsake, after string, vmids ...string) {
 	}
 }
 
+// mustBeConfiguredAs wants the configuration of one VM, HOST/VMID, to be as it was;
+// the disks of one that runs change.
+func (l *lab) mustBeConfiguredAs(before keepsake, vm string) {
+	l.t.Helper()
+	_, vmid, _ := strings.Cut(vm, "/")
+	if was, is := before["configuration "+vm], l.keep(vmid)["configuration "+vm]; is != was {
+		l.t.Errorf("VM %s was changed.\nbefore:\n%s\nnow:\n%s", vm, was, is)
+	}
+}
+
 // awaitHealthy waits until exactly the guests named are healthy.
 func (l *lab) awaitHealthy(limit time.Duration, names ...string) {
 	l.t.Helper()
