@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -71,9 +72,6 @@ func (s *Store) Story(ctx context.Context, guest string, limit int) ([]Entry, er
 	if err != nil {
 		return nil, err
 	}
-	if limit > 0 && len(values) > limit {
-		values = values[len(values)-limit:]
-	}
 	entries := make([]Entry, 0, len(values))
 	for _, v := range values {
 		var e Entry
@@ -81,6 +79,11 @@ func (s *Store) Story(ctx context.Context, guest string, limit int) ([]Entry, er
 			return nil, fmt.Errorf("store: %s: %w", v.key, err)
 		}
 		entries = append(entries, e)
+	}
+	// What a run did is written down a little later than it was seen to be over.
+	slices.SortStableFunc(entries, func(a, b Entry) int { return a.At.Compare(b.At) })
+	if limit > 0 && len(entries) > limit {
+		entries = entries[len(entries)-limit:]
 	}
 	return entries, nil
 }
