@@ -180,7 +180,8 @@ func (a *app) showVolumes(orphans []*homelabv1.Orphan) {
 		case homelabv1.Truth_TRUTH_NO:
 			whose = plain("no")
 		}
-		if o.GetOurs().GetTruth() != homelabv1.Truth_TRUTH_YES {
+		// One that may be somebody's data is not to be freed by a line that is copied.
+		if o.GetOurs().GetTruth() != homelabv1.Truth_TRUTH_YES && o.GetGuest() == "" {
 			foreign = append(foreign, o)
 		}
 		rows = append(rows, []cell{plain(o.GetHost()), plain(o.GetVolid()), plain(size), plain(vmid), whose, plain(o.GetOurs().GetReason())})

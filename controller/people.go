@@ -3,6 +3,7 @@ package controller
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -151,10 +152,32 @@ func (s *service) Orphans(ctx context.Context, _ *controllerv1.OrphansRequest) (
 	slices.SortFunc(resp.GetOrphans(), func(a, b *homelabv1.Orphan) int {
 		return cmp.Or(cmp.Compare(a.GetHost(), b.GetHost()), cmp.Compare(a.GetVolid(), b.GetVolid()))
 	})
+	guests, err := c.store.Guests(ctx)
+	if err != nil {
+		return nil, err
+	}
+	markData(resp.GetOrphans(), guests)
 	if sp != nil {
 		resp.Holders, err = c.holders(ctx, sp, sights)
 	}
 	return resp, err
+}
+
+// markData says of which orphans a person should be careful: those that have the
+// VMID of a guest with data disks, or of its holder, may be such a disk that a
+// move which was cut off left without a configuration.
+func markData(orphans []*homelabv1.Orphan, guests map[string]store.Guest) {
+	for _, o := range orphans {
+		if o.GetVmid() == 0 || yes(o.GetOurs()) {
+			continue
+		}
+		for _, name := range slices.Sorted(maps.Keys(guests)) {
+			if g := guests[name]; len(g.DataDisks) > 0 && g.Host == o.GetHost() && (g.VMID == o.GetVmid() || g.Holder.VMID == o.GetVmid()) {
+				o.Guest = name
+				o.Ours = &homelabv1.Fact{Truth: o.GetOurs().GetTruth(), Reason: "it may be a data disk of " + name + ": keep it until that has all of its disks"}
+			}
+		}
+	}
 }
 
 func (c *Controller) holders(ctx context.Context, sp *spec.Spec, sights map[string]sight) ([]*controllerv1.HolderStatus, error) {

@@ -190,3 +190,23 @@ func TestWhatAStoryTellsLast(t *testing.T) {
 		}
 	}
 }
+
+// A volume that may be a data disk of ours is never offered to be freed.
+func TestAnOrphanThatMayBeDataIsSaidToBeKept(t *testing.T) {
+	guests := map[string]store.Guest{
+		"k3s-2": {Name: "k3s-2", Host: "pve2", VMID: 202, Holder: store.HolderVM{VMID: 210}, DataDisks: []store.Disk{{Slot: "scsi1"}}},
+		"k3s-3": {Name: "k3s-3", Host: "pve3", VMID: 203},
+	}
+	no := &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_NO}
+	for _, c := range []struct {
+		host  string
+		vmid  int32
+		guest string
+	}{{"pve2", 202, "k3s-2"}, {"pve2", 210, "k3s-2"}, {"pve1", 202, ""}, {"pve3", 203, ""}, {"pve2", 0, ""}} {
+		o := &homelabv1.Orphan{Host: c.host, Vmid: c.vmid, Ours: no}
+		markData([]*homelabv1.Orphan{o}, guests)
+		if o.GetGuest() != c.guest || (c.guest != "") != strings.Contains(o.GetOurs().GetReason(), "keep it") {
+			t.Errorf("VMID %d on %s: %v", c.vmid, c.host, o)
+		}
+	}
+}

@@ -265,7 +265,7 @@ func (c *Controller) tellState(ctx context.Context, g plan.GuestState) error {
 	}
 	if now.parked && !last.parked {
 		c.log.Warn("guest parked", "guest", g.Name, "reason", g.Parked)
-		if err := c.store.AppendStory(ctx, g.Name, store.Entry{At: c.now(), Kind: kindParked, Text: g.Parked, State: stateParked}); err != nil {
+		if err := c.store.AppendStory(ctx, g.Name, store.Entry{At: c.now(), Kind: kindParked, Text: strings.TrimPrefix(g.Parked, "parked: "), State: stateParked}); err != nil {
 			return err
 		}
 	}

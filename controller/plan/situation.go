@@ -191,7 +191,7 @@ func settled(vm *homelabv1.VirtualMachine) bool {
 func (m *model) foreign(g *guestView) verdict {
 	if named := m.named[g.name]; len(named) > 0 {
 		p := named[0]
-		return refused(fmt.Sprintf("VM %d on %s has its name and is not it: %s\nit is left alone; adopt it with hlctl guests adopt, or rename one of them", p.vm.GetVmid(), p.host, p.not()))
+		return refused(fmt.Sprintf("VM %d on %s has its name and is not it: %s\nit is left alone; adopt it with hlctl guests adopt %s --vmid %[1]d, or rename one of them", p.vm.GetVmid(), p.host, p.not(), g.name))
 	}
 	vm := g.host.vms[int32(g.want.VMID)]
 	switch {
@@ -206,7 +206,7 @@ func (m *model) foreign(g *guestView) verdict {
 			p = q
 		}
 	}
-	return refused(fmt.Sprintf("VM %d%s on %s is not ours: %s\nit is left alone; adopt it with hlctl guests adopt, or change guests.%s.vmid (%s)", vm.GetVmid(), quoted(vm.GetName()), g.host.name, p.not(), g.name, m.at("guests."+g.name+".vmid")))
+	return refused(fmt.Sprintf("VM %d%s on %s is not ours: %s\nit is left alone; adopt it with hlctl guests adopt %[5]s, or change guests.%[5]s.vmid (%[6]s)", vm.GetVmid(), quoted(vm.GetName()), g.host.name, p.not(), g.name, m.at("guests."+g.name+".vmid")))
 }
 
 // power is the situation of a VM of ours by its process.
