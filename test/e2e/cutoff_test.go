@@ -68,6 +68,7 @@ func (l *lab) qmProcess(host, arguments string) int {
 // With the driver or qm itself killed while qm works on a recreation, the next
 // applies finish it: the data is there, the others are untouched.
 func TestKilledWhileQMWorksOnARecreation(t *testing.T) {
+	t.Parallel()
 	for name, list := range cuts {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

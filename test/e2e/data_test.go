@@ -113,6 +113,7 @@ var boundaries = []struct {
 // Killed at each boundary between the steps of a recreation, the controller or the
 // agent that carries out the step: the next applies finish it, with all data.
 func TestKilledAtAnyStepBoundaryOfARecreation(t *testing.T) {
+	t.Parallel()
 	for _, victim := range []string{"controller", "agent"} {
 		for _, b := range boundaries {
 			t.Run(victim+" when "+b.name, func(t *testing.T) {

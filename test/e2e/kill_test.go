@@ -92,6 +92,7 @@ func (l *lab) killer(pid int, ok bool) func() {
 // same by the same command: one guest of a name, no volume left, one etcd member
 // for each server. A lab goes through all moments of a story, one guest each.
 func TestKilledInTheMiddleOfAnApply(t *testing.T) {
+	t.Parallel()
 	for victim, aim := range victims {
 		for _, s := range stories {
 			t.Run(victim+" "+s.name, func(t *testing.T) {
@@ -224,6 +225,7 @@ func TestAnAgentThatDiesInTheMiddleAndStaysAway(t *testing.T) {
 
 // Killed at random moments, from fixed seeds.
 func TestKilledAtRandomMoments(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(3) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			t.Parallel()

@@ -33,6 +33,7 @@ var breakings = map[string][]breaking{
 // A server that got stuck, however it did, is made anew by one apply and is a voter
 // again, and the others never notice more than an election.
 func TestAStuckServerIsMadeAnew(t *testing.T) {
+	t.Parallel()
 	for name, list := range breakings {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
