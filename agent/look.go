@@ -225,7 +225,7 @@ func nodesView(r k3s.Reading[[]k3s.Node]) *homelabv1.NodesView {
 	for _, n := range r.Value {
 		v.Nodes = append(v.Nodes, &homelabv1.Node{
 			Name: n.Name, Uid: n.UID, Ready: truthFact(n.Ready, n.ReadyReason), Version: n.Version,
-			Server: n.Server, Address: n.InternalIP, EtcdName: n.EtcdName,
+			Server: n.Server, Address: n.InternalIP, EtcdName: n.EtcdName, Cordoned: n.Cordoned,
 		})
 	}
 	return v

@@ -183,6 +183,7 @@ func TestFindingsSayWhatDoesNotAgree(t *testing.T) {
 		}, "ghost-member", "belongs to no guest"},
 		{"a learner", func(w *plantest.World) { w.Members["k3s-3"].Learner = true }, "learner", "no vote yet"},
 		{"another version", func(w *plantest.World) { w.Members["k3s-3"].Version = "v1.34.0+k3s1" }, "version", "v1.34.0"},
+		{"a Node that takes no pods", func(w *plantest.World) { w.Members["k3s-3"].Cordoned = true }, "cordoned", "uncordon k3s-3"},
 		{"two servers", func(w *plantest.World) {
 			delete(w.Members, "k3s-3")
 			w.Hosts["pve3"].VMs[203].Data, w.Hosts["pve3"].VMs[203].Active = false, false

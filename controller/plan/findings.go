@@ -14,7 +14,7 @@ import (
 // etcd's members.
 type Finding struct {
 	// Kind is ghost-node, ghost-member, learner, version, address, certificate,
-	// config, not-ready, not-member, quorum, two-servers, stopped-voter or unknown.
+	// config, not-ready, not-member, quorum, two-servers, stopped-voter, cordoned or unknown.
 	Kind  string
 	Guest string
 	Name  string // of the Node or member
@@ -142,6 +142,11 @@ func (f *finder) nodes() {
 			f.add("not-ready", g.name, n.GetName(), true, "Node %s is not Ready%s", n.GetName(), because(n.GetReady()))
 		case !yes(n.GetReady()):
 			f.add("not-ready", g.name, n.GetName(), true, "whether Node %s is Ready is not known%s", n.GetName(), because(n.GetReady()))
+		}
+		// Somebody's wish, or what is left of a recreation that was cut off before
+		// its VM stopped: only a person can tell.
+		if n.GetCordoned() {
+			f.add("cordoned", g.name, n.GetName(), false, "Node %s is cordoned and takes no new pods; if nobody wants that: k3s kubectl uncordon %s", n.GetName(), n.GetName())
 		}
 		if v := n.GetVersion(); v != "" && v != m.spec.K3s.Version {
 			f.add("version", g.name, n.GetName(), true, "Node %s runs k3s %s, the Spec pins %s", n.GetName(), v, m.spec.K3s.Version)

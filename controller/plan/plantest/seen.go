@@ -145,7 +145,7 @@ func (w *World) look(vm *VM) *homelabv1.GuestLook {
 	for _, node := range slices.Sorted(maps.Keys(w.Members)) {
 		m := w.Members[node]
 		if !m.NoNode {
-			k.Nodes.Nodes = append(k.Nodes.Nodes, &homelabv1.Node{Name: node, Ready: fact(w.up(m.VM), "kubelet silent"), Version: m.Version, Server: m.Server})
+			k.Nodes.Nodes = append(k.Nodes.Nodes, &homelabv1.Node{Name: node, Ready: fact(w.up(m.VM), "kubelet silent"), Version: m.Version, Server: m.Server, Cordoned: m.Cordoned})
 		}
 		if m.Server {
 			k.Etcd.Members = append(k.Etcd.Members, &homelabv1.EtcdMember{Id: m.ID, Name: fmt.Sprintf("%s-%08s", node, m.ID), Learner: m.Learner, Healthy: fact(w.up(m.VM), "connection refused")})

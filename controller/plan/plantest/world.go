@@ -101,6 +101,8 @@ type Member struct {
 	NoNode  bool // its Node is not registered yet
 	ID      string
 	Version string
+	// Cordoned is whether its Node takes no new pods.
+	Cordoned bool
 }
 
 // New is a world in which nothing was made yet.

@@ -93,7 +93,9 @@ type Node struct {
 	// The internal address.
 	Address string `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
 	// The etcd member name in its annotation; empty for agents.
-	EtcdName      string `protobuf:"bytes,7,opt,name=etcd_name,json=etcdName,proto3" json:"etcd_name,omitempty"`
+	EtcdName string `protobuf:"bytes,7,opt,name=etcd_name,json=etcdName,proto3" json:"etcd_name,omitempty"`
+	// Whether it takes no new pods (spec.unschedulable).
+	Cordoned      bool `protobuf:"varint,8,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -175,6 +177,13 @@ func (x *Node) GetEtcdName() string {
 		return x.EtcdName
 	}
 	return ""
+}
+
+func (x *Node) GetCordoned() bool {
+	if x != nil {
+		return x.Cordoned
+	}
+	return false
 }
 
 // NodesView is the list of Nodes as one server's API told it.
@@ -801,7 +810,7 @@ var File_homelab_v1_cluster_proto protoreflect.FileDescriptor
 const file_homelab_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"\x18homelab/v1/cluster.proto\x12\n" +
-	"homelab.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15homelab/v1/fact.proto\"\xbd\x01\n" +
+	"homelab.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15homelab/v1/fact.proto\"\xd9\x01\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12&\n" +
@@ -809,7 +818,8 @@ const file_homelab_v1_cluster_proto_rawDesc = "" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12\x16\n" +
 	"\x06server\x18\x05 \x01(\bR\x06server\x12\x18\n" +
 	"\aaddress\x18\x06 \x01(\tR\aaddress\x12\x1b\n" +
-	"\tetcd_name\x18\a \x01(\tR\betcdName\"[\n" +
+	"\tetcd_name\x18\a \x01(\tR\betcdName\x12\x1a\n" +
+	"\bcordoned\x18\b \x01(\bR\bcordoned\"[\n" +
 	"\tNodesView\x12&\n" +
 	"\x05known\x18\x01 \x01(\v2\x10.homelab.v1.FactR\x05known\x12&\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x10.homelab.v1.NodeR\x05nodes\"\x93\x01\n" +

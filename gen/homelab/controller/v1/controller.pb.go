@@ -931,7 +931,7 @@ func (x *ClusterStatus) GetMayFail() int32 {
 type ClusterFinding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// ghost-node, ghost-member, learner, version, address, certificate, config, not-ready, not-member, quorum,
-	// two-servers, stopped-voter or unknown.
+	// two-servers, stopped-voter, cordoned or unknown.
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// The guest; may be empty.
 	Guest string `protobuf:"bytes,2,opt,name=guest,proto3" json:"guest,omitempty"`
