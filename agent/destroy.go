@@ -52,12 +52,8 @@ func (s *Service) destroy(ctx context.Context, req *agentv1.RunRequest, e emit) 
 		return nil, err
 	}
 	e.progress("destroying", fmt.Sprintf("removing VM %d and its volumes", id.GetVmid()))
-	keep := make([]string, 0, len(req.GetDataDisks()))
-	for _, d := range req.GetDataDisks() {
-		keep = append(keep, d.GetSlot())
-	}
 	_, err = s.driver.Destroy(ctx, &driverv1.DestroyRequest{
-		Identity: id, KeepSlots: keep, Named: req.GetNamed(), Purge: req.GetPurge(), Deadline: remaining(ctx),
+		Identity: id, KeepSlots: slots(req.GetDataDisks()), Named: req.GetNamed(), Purge: req.GetPurge(), Deadline: remaining(ctx),
 	}, e.report())
 	if err != nil {
 		if errors.Is(err, rpc.ErrRefused) {

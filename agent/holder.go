@@ -129,7 +129,7 @@ func (s *Service) detach(ctx context.Context, req *agentv1.RunRequest, e emit) (
 			return nil, err
 		}
 	}
-	r := done(len(disks) > 0, "the data disks are with holder VM %d: %s", req.GetHolder().GetVmid(), slots(req.GetDataDisks()))
+	r := done(len(disks) > 0, "the data disks are with holder VM %d: %s", req.GetHolder().GetVmid(), strings.Join(slots(req.GetDataDisks()), ", "))
 	for _, d := range req.GetDataDisks() {
 		volid := slotOf(p.holder, d.GetSlot())
 		if volid == "" {
@@ -140,12 +140,12 @@ func (s *Service) detach(ctx context.Context, req *agentv1.RunRequest, e emit) (
 	return r, nil
 }
 
-func slots(disks []*homelabv1.Disk) string {
-	var names []string
+func slots(disks []*homelabv1.Disk) []string {
+	names := make([]string, 0, len(disks))
 	for _, d := range disks {
 		names = append(names, d.GetSlot())
 	}
-	return strings.Join(names, ", ")
+	return names
 }
 
 // sizeOf is a disk's size as its VM's configuration tells it, else as it was asked for.
@@ -272,7 +272,7 @@ func (s *Service) attach(ctx context.Context, req *agentv1.RunRequest, e emit) (
 	if err != nil {
 		return nil, err
 	}
-	r := done(len(disks) > 0 || removed, "VM %d has its data disks: %s%s", p.vm.GetVmid(), slots(req.GetDataDisks()), left)
+	r := done(len(disks) > 0 || removed, "VM %d has its data disks: %s%s", p.vm.GetVmid(), strings.Join(slots(req.GetDataDisks()), ", "), left)
 	r.Learned.Volumes = p.vm.GetVolumes()
 	return r, nil
 }
@@ -316,11 +316,7 @@ func (s *Service) removeHolder(ctx context.Context, req *agentv1.RunRequest, hol
 	}
 	// What was seen is not what will be there: the slots are named, so that a disk
 	// which came into one since makes the driver refuse.
-	var keep []string
-	for _, d := range req.GetDataDisks() {
-		keep = append(keep, d.GetSlot())
-	}
-	_, err = s.driver.Destroy(ctx, &driverv1.DestroyRequest{Identity: id, KeepSlots: keep, Deadline: remaining(ctx)}, e.report())
+	_, err = s.driver.Destroy(ctx, &driverv1.DestroyRequest{Identity: id, KeepSlots: slots(req.GetDataDisks()), Deadline: remaining(ctx)}, e.report())
 	if errors.Is(err, rpc.ErrRefused) {
 		err = errors.Join(err, s.spared(ctx, id))
 	}

@@ -96,18 +96,24 @@ func (s *Service) join(ctx context.Context, req *agentv1.RunRequest, e emit) (*a
 	return r, nil
 }
 
+// roleOf is the role that is wanted, "" for none.
+func roleOf(want *homelabv1.K3SWant) k3s.Role {
+	switch want.GetRole() {
+	case homelabv1.Role_ROLE_SERVER:
+		return k3s.Server
+	case homelabv1.Role_ROLE_AGENT:
+		return k3s.Agent
+	}
+	return ""
+}
+
 func (s *Service) newJoining(req *agentv1.RunRequest, e emit) (*joining, error) {
 	j := &joining{
 		s: s, e: e, want: req.GetWant(), k3s: req.GetK3S(), token: k3s.NewSecret(string(req.GetToken())),
 		init:  req.GetStep().GetAction() == homelabv1.Action_ACTION_INIT,
 		until: time.Now().Add(joinLimit(req.GetWant())),
 	}
-	switch j.k3s.GetRole() {
-	case homelabv1.Role_ROLE_SERVER:
-		j.role = k3s.Server
-	case homelabv1.Role_ROLE_AGENT:
-		j.role = k3s.Agent
-	default:
+	if j.role = roleOf(j.k3s); j.role == "" {
 		return nil, rpc.Errorf(rpc.ErrInvalid, "step %s names no role", req.GetStep().GetId())
 	}
 	if _, err := k3s.ParseVersion(j.k3s.GetVersion()); err != nil {

@@ -210,7 +210,7 @@ func (s *Service) leave(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 		// only looking tells.
 		err := runOnNode(ctx, sh, e, "delete", node.Name, k3s.DeleteNodeScript(node.Name, deleteNodeLimit))
 		if now, lookErr := nodeOf(ctx, sh, ref); lookErr != nil || now != nil {
-			return nil, rpc.Errorf(rpc.ErrUnavailable, "Node %s is not seen gone (%v); see hlctl k3s status", node.Name, firstOf(err, lookErr, errStillThere))
+			return nil, rpc.Errorf(rpc.ErrUnavailable, "Node %s is not seen gone (%v); see hlctl k3s status", node.Name, cmp.Or(err, lookErr, errStillThere))
 		}
 		removed = append(removed, "Node "+node.Name)
 		// The Node's end usually takes its password along.
@@ -235,15 +235,6 @@ func (s *Service) leave(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 }
 
 var errStillThere = errors.New("it is still there")
-
-func firstOf(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 // removeMember removes the member that goes, judged again immediately before. what
 // names it, "" when there is none.

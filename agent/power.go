@@ -211,13 +211,7 @@ const soakGrace = 5 * time.Second
 // the guest is not, so that the next one is left alone.
 func (s *Service) soak(ctx context.Context, req *agentv1.RunRequest, e emit) (*agentv1.StepResult, error) {
 	want, need := req.GetWant(), req.GetSoak().AsDuration()
-	j := &joining{s: s, e: e, want: want, k3s: req.GetK3S()}
-	switch j.k3s.GetRole() {
-	case homelabv1.Role_ROLE_SERVER:
-		j.role = k3s.Server
-	case homelabv1.Role_ROLE_AGENT:
-		j.role = k3s.Agent
-	}
+	j := &joining{s: s, e: e, want: want, k3s: req.GetK3S(), role: roleOf(req.GetK3S())}
 	defer func() {
 		if j.sh != nil {
 			_ = j.sh.Close()

@@ -31,33 +31,21 @@ func (s *Service) target(want *homelabv1.GuestWant, told []string) (guest.Target
 	return t, nil
 }
 
-// vm finds the guest's VM as the driver shows it now. It is Unavailable when
-// that cannot be known, NotFound when there is none, and Refused when the VMID
-// is somebody else's.
+// vm finds the guest's VM as the driver shows it. It is Unavailable when that
+// cannot be known, NotFound when there is none, and Refused when the VMID is
+// somebody else's.
 func (s *Service) vm(ctx context.Context, id *homelabv1.Identity) (*homelabv1.VirtualMachine, error) {
-	seen, err := s.driver.Observe(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	if !isYes(seen.GetVmsKnown()) {
-		return nil, rpc.Errorf(rpc.ErrUnavailable, "the VMs of this host cannot be listed: %s", seen.GetVmsKnown().GetReason())
-	}
-	for _, vm := range seen.GetVms() {
-		if vm.GetVmid() != id.GetVmid() {
-			continue
-		}
-		if err := ours(vm, id); err != nil {
-			return vm, err
-		}
-		return vm, nil
-	}
-	return nil, rpc.Errorf(rpc.ErrNotFound, "there is no VM %d on this host", id.GetVmid())
+	return s.own(ctx, id, false)
 }
 
 // vmNow is vm with QEMU asked at once: what it said a while ago is no ground for a
 // change that its power decides.
 func (s *Service) vmNow(ctx context.Context, id *homelabv1.Identity) (*homelabv1.VirtualMachine, error) {
-	vm, _, err := s.at(ctx, id.GetVmid())
+	return s.own(ctx, id, true)
+}
+
+func (s *Service) own(ctx context.Context, id *homelabv1.Identity, fresh bool) (*homelabv1.VirtualMachine, error) {
+	vm, _, err := s.find(ctx, id.GetVmid(), fresh)
 	switch {
 	case err != nil:
 		return nil, err
@@ -70,7 +58,11 @@ func (s *Service) vmNow(ctx context.Context, id *homelabv1.Identity) (*homelabv1
 // at finds the VM of a VMID on this host, whoever's it is; nil when there is none.
 // QEMU is asked at once.
 func (s *Service) at(ctx context.Context, vmid int32) (*homelabv1.VirtualMachine, *driverv1.ObserveResponse, error) {
-	seen, err := s.driver.Observe(ctx, true)
+	return s.find(ctx, vmid, true)
+}
+
+func (s *Service) find(ctx context.Context, vmid int32, fresh bool) (*homelabv1.VirtualMachine, *driverv1.ObserveResponse, error) {
+	seen, err := s.driver.Observe(ctx, fresh)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -19,10 +19,15 @@ func (s *Service) inspect(ctx context.Context, vmid int32) (*driverv1.InspectRes
 	if err != nil {
 		return nil, err
 	}
+	return now, listed(vmid, now)
+}
+
+// listed is an error when not all volumes of a VMID were seen.
+func listed(vmid int32, now *driverv1.InspectResponse) error {
 	if !isYes(now.GetVolumesKnown()) {
-		return nil, rpc.Errorf(rpc.ErrUnavailable, "the volumes of VMID %d cannot be listed: %s", vmid, now.GetVolumesKnown().GetReason())
+		return rpc.Errorf(rpc.ErrUnavailable, "the volumes of VMID %d cannot be listed: %s", vmid, now.GetVolumesKnown().GetReason())
 	}
-	return now, nil
+	return nil
 }
 
 // nobodys says that neither this host nor its PVE cluster has anything of a VMID
@@ -157,7 +162,7 @@ func (s *Service) undone(ctx context.Context, intent *homelabv1.Intent) (left st
 	if err != nil || now.GetVm().GetPower() != homelabv1.Power_POWER_ABSENT {
 		return "", false, err
 	}
-	if now, err = s.inspect(ctx, intent.GetIdentity().GetVmid()); err != nil {
+	if err := listed(intent.GetIdentity().GetVmid(), now); err != nil {
 		return "", false, err
 	}
 	for _, v := range now.GetVolumes() {

@@ -138,7 +138,7 @@ func (k *snapshots) keep(snap *homelabv1.Snapshot, from io.Reader, token k3s.Sec
 	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
 		return fmt.Errorf("etcd snapshot: %w", err)
 	}
-	snap.Path, snap.Bytes, snap.Sha256 = filepath.Join(k.dir, snap.GetName()+".db"), sum.n, hex.EncodeToString(sum.all.Sum(nil))
+	snap.Path, snap.Bytes, snap.Sha256 = filepath.Join(k.dir, snap.GetName()+".db"), sum.n, hex.EncodeToString(sum.whole())
 	about, err := protojson.MarshalOptions{Indent: "  "}.Marshal(snap)
 	if err != nil {
 		return err
@@ -226,16 +226,15 @@ func (k *snapshots) tidy() {
 // trailed sums a stream up that ends in the SHA-256 of all before, as an etcd
 // snapshot does, without keeping more of it than its end.
 type trailed struct {
-	n         int64
-	all, body hash.Hash
-	end       []byte // the last bytes, which may be the sum
+	n    int64
+	body hash.Hash // of all but the end
+	end  []byte    // the last bytes, which may be the sum
 }
 
-func newTrailed() *trailed { return &trailed{all: sha256.New(), body: sha256.New()} }
+func newTrailed() *trailed { return &trailed{body: sha256.New()} }
 
 func (t *trailed) Write(p []byte) (int, error) {
 	t.n += int64(len(p))
-	_, _ = t.all.Write(p)
 	t.end = append(t.end, p...)
 	if over := len(t.end) - sha256.Size; over > 0 {
 		_, _ = t.body.Write(t.end[:over])
@@ -255,6 +254,12 @@ func (t *trailed) check() error {
 		return rpc.Errorf(rpc.ErrUnavailable, "its SHA-256 does not fit")
 	}
 	return nil
+}
+
+// whole is the SHA-256 of all that was written, its end too; it comes last.
+func (t *trailed) whole() []byte {
+	_, _ = t.body.Write(t.end)
+	return t.body.Sum(nil)
 }
 
 // ListSnapshots lists the etcd snapshots that this host keeps.

@@ -185,11 +185,7 @@ func clusterJSON(resp *controllerv1.StatusResponse) *clusterDoc {
 		doc.Findings = append(doc.Findings, findingDoc{f.GetKind(), f.GetGuest(), f.GetName(), f.GetText(), f.GetBad()})
 	}
 	for _, n := range c.GetNodes() {
-		node := nodeDoc{Name: n.GetName(), Guest: guestOfNode(resp, n.GetName()), Role: nodeRole(n), Version: n.GetVersion(), Address: n.GetAddress()}
-		if t := n.GetReady().GetTruth(); t == homelabv1.Truth_TRUTH_YES || t == homelabv1.Truth_TRUTH_NO {
-			ready := t == homelabv1.Truth_TRUTH_YES
-			node.Ready = &ready
-		}
+		node := nodeDoc{Name: n.GetName(), Guest: guestOfNode(resp, n.GetName()), Role: nodeRole(n), Version: n.GetVersion(), Address: n.GetAddress(), Ready: truthOrNull(n.GetReady())}
 		doc.Nodes = append(doc.Nodes, node)
 	}
 	return doc

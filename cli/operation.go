@@ -107,14 +107,12 @@ func (a *app) confirm(ctx context.Context, p *homelabv1.Plan, o applyOptions) ([
 		a.showPlan(p, "")
 	}
 	var open []string
+	flags := ""
 	for _, guest := range p.GetByName() {
 		if !slices.Contains(o.destroy, guest) {
 			open = append(open, guest)
+			flags += " --destroy " + guest
 		}
-	}
-	flags := strings.Repeat(" --destroy %s", len(open))
-	for _, guest := range open {
-		flags = strings.Replace(flags, "%s", guest, 1)
 	}
 	switch {
 	case o.yes && len(open) > 0:

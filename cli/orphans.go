@@ -56,13 +56,6 @@ func unknownJSON(notes []*homelabv1.Note) []unknownDoc {
 	return docs
 }
 
-func bytesOrNull(n int64) *int64 {
-	if n == 0 {
-		return nil
-	}
-	return &n
-}
-
 // truthOrNull is null for what is not known.
 func truthOrNull(f *homelabv1.Fact) *bool {
 	switch f.GetTruth() {
@@ -77,14 +70,14 @@ func orphansJSON(resp *controllerv1.OrphansResponse) orphansDoc {
 	doc := orphansDoc{Orphans: []orphanDoc{}, Holders: []holderDoc{}, Unknown: unknownJSON(resp.GetUnknown())}
 	for _, o := range resp.GetOrphans() {
 		doc.Orphans = append(doc.Orphans, orphanDoc{
-			Host: o.GetHost(), Volume: o.GetVolid(), VMID: numberOrNull(o.GetVmid()), Storage: o.GetStorage(), Bytes: bytesOrNull(o.GetSizeBytes()),
+			Host: o.GetHost(), Volume: o.GetVolid(), VMID: numberOrNull(o.GetVmid()), Storage: o.GetStorage(), Bytes: numberOrNull(o.GetSizeBytes()),
 			Ours: truthOrNull(o.GetOurs()), Guest: o.GetGuest(), Reason: o.GetOurs().GetReason(),
 		})
 	}
 	for _, h := range resp.GetHolders() {
 		holder := holderDoc{h.GetHost(), h.GetVmid(), h.GetGuest(), []diskDoc{}}
 		for _, d := range h.GetDisks() {
-			holder.Disks = append(holder.Disks, diskDoc{d.GetSlot(), d.GetStorage(), bytesOrNull(d.GetSizeBytes())})
+			holder.Disks = append(holder.Disks, diskDoc{d.GetSlot(), d.GetStorage(), numberOrNull(d.GetSizeBytes())})
 		}
 		doc.Holders = append(doc.Holders, holder)
 	}

@@ -130,7 +130,7 @@ func enumWord(name, prefix string) string {
 	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(name, prefix)), "_", "-")
 }
 
-func numberOrNull(n int32) *int32 {
+func numberOrNull[N int32 | int64](n N) *N {
 	if n == 0 {
 		return nil
 	}

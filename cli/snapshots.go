@@ -31,7 +31,7 @@ func snapshotsJSON(resp *controllerv1.ListSnapshotsResponse) snapshotsDoc {
 	doc := snapshotsDoc{Snapshots: []snapshotDoc{}, Unknown: unknownJSON(resp.GetUnknown())}
 	for _, s := range resp.GetSnapshots() {
 		doc.Snapshots = append(doc.Snapshots, snapshotDoc{
-			s.GetName(), s.GetHost(), s.GetGuest(), timeOrNull(timeOf(s.GetAt())), bytesOrNull(s.GetBytes()), s.GetK3SVersion(), s.GetSha256(), s.GetPath(),
+			s.GetName(), s.GetHost(), s.GetGuest(), timeOrNull(timeOf(s.GetAt())), numberOrNull(s.GetBytes()), s.GetK3SVersion(), s.GetSha256(), s.GetPath(),
 		})
 	}
 	return doc

@@ -50,11 +50,7 @@ Exit code 0, whatever it shows; 1 when no controller answers.`,
 			doc := statusDoc{
 				Fleet: resp.GetFleet(), At: timeOrNull(timeOf(resp.GetAt())), Hosts: hostsJSON(resp.GetHosts()),
 				Guests: guestsJSON(resp.GetGuests()), Cluster: clusterJSON(resp),
-				Paused: resp.GetPaused(),
-			}
-			if resp.GetRun() != 0 {
-				run := resp.GetRun()
-				doc.Run = &run
+				Paused: resp.GetPaused(), Run: numberOrNull(resp.GetRun()),
 			}
 			return a.print(doc, func() { a.showStatus(resp) })
 		},

@@ -46,11 +46,7 @@ func (a *app) why(ctx context.Context, guest string, limit int32) error {
 	}
 	docs := []whyDoc{}
 	for _, e := range resp.GetEntries() {
-		doc := whyDoc{Time: timeOrNull(timeOf(e.GetTime())), Kind: e.GetKind(), Text: e.GetText()}
-		if run := e.GetRun(); run != 0 {
-			doc.Run = &run
-		}
-		docs = append(docs, doc)
+		docs = append(docs, whyDoc{Time: timeOrNull(timeOf(e.GetTime())), Kind: e.GetKind(), Text: e.GetText(), Run: numberOrNull(e.GetRun())})
 	}
 	return a.print(docs, func() { a.showWhy(guest, resp) })
 }

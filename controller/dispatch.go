@@ -180,18 +180,16 @@ func (d *dispatch) madeNow() map[string]bool {
 // repeated when the step is, since its own first attempt is what it would find.
 func (d *dispatch) init(ctx context.Context, s *homelabv1.Step, req *agentv1.RunRequest) error {
 	if !d.mayInit {
-		mem, err := d.c.memory(ctx)
+		w, err := d.c.look(ctx, d.sp, d.world.asked, true)
 		if err != nil {
 			return err
 		}
-		mem.asked = d.world.asked
-		w := d.c.survey(ctx, d.sp, mem, nil, true)
 		if why := plan.InitBlocked(d.c.want(d.sp, w), seen(d.sp, w), d.madeNow(), d.c.now()); why != "" {
 			return rpc.Errorf(rpc.ErrRefused, "no cluster is started: %s", why)
 		}
 		d.mayInit = true
 	}
-	want, err := k3sWant(d.sp, d.sp.Guests[s.GetGuest()], nil)
+	want, err := k3sWant(d.sp, s.GetGuest(), nil)
 	if err != nil {
 		return err
 	}

@@ -42,12 +42,10 @@ func (d *dispatch) guard(ctx context.Context, s *homelabv1.Step) (world, error) 
 	if known && !stops || !drains && !guarded(s.GetAction()) {
 		return d.world, nil
 	}
-	mem, err := d.c.memory(ctx)
+	w, err := d.c.look(ctx, d.sp, d.world.asked, true)
 	if err != nil {
 		return world{}, err
 	}
-	mem.asked = d.world.asked
-	w := d.c.survey(ctx, d.sp, mem, nil, true)
 	if err := ctx.Err(); err != nil {
 		return world{}, err
 	}
@@ -167,17 +165,15 @@ func (d *dispatch) through(s *homelabv1.Step, w world, req *agentv1.RunRequest) 
 // so that nobody waits for a guest that is mute.
 func (d *dispatch) force(s *homelabv1.Step, w world) bool {
 	host := w.sights[s.GetHost()]
-	i := slices.IndexFunc(host.obs.GetVms(), func(vm *homelabv1.VirtualMachine) bool {
-		return vm.GetVmid() == s.GetVmid() && vm.GetUuid() == s.GetUuid()
-	})
-	if i < 0 || host.obs.GetVms()[i].GetPower() != homelabv1.Power_POWER_RUNNING {
+	vm := vmOf(host, store.Guest{VMID: s.GetVmid(), UUID: s.GetUuid()})
+	if vm.GetPower() != homelabv1.Power_POWER_RUNNING {
 		return true
 	}
 	if op := d.world.asked.op; op != nil && op.Guest == s.GetGuest() && (op.Kind == plan.OpStop || op.Kind == plan.OpRestart) {
 		return false
 	}
 	look := host.looks[s.GetGuest()]
-	return !yes(host.obs.GetVms()[i].GetGuestAgent()) && !yes(look.GetGuestAgent()) && !yes(look.GetSsh())
+	return !yes(vm.GetGuestAgent()) && !yes(look.GetGuestAgent()) && !yes(look.GetSsh())
 }
 
 // holder fills in the guest's holder VM and the disks that travel. A new holder
@@ -275,7 +271,7 @@ func (d *dispatch) soak(s *homelabv1.Step, req *agentv1.RunRequest) error {
 	cluster := d.cluster
 	d.mu.Unlock()
 	var err error
-	req.K3S, err = k3sWant(d.sp, g, cluster)
+	req.K3S, err = k3sWant(d.sp, g.Name, cluster)
 	return err
 }
 
@@ -287,11 +283,9 @@ func (d *dispatch) adopted(s *homelabv1.Step) store.Guest {
 		return rec
 	}
 	rec.NodeName, rec.Role = g.NodeName(), roleOf(g)
-	for _, vm := range d.world.sights[s.GetHost()].obs.GetVms() {
-		if vm.GetVmid() == s.GetVmid() && vm.GetUuid() == s.GetUuid() {
-			rec.MACs, rec.MemoryBytes, rec.Addresses = vm.GetMacs(), vm.GetMemoryBytes(), vm.GetAddresses()
-			rec.DataDisks = attached(dataDisks(d.sp, g), vm)
-		}
+	if vm := vmOf(d.world.sights[s.GetHost()], rec); vm != nil {
+		rec.MACs, rec.MemoryBytes, rec.Addresses = vm.GetMacs(), vm.GetMemoryBytes(), vm.GetAddresses()
+		rec.DataDisks = attached(dataDisks(d.sp, g), vm)
 	}
 	return rec
 }

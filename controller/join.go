@@ -34,11 +34,7 @@ func (d *dispatch) join(ctx context.Context, s *homelabv1.Step, req *agentv1.Run
 	d.mu.Lock()
 	cluster := d.cluster
 	d.mu.Unlock()
-	g := d.sp.Guests[s.GetGuest()]
-	if g == nil {
-		return rpc.Errorf(rpc.ErrInvalid, "guest %s is not in the Spec", s.GetGuest())
-	}
-	want, err := k3sWant(d.sp, g, cluster)
+	want, err := k3sWant(d.sp, s.GetGuest(), cluster)
 	if err != nil {
 		return err
 	}

@@ -96,16 +96,9 @@ func (s *service) Resume(ctx context.Context, req *controllerv1.ResumeRequest) (
 		c.log.Info("resumed", "by", id.String())
 		return &controllerv1.ResumeResponse{Text: "changes are possible again; they were paused: " + strings.TrimSuffix(paused, resumeHint)}, nil
 	}
-	guests, err := c.store.Guests(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if guests[name].UUID == "" {
-		return nil, rpc.Errorf(rpc.ErrNotFound, "guest %s is not remembered, so nothing was tried with it; see: hlctl guests", name)
-	}
 	_, err = c.store.ChangeGuest(ctx, nil, name, func(g *store.Guest) error {
 		if g.UUID == "" {
-			return rpc.Errorf(rpc.ErrNotFound, "guest %s was just removed; see: hlctl guests", name)
+			return rpc.Errorf(rpc.ErrNotFound, "guest %s is not remembered, so nothing was tried with it; see: hlctl guests", name)
 		}
 		g.Failures, g.Attempts = 0, nil
 		return nil
@@ -152,15 +145,15 @@ func (s *service) Orphans(ctx context.Context, _ *controllerv1.OrphansRequest) (
 	slices.SortFunc(resp.GetOrphans(), func(a, b *homelabv1.Orphan) int {
 		return cmp.Or(cmp.Compare(a.GetHost(), b.GetHost()), cmp.Compare(a.GetVolid(), b.GetVolid()))
 	})
-	guests, err := c.store.Guests(ctx)
+	mem, err := c.memory(ctx)
 	if err != nil {
 		return nil, err
 	}
-	markData(resp.GetOrphans(), guests)
+	markData(resp.GetOrphans(), mem.guests)
 	if sp != nil {
-		resp.Holders, err = c.holders(ctx, sp, sights)
+		resp.Holders = c.holders(sp, world{recollection: mem, sights: sights})
 	}
-	return resp, err
+	return resp, nil
 }
 
 // markData says of which orphans a person should be careful: those that have the
@@ -180,12 +173,7 @@ func markData(orphans []*homelabv1.Orphan, guests map[string]store.Guest) {
 	}
 }
 
-func (c *Controller) holders(ctx context.Context, sp *spec.Spec, sights map[string]sight) ([]*controllerv1.HolderStatus, error) {
-	mem, err := c.memory(ctx)
-	if err != nil {
-		return nil, err
-	}
-	w := world{recollection: mem, sights: sights}
+func (c *Controller) holders(sp *spec.Spec, w world) []*controllerv1.HolderStatus {
 	var list []*controllerv1.HolderStatus
 	for _, h := range plan.Holders(c.want(sp, w), seen(sp, w)) {
 		s := &controllerv1.HolderStatus{Host: h.Host, Vmid: h.VM.GetVmid(), Guest: h.Guest, Disks: h.VM.GetDisks()}
@@ -194,7 +182,7 @@ func (c *Controller) holders(ctx context.Context, sp *spec.Spec, sights map[stri
 	slices.SortFunc(list, func(a, b *controllerv1.HolderStatus) int {
 		return cmp.Or(cmp.Compare(a.GetHost(), b.GetHost()), cmp.Compare(a.GetVmid(), b.GetVmid()))
 	})
-	return list, nil
+	return list
 }
 
 // ListSnapshots lists the etcd snapshots that the hosts keep.

@@ -96,14 +96,14 @@ func learnFromSight(sp *spec.Spec, w world) map[string]store.Guest {
 		if g == nil {
 			continue
 		}
-		changed := false
+		changed, vm := false, vmOf(w.sights[rec.Host], rec)
 		if rec.NodeName == "" && rec.UUID != "" { // remembered by an older version
 			rec.NodeName, rec.Role, rec.User, changed = g.NodeName(), roleOf(g), g.User, true
 			if sp.Hosts[g.Host] != nil {
-				rec.DataDisks = attached(dataDisks(sp, g), vmOf(w.sights[rec.Host], rec))
+				rec.DataDisks = attached(dataDisks(sp, g), vm)
 			}
 		}
-		switch vm := vmOf(w.sights[rec.Host], rec); {
+		switch {
 		case rec.UUID == "" || !answers(w.sights[rec.Host]):
 		case rec.Resting && vm.GetPower() == homelabv1.Power_POWER_RUNNING:
 			rec.Resting, changed = false, true

@@ -54,9 +54,7 @@ func (s signer) dropped(sp *spec.Spec, rec store.Guest) *homelabv1.GuestWant {
 	for _, mac := range rec.MACs {
 		want.Hardware.Nics = append(want.Hardware.Nics, &homelabv1.Nic{Mac: mac})
 	}
-	for _, d := range rec.DataDisks {
-		want.Hardware.DataDisks = append(want.Hardware.DataDisks, &homelabv1.Disk{Slot: d.Slot, Storage: d.Storage, SizeBytes: d.Size})
-	}
+	want.Hardware.DataDisks = protoDisks(rec.DataDisks)
 	if host := sp.Hosts[rec.Host]; host != nil {
 		want.ImagesStorage, _ = host.Storage("images")
 		want.SnippetsStorage, _ = host.Storage("snippets")
@@ -181,10 +179,23 @@ func image(sp *spec.Spec, name string) *homelabv1.ImageSource {
 	return &homelabv1.ImageSource{Name: name, Url: i.URL, Sha256: i.SHA256, ChecksumsUrl: i.Checksums}
 }
 
+// protoDisks are remembered disks as agents and the planner are told of them.
+func protoDisks(disks []store.Disk) []*homelabv1.Disk {
+	var list []*homelabv1.Disk
+	for _, d := range disks {
+		list = append(list, &homelabv1.Disk{Slot: d.Slot, Storage: d.Storage, SizeBytes: d.Size})
+	}
+	return list
+}
+
 // k3sWant is how a guest joins, but for the server it joins through.
-func k3sWant(sp *spec.Spec, g *spec.Guest, cluster *homelabv1.ClusterRecord) (*homelabv1.K3SWant, error) {
-	if sp.K3s == nil || g.K3s == nil {
-		return nil, rpc.Errorf(rpc.ErrInvalid, "guest %s is no member of a cluster", g.Name)
+func k3sWant(sp *spec.Spec, guest string, cluster *homelabv1.ClusterRecord) (*homelabv1.K3SWant, error) {
+	g := sp.Guests[guest]
+	switch {
+	case g == nil:
+		return nil, rpc.Errorf(rpc.ErrInvalid, "guest %s is not in the Spec", guest)
+	case sp.K3s == nil || g.K3s == nil:
+		return nil, rpc.Errorf(rpc.ErrInvalid, "guest %s is no member of a cluster", guest)
 	}
 	want := &homelabv1.K3SWant{
 		Role: role(g), Version: sp.K3s.Version, Labels: g.K3s.LabelList(),

@@ -60,7 +60,7 @@ func TestEveryServerGetsTheSameNames(t *testing.T) {
 	}
 	var names []string
 	for _, guest := range []string{"k3s-1", "k3s-2", "k3s-4"} {
-		want, err := k3sWant(sp, sp.Guests[guest], &homelabv1.ClusterRecord{CaHash: "abc"})
+		want, err := k3sWant(sp, guest, &homelabv1.ClusterRecord{CaHash: "abc"})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -26,12 +26,10 @@ func (s *service) Plan(ctx context.Context, req *controllerv1.PlanRequest) (*con
 	if err != nil {
 		return nil, err
 	}
-	mem, err := s.c.memory(ctx)
+	w, err := s.c.look(ctx, sp, ask, last)
 	if err != nil {
 		return nil, err
 	}
-	mem.asked = ask
-	w := s.c.survey(ctx, sp, mem, nil, last)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}

@@ -24,12 +24,10 @@ func (r *run) settle(ctx context.Context) (world, *homelabv1.Plan, error) {
 	ripe := make(map[string]time.Time)
 	told := ""
 	for {
-		mem, err := r.c.memory(ctx)
+		w, err := r.c.look(ctx, r.req.sp, r.req.asked, true)
 		if err != nil {
 			return world{}, nil, err
 		}
-		mem.asked = r.req.asked
-		w := r.c.survey(ctx, r.req.sp, mem, nil, true)
 		if ctx.Err() != nil {
 			return world{}, nil, why(ctx)
 		}

@@ -88,6 +88,16 @@ func parseSpec(name string, text []byte) (*spec.Spec, error) {
 	return sp, nil
 }
 
+// look surveys the world as it is now, for what is asked.
+func (c *Controller) look(ctx context.Context, sp *spec.Spec, ask asked, keep bool) (world, error) {
+	mem, err := c.memory(ctx)
+	if err != nil {
+		return world{}, err
+	}
+	mem.asked = ask
+	return c.survey(ctx, sp, mem, nil, keep), nil
+}
+
 // survey observes all hosts of the Spec and looks into the guests that are
 // remembered. Guests of ours that are not remembered, because the store was
 // lost, are recovered from their marks and looked into as well. It changes
@@ -242,9 +252,7 @@ func recalled(g store.Guest) plan.Remembered {
 		NodeName: g.NodeName, Role: g.Role, Holder: plan.Holder{VMID: g.Holder.VMID, UUID: g.Holder.UUID},
 		Began: g.Began, ReadyAt: g.ReadyAt, Failures: g.Failures, Resting: g.Resting, Recreating: g.Recreating,
 	}
-	for _, d := range g.DataDisks {
-		r.DataDisks = append(r.DataDisks, &homelabv1.Disk{Slot: d.Slot, Storage: d.Storage, SizeBytes: d.Size})
-	}
+	r.DataDisks = protoDisks(g.DataDisks)
 	for _, a := range g.Attempts {
 		r.Attempts = append(r.Attempts, plan.Attempt{Action: a.Action, At: a.At})
 	}

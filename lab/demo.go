@@ -208,8 +208,6 @@ type guestLine struct {
 
 type memberLine struct {
 	Name    string `json:"name"`
-	ID      string `json:"id"`
-	Guest   string `json:"guest"`
 	Voter   bool   `json:"voter"`
 	Healthy bool   `json:"healthy"`
 }
@@ -262,7 +260,6 @@ func (d *demo) whole(ctx context.Context, n int) error {
 type programCall struct {
 	Host string   `json:"host"`
 	Argv []string `json:"argv"`
-	Exit int      `json:"exit"`
 }
 
 func (c programCall) String() string {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -74,7 +75,7 @@ func (d *demo) breakOne(ctx context.Context, c *cluster, b breaking) error {
 		return lost
 	}
 	said := applied.stdout + applied.stderr
-	if !strings.Contains(said, b.guest) || !containsAny(said, b.words) {
+	if !strings.Contains(said, b.guest) || !slices.ContainsFunc(b.words, func(w string) bool { return strings.Contains(said, w) }) {
 		return fmt.Errorf("apply does not say that %s is %s:\n%s", b.guest, strings.Join(b.words, " or "), said)
 	}
 	if err := d.settle(ctx, 3); err != nil {
@@ -85,15 +86,6 @@ func (d *demo) breakOne(ctx context.Context, c *cluster, b breaking) error {
 		return err
 	}
 	return before.madeAnew(after)
-}
-
-func containsAny(text string, words []string) bool {
-	for _, w := range words {
-		if strings.Contains(text, w) {
-			return true
-		}
-	}
-	return false
 }
 
 // portrait is what must stay of a guest that is made anew, and what must not.

@@ -48,9 +48,8 @@ func (l *Lab) faultGuestPause(target string, values []string) error {
 
 // machine are the processes of a running VM.
 type machine struct {
-	kvm  int
-	os   int // 0 for a VM without the lab's guest OS
-	host string
+	kvm int
+	os  int // 0 for a VM without the lab's guest OS
 }
 
 // runningGuest finds the processes of the VM of that name.
@@ -63,7 +62,7 @@ func (l *Lab) runningGuest(name string) (machine, error) {
 	if err != nil {
 		return machine{}, err
 	}
-	m := machine{kvm: h.KVM(vmid), host: host}
+	m := machine{kvm: h.KVM(vmid)}
 	if m.kvm == 0 {
 		return m, fmt.Errorf("VM %d on %s does not run; hl-lab qm --dir %s %s start %d", vmid, host, l.Dir, host, vmid)
 	}
@@ -85,8 +84,7 @@ func statFields(pid int) []string {
 	if err != nil {
 		return nil
 	}
-	_, after, _ := strings.Cut(string(data[bytes.LastIndexByte(data, ')')+1:]), " ")
-	return strings.Fields(after)
+	return strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
 }
 
 func parentOf(pid int) int {

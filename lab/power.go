@@ -116,13 +116,7 @@ func (l *Lab) awaitPort(name string) error {
 	if err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(10 * time.Second); !portFree(l.hostAddress(i), agentPort); {
-		if time.Now().After(deadline) {
-			return fmt.Errorf("the port of the old agent of %s is still in use", name)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	return nil
+	return await(10*time.Second, "the port of the old agent of "+name+" to be free", func() bool { return portFree(l.hostAddress(i), agentPort) })
 }
 
 // refreshMembers tells the PVE cluster which nodes corosync would see.

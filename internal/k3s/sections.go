@@ -13,8 +13,7 @@ const mark = "@@hl "
 // its tools lie (sudo's own path often lacks /usr/local/bin), and section,
 // which runs a command under a limit in seconds and encloses what it prints.
 // code keeps its exit code for the lines after it.
-const prologue = `export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/bin
-code=0
+const prologue = kubectl + `code=0
 section() {
 	name=$1
 	limit=$2

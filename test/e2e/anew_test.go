@@ -5,7 +5,6 @@ package e2e
 import (
 	"bytes"
 	"io/fs"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -53,25 +52,7 @@ func TestAServerIsMadeAnewWithoutTheAPIAndWithoutALeak(t *testing.T) {
 // alone reads, and beside the snapshots, which are of no use without it.
 func secretIsKept(l *lab, processes []string, a applied) {
 	l.t.Helper()
-	text, err := written(filepath.Join(l.guestFiles("k3s-1"), "var/lib/rancher/k3s/server/token"))
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	_, secret, ok := strings.Cut(strings.TrimSpace(string(text)), "::server:")
-	if !ok || len(secret) < 20 {
-		l.t.Fatal("the token has no secret part that could be looked for")
-	}
-	if len(processes) < 20 {
-		l.t.Errorf("only %d processes were seen", len(processes))
-	}
-	for _, p := range processes {
-		if strings.Contains(p, secret) {
-			l.t.Errorf("a process had the token: %q", strings.ReplaceAll(p, secret, "SECRET"))
-		}
-	}
-	if strings.Contains(a.String()+a.told(), secret) {
-		l.t.Error("apply printed the token")
-	}
+	secret := secretUntold(l, processes, a)
 	for _, command := range [][]string{{"why", "k3s-2"}, {"runs", "show"}, {"k3s", "snapshot", "ls", "-o", "json"}, {"status", "-o", "json"}} {
 		if r := l.hlctl(command...); strings.Contains(r.stdout+r.stderr, secret) {
 			l.t.Errorf("hlctl %q printed the token", command)

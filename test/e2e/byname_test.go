@@ -3,9 +3,7 @@
 package e2e
 
 import (
-	"bytes"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -189,14 +187,13 @@ func (l *lab) why(guest string) string {
 // uidOf is the uid of a Node, asked through a server.
 func (l *lab) uidOf(server, node string) string {
 	l.t.Helper()
-	r := l.hlctl("exec", server, "--", "sudo", "k3s", "kubectl", "get", "node", node, "-o", "json")
-	var n struct {
+	n := decode[struct {
 		Metadata struct {
 			UID string `json:"uid"`
 		} `json:"metadata"`
-	}
-	if err := json.NewDecoder(bytes.NewReader([]byte(r.stdout))).Decode(&n); err != nil || n.Metadata.UID == "" {
-		l.t.Fatalf("Node %s: %v\n%s", node, err, r)
+	}](l, 0, l.hlctl("exec", server, "--", "sudo", "k3s", "kubectl", "get", "node", node, "-o", "json"))
+	if n.Metadata.UID == "" {
+		l.t.Fatalf("Node %s has no uid", node)
 	}
 	return n.Metadata.UID
 }

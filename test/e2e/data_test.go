@@ -5,7 +5,6 @@ package e2e
 import (
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
@@ -154,9 +153,11 @@ func (l *lab) killedInRecreation(spec, victim, verb, kind, guest string) {
 		}
 	}
 	began := time.Now()
-	a := l.killWhen(spec, func(e eventDoc) bool {
+	a := l.killWhen(spec, kind+" of "+verb+" of "+guest, func(e eventDoc) bool {
 		return e.Kind == kind && strings.HasPrefix(e.Step, verb+"/") && strings.HasSuffix(e.Step, "/"+guest)
-	}, func(e eventDoc) { shoot[strings.Split(e.Step, "/")[1]]() })
+	}, func(*applying) func(eventDoc) {
+		return func(e eventDoc) { shoot[strings.Split(e.Step, "/")[1]]() }
+	})
 	tries := l.convergeWithin(spec, 60*time.Second, victim+" killed at "+kind+" of "+verb)
 	l.t.Logf("%s killed at %s of %s of %s: that apply ended with %d after %.1f s; all was done by %d more after %.1f s",
 		victim, kind, verb, guest, a.exit, a.took.Seconds(), tries, time.Since(began).Seconds())
@@ -166,28 +167,4 @@ func (l *lab) killedInRecreation(spec, victim, verb, kind, guest string) {
 	l.mustBeStill(rest, l.others(guest)...)
 	l.mustBeHealthy(names(3)...)
 	l.mustChangeNothing(spec)
-}
-
-// killWhen applies, shoots at the first event that is it, and starts at once what
-// was killed. It returns when that apply has ended, however it did.
-func (l *lab) killWhen(spec string, is func(eventDoc) bool, shoot func(eventDoc)) applied {
-	l.t.Helper()
-	var once sync.Once
-	shot := make(chan struct{})
-	a := l.startApply(l.config, spec, func(e eventDoc) {
-		if is(e) {
-			once.Do(func() { shoot(e); close(shot) })
-		}
-	})
-	select {
-	case <-shot:
-	case <-a.done:
-	}
-	select {
-	case <-shot:
-	default:
-		l.t.Fatalf("the moment never came\n%s\nsteps %q", a.wait(), a.out.steps())
-	}
-	l.up()
-	return a.wait()
 }

@@ -141,20 +141,31 @@ func (l *lab) firstGuests(n, servers int) string {
 	})
 }
 
-// killAt applies, kills at the moment and starts at once what was killed, as
-// systemd would. It returns when the apply has ended, and that is its to say how.
+// killAt is killWhen at a moment in the making of a guest.
 func (l *lab) killAt(spec, guest, host string, m moment, aim func(*lab, string, *applying) func()) applied {
 	l.t.Helper()
+	return l.killWhen(spec, fmt.Sprintf("%q of %s", m.name, guest), func(e eventDoc) bool { return m.is(e, guest, host) },
+		func(a *applying) func(eventDoc) {
+			shoot := aim(l, host, a)
+			return func(eventDoc) { shoot() }
+		})
+}
+
+// killWhen applies, kills at the first event that is it, and starts at once what
+// was killed, as systemd would. It returns when the apply has ended, and that is
+// its to say how.
+func (l *lab) killWhen(spec, what string, is func(eventDoc) bool, aim func(*applying) func(eventDoc)) applied {
+	l.t.Helper()
 	var once sync.Once
-	var shoot func()
+	var shoot func(eventDoc)
 	aimed, shot := make(chan struct{}), make(chan struct{})
 	a := l.startApply(l.config, spec, func(e eventDoc) {
-		if m.is(e, guest, host) {
+		if is(e) {
 			<-aimed
-			once.Do(func() { shoot(); close(shot) })
+			once.Do(func() { shoot(e); close(shot) })
 		}
 	})
-	shoot = aim(l, host, a)
+	shoot = aim(a)
 	close(aimed)
 	select {
 	case <-shot:
@@ -163,7 +174,7 @@ func (l *lab) killAt(spec, guest, host string, m moment, aim func(*lab, string, 
 	select {
 	case <-shot:
 	default:
-		l.t.Fatalf("the moment %q of %s never came\n%s", m.name, guest, a.wait())
+		l.t.Fatalf("the moment %s never came\n%s\nsteps %q", what, a.wait(), a.out.steps())
 	}
 	l.up()
 	return a.wait()

@@ -51,25 +51,11 @@ func TestSeveralControllersShareOneFleet(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, options{controllers: 3})
 	spec := l.edited(l.spec, oneServer)
-	through := func(i int) string {
-		text := l.read("hlctl.yaml")
-		_, rest, ok := strings.Cut(text, "controllers: [")
-		if !ok {
-			t.Fatalf("hlctl.yaml: %s", text)
-		}
-		list, _, _ := strings.Cut(rest, "]")
-		config := l.path(fmt.Sprintf("hlctl-%d.yaml", i))
-		text = strings.Replace(text, list, fmt.Sprintf(`"%s.%d:8401"`, l.net, 200+i), 1)
-		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return config
-	}
-	if a := l.startApply(through(3), spec, nil).wait(); a.exit != 0 {
+	if a := l.startApply(l.through(3), spec, nil).wait(); a.exit != 0 {
 		t.Fatalf("through the third controller\n%s", a)
 	}
 	for i := 1; i <= 3; i++ {
-		a := l.startApply(through(i), spec, nil).wait()
+		a := l.startApply(l.through(i), spec, nil).wait()
 		if a.exit != 0 || a.summary == nil || a.summary.MutatingCalls != 0 || a.summary.Unchanged != 3 {
 			t.Errorf("through controller %d it is the same fleet\n%s", i, a)
 		}
@@ -79,9 +65,26 @@ func TestSeveralControllersShareOneFleet(t *testing.T) {
 	l.mustChangeNothing(spec)
 	l.fault("controller-start", "controller-1")
 	l.eventually(15*time.Second, "the first controller answers again", func() (bool, string) {
-		r := run(t, "hlctl", "--config", through(1), "plan", "-f", spec)
+		r := run(t, "hlctl", "--config", l.through(1), "plan", "-f", spec)
 		return r.exit == 0, r.String()
 	})
+}
+
+// through is a configuration of hlctl that knows one controller alone.
+func (l *lab) through(i int) string {
+	l.t.Helper()
+	text := l.read("hlctl.yaml")
+	_, rest, ok := strings.Cut(text, "controllers: [")
+	if !ok {
+		l.t.Fatalf("hlctl.yaml: %s", text)
+	}
+	list, _, _ := strings.Cut(rest, "]")
+	config := l.path(fmt.Sprintf("hlctl-%d.yaml", i))
+	text = strings.Replace(text, list, fmt.Sprintf(`"%s.%d:8401"`, l.net, 200+i), 1)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		l.t.Fatal(err)
+	}
+	return config
 }
 
 func TestHostsThatAreNoPVECluster(t *testing.T) {

@@ -150,35 +150,13 @@ func TestAVMIsAdoptedAndDataOutlivesADeletion(t *testing.T) {
 
 	// Data written into a disk lies in the holder when its guest is deleted, and is
 	// there again when it is made again.
-	disk := func(vmid string) string {
-		t.Helper()
-		files, err := filepath.Glob(l.host("pve2", "dev/zvol/rpool/data/vm-"+vmid+"-disk-*"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, file := range files {
-			if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Size() == 1<<30 {
-				return file
-			}
-		}
-		t.Fatalf("VM %s has no disk of 1 GiB: %q", vmid, files)
-		return ""
-	}
-	photos := []byte("these are all photos of the family")
-	f, err := os.OpenFile(disk("202"), os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt(photos, 5<<20); err != nil {
-		t.Fatal(err)
-	}
-	_ = f.Close()
+	l.writeData("k3s-2")
 	l.mustDo(0, "guests", "delete", "k3s-2", "--destroy", "k3s-2")
 	stray := l.host("pve1", "var/lib/vz/images/777/vm-777-disk-0.raw")
 	if err := os.MkdirAll(filepath.Dir(stray), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(stray, photos, 0o640); err != nil {
+	if err := os.WriteFile(stray, []byte("these are all photos of the family"), 0o640); err != nil {
 		t.Fatal(err)
 	}
 	o := decode[orphansDoc](l, 0, l.hlctl("orphans", "-o", "json"))
@@ -193,9 +171,7 @@ func TestAVMIsAdoptedAndDataOutlivesADeletion(t *testing.T) {
 	l.mustBeAsBefore(holder, "orphans --delete", l.confOf("hl-holder-k3s-2").vmid, "777")
 	l.mustApply(spec, 0)
 	l.mustBeHealthy(names(3)...)
-	if data, err := written(disk("202")); err != nil || !strings.Contains(string(data), string(photos)) {
-		t.Errorf("its data are not there again: %v", err)
-	}
+	l.mustHoldData("k3s-2")
 	if o := decode[orphansDoc](l, 0, l.hlctl("orphans", "-o", "json")); len(o.Holders) != 0 {
 		t.Errorf("its holder is left: %+v", o)
 	}
@@ -209,16 +185,7 @@ func TestOneHandAtATime(t *testing.T) {
 	l := newLab(t, options{controllers: 2})
 	spec := l.hasty(l.spec, oneServer)
 	l.mustApply(spec, 0)
-	through := l.path("hlctl-2.yaml")
-	text := l.read("hlctl.yaml")
-	_, rest, _ := strings.Cut(text, "controllers: [")
-	list, _, ok := strings.Cut(rest, "]")
-	if !ok {
-		t.Fatal(text)
-	}
-	if err := os.WriteFile(through, []byte(strings.Replace(text, list, `"`+l.net+`.202:8401"`, 1)), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	through := l.through(2)
 	l.fault("guest-stop", "k3s-3")
 	before := l.keep("202")
 	var once sync.Once

@@ -51,7 +51,7 @@ func (l *lab) portrait(guest string) portrait {
 
 // mustBeMadeAnew wants the guest to be the same machine as before, by another
 // making, or by several of them where a kill may have cost one.
-func (p portrait) mustBeMadeAnew(l *lab, guest string, several bool) portrait {
+func (p portrait) mustBeMadeAnew(l *lab, guest string, several bool) {
 	l.t.Helper()
 	now := l.portrait(guest)
 	if now.host != p.host || now.vmid != p.vmid || now.uuid != p.uuid || !slices.Equal(now.macs, p.macs) {
@@ -60,7 +60,6 @@ func (p portrait) mustBeMadeAnew(l *lab, guest string, several bool) portrait {
 	if now.generation <= p.generation || now.generation > p.generation+1 && !several {
 		l.t.Errorf("%s is of generation %d, was of %d", guest, now.generation, p.generation)
 	}
-	return now
 }
 
 // impatient is the lab's Spec with evidence that ripens soon; the guests named have a

@@ -84,9 +84,7 @@ func TestAGuestWithoutSSHIsReachedThroughItsGuestAgent(t *testing.T) {
 		l.fault("guest-hang", "k3s-3", "off")
 		l.awaitHealthy(20*time.Second, names(3)...)
 	})
-	if now := l.keep("203"); now["configuration pve3/203"] != before["configuration pve3/203"] {
-		t.Errorf("its configuration was changed:\n%s", now["configuration pve3/203"])
-	}
+	l.mustBeConfiguredAs(before, "pve3/203")
 	l.mustChangeNothing(spec)
 }
 

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -145,12 +143,9 @@ func (d *Driver) Config(_ context.Context, id *homelabv1.Identity) ([]byte, erro
 	if err := checkIdentity(id); err != nil {
 		return nil, err
 	}
-	if _, err := d.read(id.GetVmid()); err != nil {
-		return nil, err // it tells no such VM from an /etc/pve that is not there
-	}
-	text, err := os.ReadFile(d.pve("qemu-server", strconv.Itoa(int(id.GetVmid()))+".conf"))
+	text, err := d.text(id.GetVmid())
 	if err != nil {
-		return nil, rpc.Errorf(rpc.ErrUnavailable, "read the configuration of VM %d: %w", id.GetVmid(), err)
+		return nil, err
 	}
 	if err := ours(id, parse.VM(text)); err != nil {
 		return nil, err

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/homeiac/homelab/agent/driver/proxmox/parse"
 )
 
 // cache keeps what files were parsed into, as long as the files are the same by
@@ -67,6 +69,9 @@ func fresh[T any](parse func([]byte) T, path string) (T, error) {
 	}
 	return parse(text), nil
 }
+
+// freshVM is fresh for a VM's configuration.
+func freshVM(path string) (*parse.Config, error) { return fresh(parse.VM, path) }
 
 // sweep forgets files that nobody asked for since the last sweep.
 func (c *cache[T]) sweep() {

@@ -124,9 +124,18 @@ func (d *Driver) confIDs(elem ...string) ([]int32, error) {
 // read reads a VM's configuration now, past the cache. NotFound says that there
 // is none, with /etc/pve seen to be there; all else is Unavailable.
 func (d *Driver) read(vmid int32) (*parse.Config, error) {
+	text, err := d.text(vmid)
+	if err != nil {
+		return nil, err
+	}
+	return parse.VM(text), nil
+}
+
+// text is what read parses.
+func (d *Driver) text(vmid int32) ([]byte, error) {
 	text, err := os.ReadFile(d.pve("qemu-server", strconv.Itoa(int(vmid))+".conf"))
 	if err == nil {
-		return parse.VM(text), nil
+		return text, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, rpc.Errorf(rpc.ErrUnavailable, "read the configuration of VM %d: %w", vmid, err)

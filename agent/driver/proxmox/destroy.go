@@ -153,7 +153,7 @@ func (s *session) destroyable(req *driverv1.DestroyRequest) (*parse.Config, erro
 	if holds(s.id, c) && len(c.Volumes()) > 0 {
 		return nil, refuse("it is a holder VM and still holds %s", strings.Join(c.Volumes(), ", "))
 	}
-	clones, err := s.d.linkedClones(vmid, c, fresh)
+	clones, err := s.d.linkedClones(vmid, c, freshVM)
 	if err != nil {
 		return nil, err
 	}

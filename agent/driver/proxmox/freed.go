@@ -46,7 +46,7 @@ func (s *session) active(ctx context.Context, c *parse.Config) error {
 
 // linkedClones names the VMs anywhere in the PVE cluster whose disks stand on this
 // VM's base volumes. Without such volumes nothing is read.
-func (d *Driver) linkedClones(vmid int32, c *parse.Config, read func(func([]byte) *parse.Config, string) (*parse.Config, error)) ([]string, error) {
+func (d *Driver) linkedClones(vmid int32, c *parse.Config, read func(path string) (*parse.Config, error)) ([]string, error) {
 	bases := map[string]bool{}
 	for _, v := range c.Volumes() {
 		if name := baseName(v); strings.HasPrefix(name, "base-") && parse.Owner(v) == vmid {
@@ -65,7 +65,7 @@ func (d *Driver) linkedClones(vmid int32, c *parse.Config, read func(func([]byte
 		if g.Type != "qemu" || g.VMID == vmid {
 			continue
 		}
-		other, err := read(parse.VM, d.pve("nodes", g.Node, "qemu-server", fmt.Sprintf("%d.conf", g.VMID)))
+		other, err := read(d.pve("nodes", g.Node, "qemu-server", fmt.Sprintf("%d.conf", g.VMID)))
 		if err != nil {
 			return nil, rpc.Errorf(rpc.ErrUnavailable, "look for linked clones of VM %d: %w", vmid, err)
 		}

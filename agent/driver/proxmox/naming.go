@@ -45,7 +45,7 @@ func (d *Driver) naming(except int32) (*naming, error) {
 			}
 			volumes, paths = ct.Volumes, ct.Paths
 		} else {
-			c, err := fresh(parse.VM, d.pve("nodes", g.Node, "qemu-server", fmt.Sprintf("%d.conf", g.VMID)))
+			c, err := freshVM(d.pve("nodes", g.Node, "qemu-server", fmt.Sprintf("%d.conf", g.VMID)))
 			if err != nil {
 				return nil, rpc.Errorf(rpc.ErrUnavailable, "read the configuration of VM %d: %w", g.VMID, err)
 			}

@@ -108,7 +108,7 @@ func (d *Driver) observeVMs(ctx context.Context, now bool, configs map[int32]*pa
 			atOnce <- struct{}{}
 			defer func() { <-atOnce }()
 			vms[i] = describe(id, c, d.probe(ctx, id, c, now), ha[id], atWork[id].names)
-			clones, err := d.linkedClones(id, c, func(_ func([]byte) *parse.Config, path string) (*parse.Config, error) { return d.configs.read(path) })
+			clones, err := d.linkedClones(id, c, d.configs.read)
 			if err != nil {
 				clones = []string{fmt.Sprintf("not known: %v", err)} // none would be a claim
 			}

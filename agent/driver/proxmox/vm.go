@@ -79,7 +79,7 @@ func (d *Driver) look(ctx context.Context, vmid int32) (*homelabv1.VirtualMachin
 		return nil, err
 	}
 	vm := describe(vmid, c, d.probe(ctx, vmid, c, true), ha[vmid], atWork[vmid].names)
-	if vm.LinkedClones, err = d.linkedClones(vmid, c, fresh); err != nil {
+	if vm.LinkedClones, err = d.linkedClones(vmid, c, freshVM); err != nil {
 		return nil, err
 	}
 	d.lastStops([]*homelabv1.VirtualMachine{vm})
