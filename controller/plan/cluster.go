@@ -225,11 +225,7 @@ func (m *model) quorum() verdict {
 }
 
 func (c *Cluster) arithmetic() string {
-	voters := "voters"
-	if c.Voters == 1 {
-		voters = "voter"
-	}
-	return fmt.Sprintf("%d %s, %d healthy, %d needed", c.Voters, voters, c.Healthy, c.Quorum)
+	return fmt.Sprintf("%s, %d needed", c.counts(), c.Quorum)
 }
 
 // version is why a join with the Spec's version is refused.

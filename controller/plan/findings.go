@@ -68,11 +68,8 @@ func (f *finder) known() {
 	}
 	for _, g := range f.m.guests {
 		if g.want.IsServer() && g.want.IsMember() && g.host != nil && g.host.want.Enabled && g.look == nil && f.m.existing() {
-			switch c := f.m.condition(g); {
-			case c.health == Unwell:
+			if c := f.m.condition(g); c.reason != "" {
 				f.add("unknown", g.name, "", true, "it could not be asked: %s", f.m.unwellText(c))
-			case c.reason != "":
-				f.add("unknown", g.name, "", true, "it could not be asked: %s", c.reason)
 			}
 		}
 	}

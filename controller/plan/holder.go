@@ -71,15 +71,14 @@ func (g *guestView) dataSlots() []string {
 // travelling are the slots whose disks are in the VM or in the holder now, and
 // must go through it.
 func (g *guestView) travelling() []string {
-	var slots []string
-	for _, slot := range g.dataSlots() {
-		if diskIn(g.vm.GetDisks(), slot) {
-			slots = append(slots, slot)
-		}
-	}
-	slots = append(slots, slotsOf(g.inHolder())...)
+	slots := append(g.inVM(), slotsOf(g.inHolder())...)
 	slices.Sort(slots)
 	return slices.Compact(slots)
+}
+
+// inVM are the slots of the disks that outlive the guest and are in its VM now.
+func (g *guestView) inVM() []string {
+	return slices.DeleteFunc(g.dataSlots(), func(slot string) bool { return !diskIn(g.vm.GetDisks(), slot) })
 }
 
 func diskIn(disks []*homelabv1.Disk, slot string) bool {
@@ -149,12 +148,15 @@ func (m *model) chooseHolder(g *guestView) int32 {
 	if g.holder.VMID != 0 && (len(g.held) > 0 || len(m.used[g.holder.VMID]) == 0) {
 		return g.holder.VMID
 	}
-	taken := m.takenVMIDs()
-	for _, other := range m.guests {
-		taken[other.vmid], taken[other.holder.VMID] = true, true
+	if m.taken == nil {
+		m.taken, m.free = m.takenVMIDs(), m.spec.VMIDs.First
+		for _, other := range m.guests {
+			m.taken[other.vmid], m.taken[other.holder.VMID] = true, true
+		}
 	}
-	for next := m.spec.VMIDs.First; m.spec.VMIDs.Contains(next); next++ {
-		if vmid := int32(next); !taken[vmid] && !m.spec.Protected(next) { //nolint:gosec // checked by the Spec
+	for ; m.spec.VMIDs.Contains(m.free); m.free++ {
+		if vmid := int32(m.free); !m.taken[vmid] && !m.spec.Protected(m.free) { //nolint:gosec // checked by the Spec
+			m.taken[vmid] = true
 			g.holder = Holder{VMID: vmid}
 			return vmid
 		}
@@ -164,12 +166,7 @@ func (m *model) chooseHolder(g *guestView) int32 {
 
 // planDetach moves the data disks that the VM has to its holder.
 func (m *model) planDetach(g *guestView) {
-	var slots []string
-	for _, slot := range g.dataSlots() {
-		if diskIn(g.vm.GetDisks(), slot) {
-			slots = append(slots, slot)
-		}
-	}
+	slots := g.inVM()
 	if len(slots) == 0 {
 		return
 	}

@@ -13,8 +13,8 @@ import (
 // work. The verdict is why there is none.
 func (m *model) through(g *guestView) (*guestView, verdict) {
 	var f findings
-	for _, s := range m.guests {
-		if s == g || !s.want.IsServer() || !s.want.IsMember() || s.vm == nil || s.host.obs == nil {
+	for _, s := range m.servers {
+		if s == g || s.vm == nil || s.host.obs == nil {
 			continue
 		}
 		switch {
@@ -71,8 +71,7 @@ type leaving struct {
 // in says whether there is anything of the guest in the cluster.
 func (l leaving) in() bool { return l.node != nil || l.member != nil }
 
-// leave judges whether a guest may leave. dead says that what it runs does not
-// matter any more: its VM is there and will be stopped by us first.
+// leave judges whether a guest may leave: its VM will be stopped by us first.
 func (m *model) leave(g *guestView) (leaving, verdict) {
 	c := m.cluster
 	switch {

@@ -24,6 +24,7 @@ type model struct {
 	hosts    map[string]*hostView
 	order    []*hostView // by name
 	guests   []*guestView
+	servers  []*guestView // of them, those that are to be in the cluster
 	byName   map[string]*guestView
 	ours     map[string][]place // by guest: VMs whose mark verifies
 	named    map[string][]place // by guest of the Spec: VMs of its name that are not it
@@ -41,6 +42,8 @@ type model struct {
 	unseen   []string                // rule 3: why some VM may exist that was not seen
 	cluster  *Cluster
 	toll     toll
+	taken    map[int32]bool    // VMIDs that no holder may get; made when one is first asked for
+	free     int               // no VMID before it is free for a holder
 	fetched  map[string]bool   // fetch steps in the plan, by id
 	claims   map[string]*claim // by host
 	// byNameOnly are guests whose destruction must be confirmed by name.
@@ -111,6 +114,9 @@ func newModel(want Want, seen Seen, now time.Time) *model {
 		m.findHolder(g)
 		m.guests = append(m.guests, g)
 		m.byName[name] = g
+		if g.want.IsServer() && g.want.IsMember() {
+			m.servers = append(m.servers, g)
+		}
 	}
 	for _, g := range m.guests {
 		m.classify(g)

@@ -198,8 +198,9 @@ func (m *model) remaking(g *guestView, f *findings) {
 	}
 	m.bridges(g, f)
 	m.devices(g, f)
-	m.storages(g, g.reusing(m.claims[g.host.name]), f)
-	m.size(g, g.reusing(m.claims[g.host.name]), f)
+	c := g.reusing(m.claims[g.host.name])
+	m.storages(g, c, f)
+	m.size(g, c, f)
 }
 
 // reusing is a host's claim with what the guest's VM gives back when it goes.
