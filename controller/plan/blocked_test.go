@@ -1,6 +1,7 @@
 package plan_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -227,5 +228,38 @@ func TestServersThatWereStartedDifferentlyAreFound(t *testing.T) {
 	f := plan.Findings(w.Want(), seen, w.Now)
 	if len(f) != 2 || f[0].Kind != "certificate" || !strings.Contains(f[0].Text, "192.168.4.79") || f[1].Kind != "config" || !strings.Contains(f[1].Text, "k3s-2: not set") {
 		t.Errorf("%v", f)
+	}
+}
+
+// etcd takes one learner at a time, so a server that never got into the cluster is
+// not made again while another one is just joining; then it is.
+func TestNoServerIsMadeAnewBesideALearner(t *testing.T) {
+	w := threeServers(t)
+	never := w.Hosts["pve2"].VMs[202]
+	delete(w.Members, "k3s-2")
+	never.Data, never.Active, never.Mute = false, false, true
+	r := w.Memory["k3s-2"]
+	r.Joined = false
+	w.Memory["k3s-2"] = r
+	w.Members["k3s-3"].Learner = true
+	w.Watch(10 * time.Minute)
+	p := w.Plan()
+	for _, s := range p.GetSteps() {
+		if s.GetGuest() == "k3s-2" {
+			t.Errorf("%s is planned beside a learner", s.GetId())
+		}
+	}
+	text := ""
+	for _, n := range p.GetNotes() {
+		if n.GetGuest() == "k3s-2" {
+			text += n.GetText()
+		}
+	}
+	if !strings.Contains(text, "learner k3s-3") {
+		t.Errorf("it is not said why k3s-2 waits: %q", text)
+	}
+	w.Members["k3s-3"].Learner = false
+	if p = w.Plan(); !slices.Contains(stepIDs(p), "destroy/pve2/k3s-2") || !slices.Contains(stepIDs(p), "join/pve2/k3s-2") {
+		t.Errorf("without a learner it is made anew: %q", stepIDs(p))
 	}
 }

@@ -38,7 +38,8 @@ func (m *model) mayDestroy(g *guestView, what making, named bool) (leaving, verd
 		var v verdict
 		l, v = m.leave(g)
 		f.add(v)
-		if l.member != nil && !l.member.GetLearner() {
+		// One that leaves counts, and one that is made again joins: neither beside a learner.
+		if joins := what == makeAnew && g.want.IsServer() && g.want.IsMember(); joins || l.member != nil && !l.member.GetLearner() {
 			f.add(m.strangeLearner(g))
 		}
 		if l.in() {
