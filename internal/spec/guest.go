@@ -16,7 +16,9 @@ type Guest struct {
 	Host string
 	VMID int // 0 when not named: the planner takes one of Spec.VMIDs
 
-	Image    string // key of Spec.Images
+	Image    string // key of Spec.Images, of type disk
+	Clone    Clone  // how its system disk comes to be
+	CDROM    string // key of Spec.Images, of type iso; "" for an empty drive
 	User     string
 	SSHKeys  []string // public keys in authorized_keys form
 	KeyFiles []string // sshKeys entries that are still paths: see InlineFiles
@@ -88,6 +90,18 @@ type Role = k3s.Role
 const (
 	RoleServer = k3s.Server
 	RoleAgent  = k3s.Agent
+)
+
+// Clone is how a guest's system disk comes to be. The default is CloneAuto.
+type Clone string
+
+// The ways. CloneAuto is linked where at least two guests of an image are wanted
+// on a host and its storage can, else off.
+const (
+	CloneAuto   Clone = "auto"
+	CloneLinked Clone = "linked" // stands on a template's disk
+	CloneFull   Clone = "full"   // a copy of a template's disk
+	CloneOff    Clone = "off"    // the image is imported
 )
 
 // Firmware of a guest. The default is FirmwareSeaBIOS.

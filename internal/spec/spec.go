@@ -25,6 +25,7 @@ type Spec struct {
 	Name       string
 	Protect    []VMIDRange // VMIDs that nothing may touch, sorted
 	VMIDs      VMIDRange   // for guests that name none; zero when not stated
+	Templates  VMIDRange   // for templates; DefaultTemplates when not stated
 	Heal       Heal
 	Networks   map[string]*Network
 	Hosts      map[string]*Host
@@ -79,17 +80,34 @@ type Reserve struct {
 
 // Limits bound each guest of a host.
 type Limits struct {
-	CPUs int // most vCPUs of one guest, 0 for no limit
+	CPUs   int   // most vCPUs of one guest, 0 for no limit
+	Images int64 // bytes a second of images sent, and as many received; 0 for no limit
 }
 
-// An Image is a disk image that guests are made from. Exactly one of Checksums
-// and SHA256 is set.
+// DefaultTemplates is where templates get their VMIDs from unless the Spec says.
+var DefaultTemplates = VMIDRange{First: 9000, Last: 9099}
+
+// An Image is a disk image that guests are made from, or an ISO file. At most one
+// of Checksums, SHA256 and SHA512 is set; with none of them the first fetch
+// decides what it is.
 type Image struct {
 	Name      string
-	URL       string // https, http or file
-	Checksums string // URL of a SHA256SUMS file
-	SHA256    string // 64 lower-case hexadecimal digits
+	Type      ImageType
+	URL       string   // https, http or file
+	Mirrors   []string // further addresses of the same file
+	Checksums string   // URL of a list of checksums
+	SHA256    string   // 64 lower-case hexadecimal digits
+	SHA512    string   // 128 lower-case hexadecimal digits
 }
+
+// ImageType is what an image is for.
+type ImageType string
+
+// The values of an image's type. The default is ImageDisk.
+const (
+	ImageDisk ImageType = "disk"
+	ImageISO  ImageType = "iso"
+)
 
 // K3s is the cluster.
 type K3s struct {
@@ -135,10 +153,13 @@ func (h *Host) Bridge(network string) (bridge string, ok bool) {
 	return bridge, ok
 }
 
-// Storage is the Proxmox storage of a host for a kind: disks, images, snippets
-// or a kind of one's own that data disks name.
+// Storage is the Proxmox storage of a host for a kind: disks, images, snippets,
+// iso (images unless stated) or a kind of one's own that data disks name.
 func (h *Host) Storage(kind string) (storage string, ok bool) {
 	storage, ok = h.Storages[kind]
+	if !ok && kind == "iso" {
+		storage, ok = h.Storages["images"]
+	}
 	return storage, ok
 }
 

@@ -78,6 +78,173 @@ func (Firmware) EnumDescriptor() ([]byte, []int) {
 	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{0}
 }
 
+// ImageType is what an image is for.
+type ImageType int32
+
+const (
+	// Not set; read as a disk image.
+	ImageType_IMAGE_TYPE_UNSPECIFIED ImageType = 0
+	// A disk image that guests are made from.
+	ImageType_IMAGE_TYPE_DISK ImageType = 1
+	// An ISO file that is put into a guest's drive.
+	ImageType_IMAGE_TYPE_ISO ImageType = 2
+)
+
+// Enum value maps for ImageType.
+var (
+	ImageType_name = map[int32]string{
+		0: "IMAGE_TYPE_UNSPECIFIED",
+		1: "IMAGE_TYPE_DISK",
+		2: "IMAGE_TYPE_ISO",
+	}
+	ImageType_value = map[string]int32{
+		"IMAGE_TYPE_UNSPECIFIED": 0,
+		"IMAGE_TYPE_DISK":        1,
+		"IMAGE_TYPE_ISO":         2,
+	}
+)
+
+func (x ImageType) Enum() *ImageType {
+	p := new(ImageType)
+	*p = x
+	return p
+}
+
+func (x ImageType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ImageType) Descriptor() protoreflect.EnumDescriptor {
+	return file_homelab_v1_guest_proto_enumTypes[1].Descriptor()
+}
+
+func (ImageType) Type() protoreflect.EnumType {
+	return &file_homelab_v1_guest_proto_enumTypes[1]
+}
+
+func (x ImageType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ImageType.Descriptor instead.
+func (ImageType) EnumDescriptor() ([]byte, []int) {
+	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{1}
+}
+
+// Verification is what a file's digest was compared with.
+type Verification int32
+
+const (
+	// Not set: not known.
+	Verification_VERIFICATION_UNSPECIFIED Verification = 0
+	// Nothing: the digest is what came with the first fetch.
+	Verification_VERIFICATION_NO Verification = 1
+	// The line of a list of checksums.
+	Verification_VERIFICATION_LIST Verification = 2
+	// The digest in the Spec.
+	Verification_VERIFICATION_SPEC Verification = 3
+)
+
+// Enum value maps for Verification.
+var (
+	Verification_name = map[int32]string{
+		0: "VERIFICATION_UNSPECIFIED",
+		1: "VERIFICATION_NO",
+		2: "VERIFICATION_LIST",
+		3: "VERIFICATION_SPEC",
+	}
+	Verification_value = map[string]int32{
+		"VERIFICATION_UNSPECIFIED": 0,
+		"VERIFICATION_NO":          1,
+		"VERIFICATION_LIST":        2,
+		"VERIFICATION_SPEC":        3,
+	}
+)
+
+func (x Verification) Enum() *Verification {
+	p := new(Verification)
+	*p = x
+	return p
+}
+
+func (x Verification) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Verification) Descriptor() protoreflect.EnumDescriptor {
+	return file_homelab_v1_guest_proto_enumTypes[2].Descriptor()
+}
+
+func (Verification) Type() protoreflect.EnumType {
+	return &file_homelab_v1_guest_proto_enumTypes[2]
+}
+
+func (x Verification) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Verification.Descriptor instead.
+func (Verification) EnumDescriptor() ([]byte, []int) {
+	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{2}
+}
+
+// CloneKind is how a guest's system disk comes to be.
+type CloneKind int32
+
+const (
+	// Not set; read as import.
+	CloneKind_CLONE_KIND_UNSPECIFIED CloneKind = 0
+	// The image file is imported by the create.
+	CloneKind_CLONE_KIND_IMPORT CloneKind = 1
+	// It stands on the disk of a template.
+	CloneKind_CLONE_KIND_LINKED CloneKind = 2
+	// It is a copy of the disk of a template.
+	CloneKind_CLONE_KIND_FULL CloneKind = 3
+)
+
+// Enum value maps for CloneKind.
+var (
+	CloneKind_name = map[int32]string{
+		0: "CLONE_KIND_UNSPECIFIED",
+		1: "CLONE_KIND_IMPORT",
+		2: "CLONE_KIND_LINKED",
+		3: "CLONE_KIND_FULL",
+	}
+	CloneKind_value = map[string]int32{
+		"CLONE_KIND_UNSPECIFIED": 0,
+		"CLONE_KIND_IMPORT":      1,
+		"CLONE_KIND_LINKED":      2,
+		"CLONE_KIND_FULL":        3,
+	}
+)
+
+func (x CloneKind) Enum() *CloneKind {
+	p := new(CloneKind)
+	*p = x
+	return p
+}
+
+func (x CloneKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CloneKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_homelab_v1_guest_proto_enumTypes[3].Descriptor()
+}
+
+func (CloneKind) Type() protoreflect.EnumType {
+	return &file_homelab_v1_guest_proto_enumTypes[3]
+}
+
+func (x CloneKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CloneKind.Descriptor instead.
+func (CloneKind) EnumDescriptor() ([]byte, []int) {
+	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{3}
+}
+
 // Power is the state of a VM's process.
 type Power int32
 
@@ -123,11 +290,11 @@ func (x Power) String() string {
 }
 
 func (Power) Descriptor() protoreflect.EnumDescriptor {
-	return file_homelab_v1_guest_proto_enumTypes[1].Descriptor()
+	return file_homelab_v1_guest_proto_enumTypes[4].Descriptor()
 }
 
 func (Power) Type() protoreflect.EnumType {
-	return &file_homelab_v1_guest_proto_enumTypes[1]
+	return &file_homelab_v1_guest_proto_enumTypes[4]
 }
 
 func (x Power) Number() protoreflect.EnumNumber {
@@ -136,7 +303,7 @@ func (x Power) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Power.Descriptor instead.
 func (Power) EnumDescriptor() ([]byte, []int) {
-	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{1}
+	return file_homelab_v1_guest_proto_rawDescGZIP(), []int{4}
 }
 
 // Identity proves which VM is meant. Every call that changes a VM carries it, and
@@ -661,7 +828,15 @@ type ImageSource struct {
 	// Expected SHA-512 in lower-case hex; empty when not given.
 	Sha512 string `protobuf:"bytes,4,opt,name=sha512,proto3" json:"sha512,omitempty"`
 	// Address of a SHA256SUMS-style list; empty when not given.
-	ChecksumsUrl  string `protobuf:"bytes,5,opt,name=checksums_url,json=checksumsUrl,proto3" json:"checksums_url,omitempty"`
+	ChecksumsUrl string `protobuf:"bytes,5,opt,name=checksums_url,json=checksumsUrl,proto3" json:"checksums_url,omitempty"`
+	// Further addresses of the same file, to be tried in order after url.
+	Mirrors []string `protobuf:"bytes,6,rep,name=mirrors,proto3" json:"mirrors,omitempty"`
+	// What it is.
+	Type ImageType `protobuf:"varint,7,opt,name=type,proto3,enum=homelab.v1.ImageType" json:"type,omitempty"`
+	// What stands behind the digests above: the Spec, a list that was read before, or nothing but the first fetch.
+	Verification Verification `protobuf:"varint,8,opt,name=verification,proto3,enum=homelab.v1.Verification" json:"verification,omitempty"`
+	// Its size as published, in bytes; 0 when not known.
+	Bytes         int64 `protobuf:"varint,9,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -731,6 +906,34 @@ func (x *ImageSource) GetChecksumsUrl() string {
 	return ""
 }
 
+func (x *ImageSource) GetMirrors() []string {
+	if x != nil {
+		return x.Mirrors
+	}
+	return nil
+}
+
+func (x *ImageSource) GetType() ImageType {
+	if x != nil {
+		return x.Type
+	}
+	return ImageType_IMAGE_TYPE_UNSPECIFIED
+}
+
+func (x *ImageSource) GetVerification() Verification {
+	if x != nil {
+		return x.Verification
+	}
+	return Verification_VERIFICATION_UNSPECIFIED
+}
+
+func (x *ImageSource) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 // GuestWant is a guest as it is to be, resolved at dispatch for one host. It holds no secret.
 type GuestWant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -767,7 +970,15 @@ type GuestWant struct {
 	// Addresses at which the guest was last seen (without prefix length), for guests with DHCP.
 	KnownAddresses []string `protobuf:"bytes,16,rep,name=known_addresses,json=knownAddresses,proto3" json:"known_addresses,omitempty"`
 	// Whether the guest is to hold k3s, so that its kernel is prepared for it.
-	K3S           bool `protobuf:"varint,17,opt,name=k3s,proto3" json:"k3s,omitempty"`
+	K3S bool `protobuf:"varint,17,opt,name=k3s,proto3" json:"k3s,omitempty"`
+	// How the system disk comes to be.
+	Clone CloneKind `protobuf:"varint,18,opt,name=clone,proto3,enum=homelab.v1.CloneKind" json:"clone,omitempty"`
+	// The template that it is cloned from; unset with import.
+	Template *Identity `protobuf:"bytes,19,opt,name=template,proto3" json:"template,omitempty"`
+	// The ISO file in its drive; unset is none.
+	Cdrom *ImageSource `protobuf:"bytes,20,opt,name=cdrom,proto3" json:"cdrom,omitempty"`
+	// The storage that holds ISO files on that host.
+	IsoStorage    string `protobuf:"bytes,21,opt,name=iso_storage,json=isoStorage,proto3" json:"iso_storage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -919,6 +1130,34 @@ func (x *GuestWant) GetK3S() bool {
 		return x.K3S
 	}
 	return false
+}
+
+func (x *GuestWant) GetClone() CloneKind {
+	if x != nil {
+		return x.Clone
+	}
+	return CloneKind_CLONE_KIND_UNSPECIFIED
+}
+
+func (x *GuestWant) GetTemplate() *Identity {
+	if x != nil {
+		return x.Template
+	}
+	return nil
+}
+
+func (x *GuestWant) GetCdrom() *ImageSource {
+	if x != nil {
+		return x.Cdrom
+	}
+	return nil
+}
+
+func (x *GuestWant) GetIsoStorage() string {
+	if x != nil {
+		return x.IsoStorage
+	}
+	return ""
 }
 
 // Task is one task of Proxmox that has ended.
@@ -1100,7 +1339,8 @@ type VirtualMachine struct {
 	Volumes []*Volume `protobuf:"bytes,14,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	// Hardware addresses in the order of the interfaces.
 	Macs []string `protobuf:"bytes,15,rep,name=macs,proto3" json:"macs,omitempty"`
-	// Whether the configuration holds nothing but lock: create.
+	// Whether the configuration holds nothing but lock: create, or is a clone that an open intent of ours names and that
+	// has not got its identity yet.
 	HalfBuilt bool `protobuf:"varint,16,opt,name=half_built,json=halfBuilt,proto3" json:"half_built,omitempty"`
 	// Whether values wait for the next cold start.
 	PendingChanges bool `protobuf:"varint,17,opt,name=pending_changes,json=pendingChanges,proto3" json:"pending_changes,omitempty"`
@@ -1712,13 +1952,17 @@ const file_homelab_v1_guest_proto_rawDesc = "" +
 	"\astartup\x18\r \x01(\v2\x13.homelab.v1.StartupR\astartup\x12\x12\n" +
 	"\x04tags\x18\x0e \x03(\tR\x04tags\x12\x16\n" +
 	"\x06onboot\x18\x0f \x01(\bR\x06onboot\x12.\n" +
-	"\x13exclude_from_backup\x18\x10 \x01(\bR\x11excludeFromBackup\"\x88\x01\n" +
+	"\x13exclude_from_backup\x18\x10 \x01(\bR\x11excludeFromBackup\"\xa1\x02\n" +
 	"\vImageSource\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03url\x18\x02 \x01(\tR\x03url\x12\x16\n" +
 	"\x06sha256\x18\x03 \x01(\tR\x06sha256\x12\x16\n" +
 	"\x06sha512\x18\x04 \x01(\tR\x06sha512\x12#\n" +
-	"\rchecksums_url\x18\x05 \x01(\tR\fchecksumsUrl\"\xd0\x05\n" +
+	"\rchecksums_url\x18\x05 \x01(\tR\fchecksumsUrl\x12\x18\n" +
+	"\amirrors\x18\x06 \x03(\tR\amirrors\x12)\n" +
+	"\x04type\x18\a \x01(\x0e2\x15.homelab.v1.ImageTypeR\x04type\x12<\n" +
+	"\fverification\x18\b \x01(\x0e2\x18.homelab.v1.VerificationR\fverification\x12\x14\n" +
+	"\x05bytes\x18\t \x01(\x03R\x05bytes\"\xff\x06\n" +
 	"\tGuestWant\x120\n" +
 	"\bidentity\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\bidentity\x120\n" +
 	"\bhardware\x18\x02 \x01(\v2\x14.homelab.v1.HardwareR\bhardware\x12-\n" +
@@ -1738,7 +1982,12 @@ const file_homelab_v1_guest_proto_rawDesc = "" +
 	"machine_id\x18\x0e \x01(\tR\tmachineId\x120\n" +
 	"\x14reserve_memory_bytes\x18\x0f \x01(\x03R\x12reserveMemoryBytes\x12'\n" +
 	"\x0fknown_addresses\x18\x10 \x03(\tR\x0eknownAddresses\x12\x10\n" +
-	"\x03k3s\x18\x11 \x01(\bR\x03k3s\"\x8c\x01\n" +
+	"\x03k3s\x18\x11 \x01(\bR\x03k3s\x12+\n" +
+	"\x05clone\x18\x12 \x01(\x0e2\x15.homelab.v1.CloneKindR\x05clone\x120\n" +
+	"\btemplate\x18\x13 \x01(\v2\x14.homelab.v1.IdentityR\btemplate\x12-\n" +
+	"\x05cdrom\x18\x14 \x01(\v2\x17.homelab.v1.ImageSourceR\x05cdrom\x12\x1f\n" +
+	"\viso_storage\x18\x15 \x01(\tR\n" +
+	"isoStorage\"\x8c\x01\n" +
 	"\x04Task\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x16\n" +
@@ -1824,7 +2073,21 @@ const file_homelab_v1_guest_proto_rawDesc = "" +
 	"\bFirmware\x12\x18\n" +
 	"\x14FIRMWARE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10FIRMWARE_SEABIOS\x10\x01\x12\x11\n" +
-	"\rFIRMWARE_OVMF\x10\x02*h\n" +
+	"\rFIRMWARE_OVMF\x10\x02*P\n" +
+	"\tImageType\x12\x1a\n" +
+	"\x16IMAGE_TYPE_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fIMAGE_TYPE_DISK\x10\x01\x12\x12\n" +
+	"\x0eIMAGE_TYPE_ISO\x10\x02*o\n" +
+	"\fVerification\x12\x1c\n" +
+	"\x18VERIFICATION_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fVERIFICATION_NO\x10\x01\x12\x15\n" +
+	"\x11VERIFICATION_LIST\x10\x02\x12\x15\n" +
+	"\x11VERIFICATION_SPEC\x10\x03*j\n" +
+	"\tCloneKind\x12\x1a\n" +
+	"\x16CLONE_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11CLONE_KIND_IMPORT\x10\x01\x12\x15\n" +
+	"\x11CLONE_KIND_LINKED\x10\x02\x12\x13\n" +
+	"\x0fCLONE_KIND_FULL\x10\x03*h\n" +
 	"\x05Power\x12\x15\n" +
 	"\x11POWER_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rPOWER_RUNNING\x10\x01\x12\x11\n" +
@@ -1844,69 +2107,77 @@ func file_homelab_v1_guest_proto_rawDescGZIP() []byte {
 	return file_homelab_v1_guest_proto_rawDescData
 }
 
-var file_homelab_v1_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_homelab_v1_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
 var file_homelab_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_homelab_v1_guest_proto_goTypes = []any{
 	(Firmware)(0),                 // 0: homelab.v1.Firmware
-	(Power)(0),                    // 1: homelab.v1.Power
-	(*Identity)(nil),              // 2: homelab.v1.Identity
-	(*Disk)(nil),                  // 3: homelab.v1.Disk
-	(*Nic)(nil),                   // 4: homelab.v1.Nic
-	(*Startup)(nil),               // 5: homelab.v1.Startup
-	(*Hardware)(nil),              // 6: homelab.v1.Hardware
-	(*ImageSource)(nil),           // 7: homelab.v1.ImageSource
-	(*GuestWant)(nil),             // 8: homelab.v1.GuestWant
-	(*Task)(nil),                  // 9: homelab.v1.Task
-	(*Volume)(nil),                // 10: homelab.v1.Volume
-	(*VirtualMachine)(nil),        // 11: homelab.v1.VirtualMachine
-	(*GuestLook)(nil),             // 12: homelab.v1.GuestLook
-	(*K3SLook)(nil),               // 13: homelab.v1.K3sLook
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(*Fact)(nil),                  // 16: homelab.v1.Fact
-	(*NodesView)(nil),             // 17: homelab.v1.NodesView
-	(*EtcdView)(nil),              // 18: homelab.v1.EtcdView
+	(ImageType)(0),                // 1: homelab.v1.ImageType
+	(Verification)(0),             // 2: homelab.v1.Verification
+	(CloneKind)(0),                // 3: homelab.v1.CloneKind
+	(Power)(0),                    // 4: homelab.v1.Power
+	(*Identity)(nil),              // 5: homelab.v1.Identity
+	(*Disk)(nil),                  // 6: homelab.v1.Disk
+	(*Nic)(nil),                   // 7: homelab.v1.Nic
+	(*Startup)(nil),               // 8: homelab.v1.Startup
+	(*Hardware)(nil),              // 9: homelab.v1.Hardware
+	(*ImageSource)(nil),           // 10: homelab.v1.ImageSource
+	(*GuestWant)(nil),             // 11: homelab.v1.GuestWant
+	(*Task)(nil),                  // 12: homelab.v1.Task
+	(*Volume)(nil),                // 13: homelab.v1.Volume
+	(*VirtualMachine)(nil),        // 14: homelab.v1.VirtualMachine
+	(*GuestLook)(nil),             // 15: homelab.v1.GuestLook
+	(*K3SLook)(nil),               // 16: homelab.v1.K3sLook
+	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(*Fact)(nil),                  // 19: homelab.v1.Fact
+	(*NodesView)(nil),             // 20: homelab.v1.NodesView
+	(*EtcdView)(nil),              // 21: homelab.v1.EtcdView
 }
 var file_homelab_v1_guest_proto_depIdxs = []int32{
 	0,  // 0: homelab.v1.Hardware.firmware:type_name -> homelab.v1.Firmware
-	3,  // 1: homelab.v1.Hardware.system_disk:type_name -> homelab.v1.Disk
-	3,  // 2: homelab.v1.Hardware.data_disks:type_name -> homelab.v1.Disk
-	4,  // 3: homelab.v1.Hardware.nics:type_name -> homelab.v1.Nic
-	5,  // 4: homelab.v1.Hardware.startup:type_name -> homelab.v1.Startup
-	2,  // 5: homelab.v1.GuestWant.identity:type_name -> homelab.v1.Identity
-	6,  // 6: homelab.v1.GuestWant.hardware:type_name -> homelab.v1.Hardware
-	7,  // 7: homelab.v1.GuestWant.image:type_name -> homelab.v1.ImageSource
-	14, // 8: homelab.v1.GuestWant.boot_timeout:type_name -> google.protobuf.Duration
-	14, // 9: homelab.v1.GuestWant.cloud_init_timeout:type_name -> google.protobuf.Duration
-	14, // 10: homelab.v1.GuestWant.join_timeout:type_name -> google.protobuf.Duration
-	15, // 11: homelab.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	1,  // 12: homelab.v1.VirtualMachine.power:type_name -> homelab.v1.Power
-	10, // 13: homelab.v1.VirtualMachine.volumes:type_name -> homelab.v1.Volume
-	16, // 14: homelab.v1.VirtualMachine.guest_agent:type_name -> homelab.v1.Fact
-	16, // 15: homelab.v1.VirtualMachine.readable:type_name -> homelab.v1.Fact
-	3,  // 16: homelab.v1.VirtualMachine.disks:type_name -> homelab.v1.Disk
-	16, // 17: homelab.v1.VirtualMachine.process:type_name -> homelab.v1.Fact
-	15, // 18: homelab.v1.VirtualMachine.process_started:type_name -> google.protobuf.Timestamp
-	9,  // 19: homelab.v1.VirtualMachine.last_stop:type_name -> homelab.v1.Task
-	2,  // 20: homelab.v1.GuestLook.identity:type_name -> homelab.v1.Identity
-	15, // 21: homelab.v1.GuestLook.at:type_name -> google.protobuf.Timestamp
-	16, // 22: homelab.v1.GuestLook.ssh:type_name -> homelab.v1.Fact
-	16, // 23: homelab.v1.GuestLook.guest_agent:type_name -> homelab.v1.Fact
-	16, // 24: homelab.v1.GuestLook.cloud_init:type_name -> homelab.v1.Fact
-	16, // 25: homelab.v1.GuestLook.booted:type_name -> homelab.v1.Fact
-	13, // 26: homelab.v1.GuestLook.k3s:type_name -> homelab.v1.K3sLook
-	16, // 27: homelab.v1.K3sLook.looked:type_name -> homelab.v1.Fact
-	16, // 28: homelab.v1.K3sLook.server_active:type_name -> homelab.v1.Fact
-	16, // 29: homelab.v1.K3sLook.agent_active:type_name -> homelab.v1.Fact
-	16, // 30: homelab.v1.K3sLook.server_data:type_name -> homelab.v1.Fact
-	16, // 31: homelab.v1.K3sLook.agent_data:type_name -> homelab.v1.Fact
-	17, // 32: homelab.v1.K3sLook.nodes:type_name -> homelab.v1.NodesView
-	18, // 33: homelab.v1.K3sLook.etcd:type_name -> homelab.v1.EtcdView
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	6,  // 1: homelab.v1.Hardware.system_disk:type_name -> homelab.v1.Disk
+	6,  // 2: homelab.v1.Hardware.data_disks:type_name -> homelab.v1.Disk
+	7,  // 3: homelab.v1.Hardware.nics:type_name -> homelab.v1.Nic
+	8,  // 4: homelab.v1.Hardware.startup:type_name -> homelab.v1.Startup
+	1,  // 5: homelab.v1.ImageSource.type:type_name -> homelab.v1.ImageType
+	2,  // 6: homelab.v1.ImageSource.verification:type_name -> homelab.v1.Verification
+	5,  // 7: homelab.v1.GuestWant.identity:type_name -> homelab.v1.Identity
+	9,  // 8: homelab.v1.GuestWant.hardware:type_name -> homelab.v1.Hardware
+	10, // 9: homelab.v1.GuestWant.image:type_name -> homelab.v1.ImageSource
+	17, // 10: homelab.v1.GuestWant.boot_timeout:type_name -> google.protobuf.Duration
+	17, // 11: homelab.v1.GuestWant.cloud_init_timeout:type_name -> google.protobuf.Duration
+	17, // 12: homelab.v1.GuestWant.join_timeout:type_name -> google.protobuf.Duration
+	3,  // 13: homelab.v1.GuestWant.clone:type_name -> homelab.v1.CloneKind
+	5,  // 14: homelab.v1.GuestWant.template:type_name -> homelab.v1.Identity
+	10, // 15: homelab.v1.GuestWant.cdrom:type_name -> homelab.v1.ImageSource
+	18, // 16: homelab.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	4,  // 17: homelab.v1.VirtualMachine.power:type_name -> homelab.v1.Power
+	13, // 18: homelab.v1.VirtualMachine.volumes:type_name -> homelab.v1.Volume
+	19, // 19: homelab.v1.VirtualMachine.guest_agent:type_name -> homelab.v1.Fact
+	19, // 20: homelab.v1.VirtualMachine.readable:type_name -> homelab.v1.Fact
+	6,  // 21: homelab.v1.VirtualMachine.disks:type_name -> homelab.v1.Disk
+	19, // 22: homelab.v1.VirtualMachine.process:type_name -> homelab.v1.Fact
+	18, // 23: homelab.v1.VirtualMachine.process_started:type_name -> google.protobuf.Timestamp
+	12, // 24: homelab.v1.VirtualMachine.last_stop:type_name -> homelab.v1.Task
+	5,  // 25: homelab.v1.GuestLook.identity:type_name -> homelab.v1.Identity
+	18, // 26: homelab.v1.GuestLook.at:type_name -> google.protobuf.Timestamp
+	19, // 27: homelab.v1.GuestLook.ssh:type_name -> homelab.v1.Fact
+	19, // 28: homelab.v1.GuestLook.guest_agent:type_name -> homelab.v1.Fact
+	19, // 29: homelab.v1.GuestLook.cloud_init:type_name -> homelab.v1.Fact
+	19, // 30: homelab.v1.GuestLook.booted:type_name -> homelab.v1.Fact
+	16, // 31: homelab.v1.GuestLook.k3s:type_name -> homelab.v1.K3sLook
+	19, // 32: homelab.v1.K3sLook.looked:type_name -> homelab.v1.Fact
+	19, // 33: homelab.v1.K3sLook.server_active:type_name -> homelab.v1.Fact
+	19, // 34: homelab.v1.K3sLook.agent_active:type_name -> homelab.v1.Fact
+	19, // 35: homelab.v1.K3sLook.server_data:type_name -> homelab.v1.Fact
+	19, // 36: homelab.v1.K3sLook.agent_data:type_name -> homelab.v1.Fact
+	20, // 37: homelab.v1.K3sLook.nodes:type_name -> homelab.v1.NodesView
+	21, // 38: homelab.v1.K3sLook.etcd:type_name -> homelab.v1.EtcdView
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_homelab_v1_guest_proto_init() }
@@ -1921,7 +2192,7 @@ func file_homelab_v1_guest_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_v1_guest_proto_rawDesc), len(file_homelab_v1_guest_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      5,
 			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,

@@ -463,7 +463,9 @@ type Intent struct {
 	At *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
 	// Whether it is the destruction of a whole VM that was begun: what is left of its own volumes is freed when the
 	// VM is gone; as long as the VM is whole nothing follows from this.
-	Destroying    bool `protobuf:"varint,6,opt,name=destroying,proto3" json:"destroying,omitempty"`
+	Destroying bool `protobuf:"varint,6,opt,name=destroying,proto3" json:"destroying,omitempty"`
+	// The template that the VM was being cloned from; unset when it is no clone.
+	Template      *Identity `protobuf:"bytes,7,opt,name=template,proto3" json:"template,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -538,6 +540,13 @@ func (x *Intent) GetDestroying() bool {
 		return x.Destroying
 	}
 	return false
+}
+
+func (x *Intent) GetTemplate() *Identity {
+	if x != nil {
+		return x.Template
+	}
+	return nil
 }
 
 // StepInFlight is a step that an agent is carrying out.
@@ -633,12 +642,24 @@ type ImageCopy struct {
 	Sha256 string `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
 	// Size in bytes.
 	Bytes int64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	// Whether it was compared with a checksum that the Spec gives.
+	// Whether it was compared with a checksum of the Spec or of a list.
 	Verified bool `protobuf:"varint,5,opt,name=verified,proto3" json:"verified,omitempty"`
 	// The address it was fetched from, without user and password.
 	Url string `protobuf:"bytes,6,opt,name=url,proto3" json:"url,omitempty"`
-	// qcow2, raw or vmdk, from its content.
-	Format        string `protobuf:"bytes,7,opt,name=format,proto3" json:"format,omitempty"`
+	// qcow2, raw, vmdk or iso, from its content; of a compressed file that of what is in it.
+	Format string `protobuf:"bytes,7,opt,name=format,proto3" json:"format,omitempty"`
+	// gz, xz, zst or bz2; empty for a file that is not compressed.
+	Compression string `protobuf:"bytes,8,opt,name=compression,proto3" json:"compression,omitempty"`
+	// What its digest was compared with.
+	Verification Verification `protobuf:"varint,9,opt,name=verification,proto3,enum=homelab.v1.Verification" json:"verification,omitempty"`
+	// What it is.
+	Type ImageType `protobuf:"varint,10,opt,name=type,proto3,enum=homelab.v1.ImageType" json:"type,omitempty"`
+	// The size of the disk in it, in bytes; 0 when not known.
+	VirtualBytes int64 `protobuf:"varint,11,opt,name=virtual_bytes,json=virtualBytes,proto3" json:"virtual_bytes,omitempty"`
+	// SHA-512 in lower-case hex; empty when it was not computed.
+	Sha512 string `protobuf:"bytes,12,opt,name=sha512,proto3" json:"sha512,omitempty"`
+	// The size of what is in a compressed file, in bytes; 0 when not known or not compressed.
+	UnpackedBytes int64 `protobuf:"varint,13,opt,name=unpacked_bytes,json=unpackedBytes,proto3" json:"unpacked_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -722,6 +743,157 @@ func (x *ImageCopy) GetFormat() string {
 	return ""
 }
 
+func (x *ImageCopy) GetCompression() string {
+	if x != nil {
+		return x.Compression
+	}
+	return ""
+}
+
+func (x *ImageCopy) GetVerification() Verification {
+	if x != nil {
+		return x.Verification
+	}
+	return Verification_VERIFICATION_UNSPECIFIED
+}
+
+func (x *ImageCopy) GetType() ImageType {
+	if x != nil {
+		return x.Type
+	}
+	return ImageType_IMAGE_TYPE_UNSPECIFIED
+}
+
+func (x *ImageCopy) GetVirtualBytes() int64 {
+	if x != nil {
+		return x.VirtualBytes
+	}
+	return 0
+}
+
+func (x *ImageCopy) GetSha512() string {
+	if x != nil {
+		return x.Sha512
+	}
+	return ""
+}
+
+func (x *ImageCopy) GetUnpackedBytes() int64 {
+	if x != nil {
+		return x.UnpackedBytes
+	}
+	return 0
+}
+
+// ImagePart is an image file that a host has a part of.
+type ImagePart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The image's name in the Spec.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The storage that holds it.
+	Storage string `protobuf:"bytes,2,opt,name=storage,proto3" json:"storage,omitempty"`
+	// The SHA-256 that the whole is to have; empty when not known.
+	Sha256 string `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// The SHA-512 that the whole is to have; empty when not known.
+	Sha512 string `protobuf:"bytes,4,opt,name=sha512,proto3" json:"sha512,omitempty"`
+	// How many bytes are there, from the first on.
+	DoneBytes int64 `protobuf:"varint,5,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	// The size of the whole in bytes; 0 when not known.
+	Bytes int64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Whether a step is fetching it now.
+	Active bool `protobuf:"varint,7,opt,name=active,proto3" json:"active,omitempty"`
+	// What it is.
+	Type          ImageType `protobuf:"varint,8,opt,name=type,proto3,enum=homelab.v1.ImageType" json:"type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImagePart) Reset() {
+	*x = ImagePart{}
+	mi := &file_homelab_v1_host_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImagePart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImagePart) ProtoMessage() {}
+
+func (x *ImagePart) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_v1_host_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
+func (*ImagePart) Descriptor() ([]byte, []int) {
+	return file_homelab_v1_host_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ImagePart) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImagePart) GetStorage() string {
+	if x != nil {
+		return x.Storage
+	}
+	return ""
+}
+
+func (x *ImagePart) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *ImagePart) GetSha512() string {
+	if x != nil {
+		return x.Sha512
+	}
+	return ""
+}
+
+func (x *ImagePart) GetDoneBytes() int64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *ImagePart) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ImagePart) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+func (x *ImagePart) GetType() ImageType {
+	if x != nil {
+		return x.Type
+	}
+	return ImageType_IMAGE_TYPE_UNSPECIFIED
+}
+
 // Observation is everything one host was seen to hold at one moment.
 type Observation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -794,14 +966,16 @@ type Observation struct {
 	// PCI addresses of the host's devices (0000:b3:00.0).
 	PciDevices []string `protobuf:"bytes,34,rep,name=pci_devices,json=pciDevices,proto3" json:"pci_devices,omitempty"`
 	// USB devices of the host (18d1:9302).
-	UsbDevices    []string `protobuf:"bytes,35,rep,name=usb_devices,json=usbDevices,proto3" json:"usb_devices,omitempty"`
+	UsbDevices []string `protobuf:"bytes,35,rep,name=usb_devices,json=usbDevices,proto3" json:"usb_devices,omitempty"`
+	// Image files of which a part is there.
+	ImageParts    []*ImagePart `protobuf:"bytes,36,rep,name=image_parts,json=imageParts,proto3" json:"image_parts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Observation) Reset() {
 	*x = Observation{}
-	mi := &file_homelab_v1_host_proto_msgTypes[7]
+	mi := &file_homelab_v1_host_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +987,7 @@ func (x *Observation) String() string {
 func (*Observation) ProtoMessage() {}
 
 func (x *Observation) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_v1_host_proto_msgTypes[7]
+	mi := &file_homelab_v1_host_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +1000,7 @@ func (x *Observation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observation.ProtoReflect.Descriptor instead.
 func (*Observation) Descriptor() ([]byte, []int) {
-	return file_homelab_v1_host_proto_rawDescGZIP(), []int{7}
+	return file_homelab_v1_host_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Observation) GetHost() string {
@@ -1074,6 +1248,13 @@ func (x *Observation) GetUsbDevices() []string {
 	return nil
 }
 
+func (x *Observation) GetImageParts() []*ImagePart {
+	if x != nil {
+		return x.ImageParts
+	}
+	return nil
+}
+
 // Fence orders runs, so that a killed controller's run is never doubled.
 type Fence struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1089,7 +1270,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_homelab_v1_host_proto_msgTypes[8]
+	mi := &file_homelab_v1_host_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1282,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_v1_host_proto_msgTypes[8]
+	mi := &file_homelab_v1_host_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1295,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_homelab_v1_host_proto_rawDescGZIP(), []int{8}
+	return file_homelab_v1_host_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Fence) GetFleet() string {
@@ -1165,7 +1346,7 @@ type HostStatus struct {
 
 func (x *HostStatus) Reset() {
 	*x = HostStatus{}
-	mi := &file_homelab_v1_host_proto_msgTypes[9]
+	mi := &file_homelab_v1_host_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1177,7 +1358,7 @@ func (x *HostStatus) String() string {
 func (*HostStatus) ProtoMessage() {}
 
 func (x *HostStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_v1_host_proto_msgTypes[9]
+	mi := &file_homelab_v1_host_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1190,7 +1371,7 @@ func (x *HostStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostStatus.ProtoReflect.Descriptor instead.
 func (*HostStatus) Descriptor() ([]byte, []int) {
-	return file_homelab_v1_host_proto_rawDescGZIP(), []int{9}
+	return file_homelab_v1_host_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *HostStatus) GetName() string {
@@ -1280,7 +1461,7 @@ type Orphan struct {
 
 func (x *Orphan) Reset() {
 	*x = Orphan{}
-	mi := &file_homelab_v1_host_proto_msgTypes[10]
+	mi := &file_homelab_v1_host_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1473,7 @@ func (x *Orphan) String() string {
 func (*Orphan) ProtoMessage() {}
 
 func (x *Orphan) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_v1_host_proto_msgTypes[10]
+	mi := &file_homelab_v1_host_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1486,7 @@ func (x *Orphan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Orphan.ProtoReflect.Descriptor instead.
 func (*Orphan) Descriptor() ([]byte, []int) {
-	return file_homelab_v1_host_proto_rawDescGZIP(), []int{10}
+	return file_homelab_v1_host_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Orphan) GetHost() string {
@@ -1393,7 +1574,7 @@ const file_homelab_v1_host_proto_rawDesc = "" +
 	"\aPveNode\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06online\x18\x02 \x01(\bR\x06online\x12\x18\n" +
-	"\aaddress\x18\x03 \x01(\tR\aaddress\"\xeb\x01\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\"\x9d\x02\n" +
 	"\x06Intent\x120\n" +
 	"\bidentity\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\bidentity\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12%\n" +
@@ -1402,13 +1583,14 @@ const file_homelab_v1_host_proto_rawDesc = "" +
 	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1e\n" +
 	"\n" +
 	"destroying\x18\x06 \x01(\bR\n" +
-	"destroying\"\x92\x01\n" +
+	"destroying\x120\n" +
+	"\btemplate\x18\a \x01(\v2\x14.homelab.v1.IdentityR\btemplate\"\x92\x01\n" +
 	"\fStepInFlight\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
 	"\x05guest\x18\x02 \x01(\tR\x05guest\x12\x10\n" +
 	"\x03run\x18\x03 \x01(\x03R\x03run\x120\n" +
 	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
-	"\x05phase\x18\x05 \x01(\tR\x05phase\"\xad\x01\n" +
+	"\x05phase\x18\x05 \x01(\tR\x05phase\"\x9c\x03\n" +
 	"\tImageCopy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\astorage\x18\x02 \x01(\tR\astorage\x12\x16\n" +
@@ -1416,7 +1598,24 @@ const file_homelab_v1_host_proto_rawDesc = "" +
 	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\x12\x1a\n" +
 	"\bverified\x18\x05 \x01(\bR\bverified\x12\x10\n" +
 	"\x03url\x18\x06 \x01(\tR\x03url\x12\x16\n" +
-	"\x06format\x18\a \x01(\tR\x06format\"\xdd\v\n" +
+	"\x06format\x18\a \x01(\tR\x06format\x12 \n" +
+	"\vcompression\x18\b \x01(\tR\vcompression\x12<\n" +
+	"\fverification\x18\t \x01(\x0e2\x18.homelab.v1.VerificationR\fverification\x12)\n" +
+	"\x04type\x18\n" +
+	" \x01(\x0e2\x15.homelab.v1.ImageTypeR\x04type\x12#\n" +
+	"\rvirtual_bytes\x18\v \x01(\x03R\fvirtualBytes\x12\x16\n" +
+	"\x06sha512\x18\f \x01(\tR\x06sha512\x12%\n" +
+	"\x0eunpacked_bytes\x18\r \x01(\x03R\runpackedBytes\"\xe1\x01\n" +
+	"\tImagePart\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\astorage\x18\x02 \x01(\tR\astorage\x12\x16\n" +
+	"\x06sha256\x18\x03 \x01(\tR\x06sha256\x12\x16\n" +
+	"\x06sha512\x18\x04 \x01(\tR\x06sha512\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x05 \x01(\x03R\tdoneBytes\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06active\x18\a \x01(\bR\x06active\x12)\n" +
+	"\x04type\x18\b \x01(\x0e2\x15.homelab.v1.ImageTypeR\x04type\"\x95\f\n" +
 	"\vObservation\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12*\n" +
@@ -1457,7 +1656,9 @@ const file_homelab_v1_host_proto_rawDesc = "" +
 	"\vpci_devices\x18\" \x03(\tR\n" +
 	"pciDevices\x12\x1f\n" +
 	"\vusb_devices\x18# \x03(\tR\n" +
-	"usbDevices\"E\n" +
+	"usbDevices\x126\n" +
+	"\vimage_parts\x18$ \x03(\v2\x15.homelab.v1.ImagePartR\n" +
+	"imageParts\"E\n" +
 	"\x05Fence\x12\x14\n" +
 	"\x05fleet\x18\x01 \x01(\tR\x05fleet\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x12\x10\n" +
@@ -1504,7 +1705,7 @@ func file_homelab_v1_host_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_v1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_homelab_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_homelab_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_homelab_v1_host_proto_goTypes = []any{
 	(HostState)(0),                // 0: homelab.v1.HostState
 	(*Bridge)(nil),                // 1: homelab.v1.Bridge
@@ -1514,55 +1715,63 @@ var file_homelab_v1_host_proto_goTypes = []any{
 	(*Intent)(nil),                // 5: homelab.v1.Intent
 	(*StepInFlight)(nil),          // 6: homelab.v1.StepInFlight
 	(*ImageCopy)(nil),             // 7: homelab.v1.ImageCopy
-	(*Observation)(nil),           // 8: homelab.v1.Observation
-	(*Fence)(nil),                 // 9: homelab.v1.Fence
-	(*HostStatus)(nil),            // 10: homelab.v1.HostStatus
-	(*Orphan)(nil),                // 11: homelab.v1.Orphan
-	(*Fact)(nil),                  // 12: homelab.v1.Fact
-	(*Identity)(nil),              // 13: homelab.v1.Identity
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*VirtualMachine)(nil),        // 15: homelab.v1.VirtualMachine
-	(*GuestLook)(nil),             // 16: homelab.v1.GuestLook
+	(*ImagePart)(nil),             // 8: homelab.v1.ImagePart
+	(*Observation)(nil),           // 9: homelab.v1.Observation
+	(*Fence)(nil),                 // 10: homelab.v1.Fence
+	(*HostStatus)(nil),            // 11: homelab.v1.HostStatus
+	(*Orphan)(nil),                // 12: homelab.v1.Orphan
+	(*Fact)(nil),                  // 13: homelab.v1.Fact
+	(*Identity)(nil),              // 14: homelab.v1.Identity
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(Verification)(0),             // 16: homelab.v1.Verification
+	(ImageType)(0),                // 17: homelab.v1.ImageType
+	(*VirtualMachine)(nil),        // 18: homelab.v1.VirtualMachine
+	(*GuestLook)(nil),             // 19: homelab.v1.GuestLook
 }
 var file_homelab_v1_host_proto_depIdxs = []int32{
-	12, // 0: homelab.v1.Bridge.up:type_name -> homelab.v1.Fact
-	12, // 1: homelab.v1.Bridge.carrier:type_name -> homelab.v1.Fact
-	12, // 2: homelab.v1.Bridge.vlan_aware:type_name -> homelab.v1.Fact
-	12, // 3: homelab.v1.Storage.active:type_name -> homelab.v1.Fact
-	12, // 4: homelab.v1.Storage.space_known:type_name -> homelab.v1.Fact
-	13, // 5: homelab.v1.Intent.identity:type_name -> homelab.v1.Identity
-	12, // 6: homelab.v1.Intent.worker:type_name -> homelab.v1.Fact
-	14, // 7: homelab.v1.Intent.at:type_name -> google.protobuf.Timestamp
-	14, // 8: homelab.v1.StepInFlight.since:type_name -> google.protobuf.Timestamp
-	14, // 9: homelab.v1.Observation.at:type_name -> google.protobuf.Timestamp
-	12, // 10: homelab.v1.Observation.pve_cluster:type_name -> homelab.v1.Fact
-	12, // 11: homelab.v1.Observation.quorate:type_name -> homelab.v1.Fact
-	4,  // 12: homelab.v1.Observation.pve_nodes:type_name -> homelab.v1.PveNode
-	12, // 13: homelab.v1.Observation.shutting_down:type_name -> homelab.v1.Fact
-	1,  // 14: homelab.v1.Observation.bridges:type_name -> homelab.v1.Bridge
-	12, // 15: homelab.v1.Observation.bridges_known:type_name -> homelab.v1.Fact
-	2,  // 16: homelab.v1.Observation.storages:type_name -> homelab.v1.Storage
-	12, // 17: homelab.v1.Observation.storages_known:type_name -> homelab.v1.Fact
-	15, // 18: homelab.v1.Observation.vms:type_name -> homelab.v1.VirtualMachine
-	12, // 19: homelab.v1.Observation.vms_known:type_name -> homelab.v1.Fact
-	3,  // 20: homelab.v1.Observation.cluster_vmids:type_name -> homelab.v1.ClusterVmid
-	12, // 21: homelab.v1.Observation.cluster_vmids_known:type_name -> homelab.v1.Fact
-	5,  // 22: homelab.v1.Observation.intents:type_name -> homelab.v1.Intent
-	6,  // 23: homelab.v1.Observation.steps:type_name -> homelab.v1.StepInFlight
-	7,  // 24: homelab.v1.Observation.images:type_name -> homelab.v1.ImageCopy
-	16, // 25: homelab.v1.Observation.looks:type_name -> homelab.v1.GuestLook
-	12, // 26: homelab.v1.Observation.driver:type_name -> homelab.v1.Fact
-	9,  // 27: homelab.v1.Observation.fence:type_name -> homelab.v1.Fence
-	0,  // 28: homelab.v1.HostStatus.state:type_name -> homelab.v1.HostState
-	14, // 29: homelab.v1.HostStatus.since:type_name -> google.protobuf.Timestamp
-	8,  // 30: homelab.v1.HostStatus.observation:type_name -> homelab.v1.Observation
-	14, // 31: homelab.v1.HostStatus.online_since:type_name -> google.protobuf.Timestamp
-	12, // 32: homelab.v1.Orphan.ours:type_name -> homelab.v1.Fact
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	13, // 0: homelab.v1.Bridge.up:type_name -> homelab.v1.Fact
+	13, // 1: homelab.v1.Bridge.carrier:type_name -> homelab.v1.Fact
+	13, // 2: homelab.v1.Bridge.vlan_aware:type_name -> homelab.v1.Fact
+	13, // 3: homelab.v1.Storage.active:type_name -> homelab.v1.Fact
+	13, // 4: homelab.v1.Storage.space_known:type_name -> homelab.v1.Fact
+	14, // 5: homelab.v1.Intent.identity:type_name -> homelab.v1.Identity
+	13, // 6: homelab.v1.Intent.worker:type_name -> homelab.v1.Fact
+	15, // 7: homelab.v1.Intent.at:type_name -> google.protobuf.Timestamp
+	14, // 8: homelab.v1.Intent.template:type_name -> homelab.v1.Identity
+	15, // 9: homelab.v1.StepInFlight.since:type_name -> google.protobuf.Timestamp
+	16, // 10: homelab.v1.ImageCopy.verification:type_name -> homelab.v1.Verification
+	17, // 11: homelab.v1.ImageCopy.type:type_name -> homelab.v1.ImageType
+	17, // 12: homelab.v1.ImagePart.type:type_name -> homelab.v1.ImageType
+	15, // 13: homelab.v1.Observation.at:type_name -> google.protobuf.Timestamp
+	13, // 14: homelab.v1.Observation.pve_cluster:type_name -> homelab.v1.Fact
+	13, // 15: homelab.v1.Observation.quorate:type_name -> homelab.v1.Fact
+	4,  // 16: homelab.v1.Observation.pve_nodes:type_name -> homelab.v1.PveNode
+	13, // 17: homelab.v1.Observation.shutting_down:type_name -> homelab.v1.Fact
+	1,  // 18: homelab.v1.Observation.bridges:type_name -> homelab.v1.Bridge
+	13, // 19: homelab.v1.Observation.bridges_known:type_name -> homelab.v1.Fact
+	2,  // 20: homelab.v1.Observation.storages:type_name -> homelab.v1.Storage
+	13, // 21: homelab.v1.Observation.storages_known:type_name -> homelab.v1.Fact
+	18, // 22: homelab.v1.Observation.vms:type_name -> homelab.v1.VirtualMachine
+	13, // 23: homelab.v1.Observation.vms_known:type_name -> homelab.v1.Fact
+	3,  // 24: homelab.v1.Observation.cluster_vmids:type_name -> homelab.v1.ClusterVmid
+	13, // 25: homelab.v1.Observation.cluster_vmids_known:type_name -> homelab.v1.Fact
+	5,  // 26: homelab.v1.Observation.intents:type_name -> homelab.v1.Intent
+	6,  // 27: homelab.v1.Observation.steps:type_name -> homelab.v1.StepInFlight
+	7,  // 28: homelab.v1.Observation.images:type_name -> homelab.v1.ImageCopy
+	19, // 29: homelab.v1.Observation.looks:type_name -> homelab.v1.GuestLook
+	13, // 30: homelab.v1.Observation.driver:type_name -> homelab.v1.Fact
+	10, // 31: homelab.v1.Observation.fence:type_name -> homelab.v1.Fence
+	8,  // 32: homelab.v1.Observation.image_parts:type_name -> homelab.v1.ImagePart
+	0,  // 33: homelab.v1.HostStatus.state:type_name -> homelab.v1.HostState
+	15, // 34: homelab.v1.HostStatus.since:type_name -> google.protobuf.Timestamp
+	9,  // 35: homelab.v1.HostStatus.observation:type_name -> homelab.v1.Observation
+	15, // 36: homelab.v1.HostStatus.online_since:type_name -> google.protobuf.Timestamp
+	13, // 37: homelab.v1.Orphan.ours:type_name -> homelab.v1.Fact
+	38, // [38:38] is the sub-list for method output_type
+	38, // [38:38] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_homelab_v1_host_proto_init() }
@@ -1578,7 +1787,7 @@ func file_homelab_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_v1_host_proto_rawDesc), len(file_homelab_v1_host_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -74,6 +74,10 @@ const (
 	Action_ACTION_SOAK Action = 21
 	// Take over a VM that was made elsewhere: write the mark into its description.
 	Action_ACTION_ADOPT Action = 22
+	// Make a template from an image, or finish one.
+	Action_ACTION_TEMPLATE Action = 23
+	// Remove a template of ours that nothing stands on, or an image file that nobody is made of.
+	Action_ACTION_PRUNE Action = 24
 )
 
 // Enum value maps for Action.
@@ -102,6 +106,8 @@ var (
 		20: "ACTION_RESUME",
 		21: "ACTION_SOAK",
 		22: "ACTION_ADOPT",
+		23: "ACTION_TEMPLATE",
+		24: "ACTION_PRUNE",
 	}
 	Action_value = map[string]int32{
 		"ACTION_UNSPECIFIED": 0,
@@ -127,6 +133,8 @@ var (
 		"ACTION_RESUME":      20,
 		"ACTION_SOAK":        21,
 		"ACTION_ADOPT":       22,
+		"ACTION_TEMPLATE":    23,
+		"ACTION_PRUNE":       24,
 	}
 )
 
@@ -233,7 +241,7 @@ func (NoteKind) EnumDescriptor() ([]byte, []int) {
 // Step is one thing to do. It is data: no address and no secret is in it.
 type Step struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// verb/host/guest, or fetch/host/image.
+	// verb/host/guest, or verb/host/image for fetch, template and prune.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// What to do.
 	Action Action `protobuf:"varint,2,opt,name=action,proto3,enum=homelab.v1.Action" json:"action,omitempty"`
@@ -249,7 +257,7 @@ type Step struct {
 	Vmid int32 `protobuf:"varint,7,opt,name=vmid,proto3" json:"vmid,omitempty"`
 	// The VM's uuid; empty when the VM is still to be made.
 	Uuid string `protobuf:"bytes,8,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	// The image's name; for fetch and create.
+	// The image's name; for fetch, template, prune and create.
 	Image string `protobuf:"bytes,9,opt,name=image,proto3" json:"image,omitempty"`
 	// The generation of the guest that results.
 	Generation int32 `protobuf:"varint,10,opt,name=generation,proto3" json:"generation,omitempty"`
@@ -264,7 +272,22 @@ type Step struct {
 	// The etcd member that goes, by its id in hex; for leave, empty when there is none.
 	MemberId string `protobuf:"bytes,15,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
 	// Slots of the data disks that travel (scsi1); for detach and attach. For destroy those that must have left before.
-	Slots         []string `protobuf:"bytes,16,rep,name=slots,proto3" json:"slots,omitempty"`
+	Slots []string `protobuf:"bytes,16,rep,name=slots,proto3" json:"slots,omitempty"`
+	// SHA-256 of the image in hex; for fetch, template, prune and create. Empty while it is not known: it is resolved in
+	// the run.
+	ImageSha256 string `protobuf:"bytes,17,opt,name=image_sha256,json=imageSha256,proto3" json:"image_sha256,omitempty"`
+	// How the system disk comes to be; for create.
+	Clone CloneKind `protobuf:"varint,18,opt,name=clone,proto3,enum=homelab.v1.CloneKind" json:"clone,omitempty"`
+	// The template's VMID; for create when it is a clone.
+	TemplateVmid int32 `protobuf:"varint,19,opt,name=template_vmid,json=templateVmid,proto3" json:"template_vmid,omitempty"`
+	// The template's uuid; for create when it is a clone. Empty while the template is still to be made.
+	TemplateUuid string `protobuf:"bytes,20,opt,name=template_uuid,json=templateUuid,proto3" json:"template_uuid,omitempty"`
+	// The storage of the file; for prune of a file.
+	Storage string `protobuf:"bytes,21,opt,name=storage,proto3" json:"storage,omitempty"`
+	// Whether the image's name is to be resolved anew; for fetch.
+	Newest bool `protobuf:"varint,22,opt,name=newest,proto3" json:"newest,omitempty"`
+	// What the image is; for fetch.
+	ImageType     ImageType `protobuf:"varint,23,opt,name=image_type,json=imageType,proto3,enum=homelab.v1.ImageType" json:"image_type,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -409,6 +432,55 @@ func (x *Step) GetSlots() []string {
 		return x.Slots
 	}
 	return nil
+}
+
+func (x *Step) GetImageSha256() string {
+	if x != nil {
+		return x.ImageSha256
+	}
+	return ""
+}
+
+func (x *Step) GetClone() CloneKind {
+	if x != nil {
+		return x.Clone
+	}
+	return CloneKind_CLONE_KIND_UNSPECIFIED
+}
+
+func (x *Step) GetTemplateVmid() int32 {
+	if x != nil {
+		return x.TemplateVmid
+	}
+	return 0
+}
+
+func (x *Step) GetTemplateUuid() string {
+	if x != nil {
+		return x.TemplateUuid
+	}
+	return ""
+}
+
+func (x *Step) GetStorage() string {
+	if x != nil {
+		return x.Storage
+	}
+	return ""
+}
+
+func (x *Step) GetNewest() bool {
+	if x != nil {
+		return x.Newest
+	}
+	return false
+}
+
+func (x *Step) GetImageType() ImageType {
+	if x != nil {
+		return x.ImageType
+	}
+	return ImageType_IMAGE_TYPE_UNSPECIFIED
 }
 
 // Note says what was left alone and why.
@@ -571,7 +643,7 @@ var File_homelab_v1_plan_proto protoreflect.FileDescriptor
 const file_homelab_v1_plan_proto_rawDesc = "" +
 	"\n" +
 	"\x15homelab/v1/plan.proto\x12\n" +
-	"homelab.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x03\n" +
+	"homelab.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16homelab/v1/guest.proto\"\xa5\x05\n" +
 	"\x04Step\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x12.homelab.v1.ActionR\x06action\x12\x14\n" +
@@ -593,7 +665,15 @@ const file_homelab_v1_plan_proto_rawDesc = "" +
 	"\vholder_uuid\x18\x0e \x01(\tR\n" +
 	"holderUuid\x12\x1b\n" +
 	"\tmember_id\x18\x0f \x01(\tR\bmemberId\x12\x14\n" +
-	"\x05slots\x18\x10 \x03(\tR\x05slots\"\xa0\x01\n" +
+	"\x05slots\x18\x10 \x03(\tR\x05slots\x12!\n" +
+	"\fimage_sha256\x18\x11 \x01(\tR\vimageSha256\x12+\n" +
+	"\x05clone\x18\x12 \x01(\x0e2\x15.homelab.v1.CloneKindR\x05clone\x12#\n" +
+	"\rtemplate_vmid\x18\x13 \x01(\x05R\ftemplateVmid\x12#\n" +
+	"\rtemplate_uuid\x18\x14 \x01(\tR\ftemplateUuid\x12\x18\n" +
+	"\astorage\x18\x15 \x01(\tR\astorage\x12\x16\n" +
+	"\x06newest\x18\x16 \x01(\bR\x06newest\x124\n" +
+	"\n" +
+	"image_type\x18\x17 \x01(\x0e2\x15.homelab.v1.ImageTypeR\timageType\"\xa0\x01\n" +
 	"\x04Note\x12(\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x14.homelab.v1.NoteKindR\x04kind\x12\x14\n" +
 	"\x05guest\x18\x02 \x01(\tR\x05guest\x12\x12\n" +
@@ -604,7 +684,7 @@ const file_homelab_v1_plan_proto_rawDesc = "" +
 	"\x05steps\x18\x01 \x03(\v2\x10.homelab.v1.StepR\x05steps\x12&\n" +
 	"\x05notes\x18\x02 \x03(\v2\x10.homelab.v1.NoteR\x05notes\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x17\n" +
-	"\aby_name\x18\x04 \x03(\tR\x06byName*\xb2\x03\n" +
+	"\aby_name\x18\x04 \x03(\tR\x06byName*\xd9\x03\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fACTION_FETCH\x10\x01\x12\x13\n" +
@@ -629,7 +709,9 @@ const file_homelab_v1_plan_proto_rawDesc = "" +
 	"\fACTION_RESET\x10\x13\x12\x11\n" +
 	"\rACTION_RESUME\x10\x14\x12\x0f\n" +
 	"\vACTION_SOAK\x10\x15\x12\x10\n" +
-	"\fACTION_ADOPT\x10\x16*\xc2\x01\n" +
+	"\fACTION_ADOPT\x10\x16\x12\x13\n" +
+	"\x0fACTION_TEMPLATE\x10\x17\x12\x10\n" +
+	"\fACTION_PRUNE\x10\x18*\xc2\x01\n" +
 	"\bNoteKind\x12\x19\n" +
 	"\x15NOTE_KIND_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13NOTE_KIND_UNCHANGED\x10\x01\x12\x15\n" +
@@ -660,19 +742,23 @@ var file_homelab_v1_plan_proto_goTypes = []any{
 	(*Step)(nil),                  // 2: homelab.v1.Step
 	(*Note)(nil),                  // 3: homelab.v1.Note
 	(*Plan)(nil),                  // 4: homelab.v1.Plan
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(CloneKind)(0),                // 5: homelab.v1.CloneKind
+	(ImageType)(0),                // 6: homelab.v1.ImageType
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
 }
 var file_homelab_v1_plan_proto_depIdxs = []int32{
 	0, // 0: homelab.v1.Step.action:type_name -> homelab.v1.Action
-	1, // 1: homelab.v1.Note.kind:type_name -> homelab.v1.NoteKind
-	5, // 2: homelab.v1.Note.until:type_name -> google.protobuf.Timestamp
-	2, // 3: homelab.v1.Plan.steps:type_name -> homelab.v1.Step
-	3, // 4: homelab.v1.Plan.notes:type_name -> homelab.v1.Note
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	5, // 1: homelab.v1.Step.clone:type_name -> homelab.v1.CloneKind
+	6, // 2: homelab.v1.Step.image_type:type_name -> homelab.v1.ImageType
+	1, // 3: homelab.v1.Note.kind:type_name -> homelab.v1.NoteKind
+	7, // 4: homelab.v1.Note.until:type_name -> google.protobuf.Timestamp
+	2, // 5: homelab.v1.Plan.steps:type_name -> homelab.v1.Step
+	3, // 6: homelab.v1.Plan.notes:type_name -> homelab.v1.Note
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_homelab_v1_plan_proto_init() }
@@ -680,6 +766,7 @@ func file_homelab_v1_plan_proto_init() {
 	if File_homelab_v1_plan_proto != nil {
 		return
 	}
+	file_homelab_v1_guest_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -140,7 +140,10 @@ type ObserveRequest struct {
 	// Guests to look into; those that do not run on this host are left out of the answer.
 	Looks []*LookRequest `protobuf:"bytes,1,rep,name=looks,proto3" json:"looks,omitempty"`
 	// Whether QEMU and guest agents are asked now; without it what they said lately is told.
-	Fresh         bool `protobuf:"varint,2,opt,name=fresh,proto3" json:"fresh,omitempty"`
+	Fresh bool `protobuf:"varint,2,opt,name=fresh,proto3" json:"fresh,omitempty"`
+	// How fast this host may send images, and how fast it may receive them, in bytes a second; 0 is no limit. It holds
+	// until another one is told.
+	ImagesRate    int64 `protobuf:"varint,3,opt,name=images_rate,json=imagesRate,proto3" json:"images_rate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -187,6 +190,13 @@ func (x *ObserveRequest) GetFresh() bool {
 		return x.Fresh
 	}
 	return false
+}
+
+func (x *ObserveRequest) GetImagesRate() int64 {
+	if x != nil {
+		return x.ImagesRate
+	}
+	return 0
 }
 
 // ObserveResponse holds the observation.
@@ -242,12 +252,12 @@ type RunRequest struct {
 	Fence *v1.Fence `protobuf:"bytes,1,opt,name=fence,proto3" json:"fence,omitempty"`
 	// The step.
 	Step *v1.Step `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"`
-	// The guest as wanted, resolved now; unset for fetch. To take back a learner: the healthy server guest
-	// through which that is done.
+	// The guest as wanted, resolved now; unset for fetch, template and prune. To take back a learner: the healthy server
+	// guest through which that is done.
 	Want *v1.GuestWant `protobuf:"bytes,3,opt,name=want,proto3" json:"want,omitempty"`
-	// The image; for fetch.
+	// The image; for fetch, template and prune of a file. Its digests are what the file must have.
 	Image *v1.ImageSource `protobuf:"bytes,4,opt,name=image,proto3" json:"image,omitempty"`
-	// The storage for the image; for fetch.
+	// The storage for the image; for fetch, template and prune of a file.
 	ImagesStorage string `protobuf:"bytes,5,opt,name=images_storage,json=imagesStorage,proto3" json:"images_storage,omitempty"`
 	// How the guest joins; for init and join. With ACTION_ROLLBACK nothing is undone but what a join of the
 	// step's guest left in etcd: its learner, or a member that never started, by name and peer address.
@@ -270,7 +280,19 @@ type RunRequest struct {
 	// How long the guest must stay well; for soak.
 	Soak *durationpb.Duration `protobuf:"bytes,14,opt,name=soak,proto3" json:"soak,omitempty"`
 	// Whether a VM that can be asked to shut down is not asked; for stop.
-	Force         bool `protobuf:"varint,15,opt,name=force,proto3" json:"force,omitempty"`
+	Force bool `protobuf:"varint,15,opt,name=force,proto3" json:"force,omitempty"`
+	// Agents that have the file, or are getting it, best first; for fetch.
+	ImagePeers []*ImagePeer `protobuf:"bytes,16,rep,name=image_peers,json=imagePeers,proto3" json:"image_peers,omitempty"`
+	// Whether the file may be read from its source; for fetch. One host at a time may.
+	Wan bool `protobuf:"varint,17,opt,name=wan,proto3" json:"wan,omitempty"`
+	// How much of which storage the guests that are made of the image here will need, and the template; for fetch.
+	Needs []*StorageNeed `protobuf:"bytes,18,rep,name=needs,proto3" json:"needs,omitempty"`
+	// The smallest system disk in bytes that the image must fit into; 0 is any. For fetch and template.
+	DiskBytes int64 `protobuf:"varint,19,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	// The template; for template and prune of a template.
+	Template *v1.Identity `protobuf:"bytes,20,opt,name=template,proto3" json:"template,omitempty"`
+	// The storage of the template's disk; for template.
+	DisksStorage  string `protobuf:"bytes,21,opt,name=disks_storage,json=disksStorage,proto3" json:"disks_storage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -410,6 +432,167 @@ func (x *RunRequest) GetForce() bool {
 	return false
 }
 
+func (x *RunRequest) GetImagePeers() []*ImagePeer {
+	if x != nil {
+		return x.ImagePeers
+	}
+	return nil
+}
+
+func (x *RunRequest) GetWan() bool {
+	if x != nil {
+		return x.Wan
+	}
+	return false
+}
+
+func (x *RunRequest) GetNeeds() []*StorageNeed {
+	if x != nil {
+		return x.Needs
+	}
+	return nil
+}
+
+func (x *RunRequest) GetDiskBytes() int64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *RunRequest) GetTemplate() *v1.Identity {
+	if x != nil {
+		return x.Template
+	}
+	return nil
+}
+
+func (x *RunRequest) GetDisksStorage() string {
+	if x != nil {
+		return x.DisksStorage
+	}
+	return ""
+}
+
+// ImagePeer is an agent that images can be had from.
+type ImagePeer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host's name, which its certificate must have.
+	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// IP:PORT.
+	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImagePeer) Reset() {
+	*x = ImagePeer{}
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImagePeer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImagePeer) ProtoMessage() {}
+
+func (x *ImagePeer) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImagePeer.ProtoReflect.Descriptor instead.
+func (*ImagePeer) Descriptor() ([]byte, []int) {
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ImagePeer) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *ImagePeer) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+// StorageNeed is how much of a storage will be needed.
+type StorageNeed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The storage.
+	Storage string `protobuf:"bytes,1,opt,name=storage,proto3" json:"storage,omitempty"`
+	// Bytes.
+	Bytes int64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// What for, for people (2 guests, a template).
+	What          string `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StorageNeed) Reset() {
+	*x = StorageNeed{}
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StorageNeed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StorageNeed) ProtoMessage() {}
+
+func (x *StorageNeed) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StorageNeed.ProtoReflect.Descriptor instead.
+func (*StorageNeed) Descriptor() ([]byte, []int) {
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *StorageNeed) GetStorage() string {
+	if x != nil {
+		return x.Storage
+	}
+	return ""
+}
+
+func (x *StorageNeed) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *StorageNeed) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
 // Learned is what a step found out and the controller remembers.
 type Learned struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -434,14 +617,18 @@ type Learned struct {
 	// Data disks that the holder VM was seen to hold at the end; of detach.
 	Held []*v1.Disk `protobuf:"bytes,10,rep,name=held,proto3" json:"held,omitempty"`
 	// The login user, of a VM that was adopted and told it; may be empty.
-	User          string `protobuf:"bytes,11,opt,name=user,proto3" json:"user,omitempty"`
+	User string `protobuf:"bytes,11,opt,name=user,proto3" json:"user,omitempty"`
+	// The image file as the host holds it; of fetch.
+	Image *v1.ImageCopy `protobuf:"bytes,12,opt,name=image,proto3" json:"image,omitempty"`
+	// SHA-256 of the ISO file in the guest's drive; of create.
+	CdromSha256   string `protobuf:"bytes,13,opt,name=cdrom_sha256,json=cdromSha256,proto3" json:"cdrom_sha256,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Learned) Reset() {
 	*x = Learned{}
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -453,7 +640,7 @@ func (x *Learned) String() string {
 func (*Learned) ProtoMessage() {}
 
 func (x *Learned) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -466,7 +653,7 @@ func (x *Learned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Learned.ProtoReflect.Descriptor instead.
 func (*Learned) Descriptor() ([]byte, []int) {
-	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Learned) GetMacs() []string {
@@ -546,6 +733,20 @@ func (x *Learned) GetUser() string {
 	return ""
 }
 
+func (x *Learned) GetImage() *v1.ImageCopy {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *Learned) GetCdromSha256() string {
+	if x != nil {
+		return x.CdromSha256
+	}
+	return ""
+}
+
 // StepResult is the good end of a step. A bad end is the call's error.
 type StepResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -561,7 +762,7 @@ type StepResult struct {
 
 func (x *StepResult) Reset() {
 	*x = StepResult{}
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +774,7 @@ func (x *StepResult) String() string {
 func (*StepResult) ProtoMessage() {}
 
 func (x *StepResult) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +787,7 @@ func (x *StepResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepResult.ProtoReflect.Descriptor instead.
 func (*StepResult) Descriptor() ([]byte, []int) {
-	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *StepResult) GetChanged() bool {
@@ -626,7 +827,7 @@ type RunResponse struct {
 
 func (x *RunResponse) Reset() {
 	*x = RunResponse{}
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -638,7 +839,7 @@ func (x *RunResponse) String() string {
 func (*RunResponse) ProtoMessage() {}
 
 func (x *RunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -651,7 +852,7 @@ func (x *RunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
 func (*RunResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RunResponse) GetPart() isRunResponse_Part {
@@ -712,7 +913,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +925,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,7 +938,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ExecRequest) GetWant() *v1.GuestWant {
@@ -778,7 +979,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +991,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +1004,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ExecResponse) GetPart() isExecResponse_Part {
@@ -882,7 +1083,7 @@ type CredentialsRequest struct {
 
 func (x *CredentialsRequest) Reset() {
 	*x = CredentialsRequest{}
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +1095,7 @@ func (x *CredentialsRequest) String() string {
 func (*CredentialsRequest) ProtoMessage() {}
 
 func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +1108,7 @@ func (x *CredentialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsRequest.ProtoReflect.Descriptor instead.
 func (*CredentialsRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CredentialsRequest) GetWant() *v1.GuestWant {
@@ -953,7 +1154,7 @@ type CredentialsResponse struct {
 
 func (x *CredentialsResponse) Reset() {
 	*x = CredentialsResponse{}
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1166,7 @@ func (x *CredentialsResponse) String() string {
 func (*CredentialsResponse) ProtoMessage() {}
 
 func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1179,7 @@ func (x *CredentialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialsResponse.ProtoReflect.Descriptor instead.
 func (*CredentialsResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CredentialsResponse) GetSecret() []byte {
@@ -1011,7 +1212,7 @@ type OrphansRequest struct {
 
 func (x *OrphansRequest) Reset() {
 	*x = OrphansRequest{}
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1023,7 +1224,7 @@ func (x *OrphansRequest) String() string {
 func (*OrphansRequest) ProtoMessage() {}
 
 func (x *OrphansRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1036,7 +1237,7 @@ func (x *OrphansRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphansRequest.ProtoReflect.Descriptor instead.
 func (*OrphansRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 // OrphansResponse holds them.
@@ -1052,7 +1253,7 @@ type OrphansResponse struct {
 
 func (x *OrphansResponse) Reset() {
 	*x = OrphansResponse{}
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1265,7 @@ func (x *OrphansResponse) String() string {
 func (*OrphansResponse) ProtoMessage() {}
 
 func (x *OrphansResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1278,7 @@ func (x *OrphansResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphansResponse.ProtoReflect.Descriptor instead.
 func (*OrphansResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OrphansResponse) GetOrphans() []*v1.Orphan {
@@ -1094,6 +1295,107 @@ func (x *OrphansResponse) GetKnown() *v1.Fact {
 	return nil
 }
 
+// ResolveImageRequest names an image.
+type ResolveImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its source.
+	Image         *v1.ImageSource `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveImageRequest) Reset() {
+	*x = ResolveImageRequest{}
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveImageRequest) ProtoMessage() {}
+
+func (x *ResolveImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveImageRequest.ProtoReflect.Descriptor instead.
+func (*ResolveImageRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ResolveImageRequest) GetImage() *v1.ImageSource {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+// ResolveImageResponse is what its list of checksums says; both empty when it has no list.
+type ResolveImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 in lower-case hex; may be empty.
+	Sha256 string `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// SHA-512 in lower-case hex; may be empty.
+	Sha512        string `protobuf:"bytes,2,opt,name=sha512,proto3" json:"sha512,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveImageResponse) Reset() {
+	*x = ResolveImageResponse{}
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveImageResponse) ProtoMessage() {}
+
+func (x *ResolveImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveImageResponse.ProtoReflect.Descriptor instead.
+func (*ResolveImageResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ResolveImageResponse) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *ResolveImageResponse) GetSha512() string {
+	if x != nil {
+		return x.Sha512
+	}
+	return ""
+}
+
 // ListSnapshotsRequest asks for the snapshots kept here.
 type ListSnapshotsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1103,7 +1405,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1417,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1430,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 // ListSnapshotsResponse holds them.
@@ -1142,7 +1444,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1456,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1469,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*v1.Snapshot {
@@ -1184,12 +1486,14 @@ const file_homelab_agent_v1_agent_proto_rawDesc = "" +
 	"\x1chomelab/agent/v1/agent.proto\x12\x10homelab.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18homelab/v1/cluster.proto\x1a\x16homelab/v1/event.proto\x1a\x15homelab/v1/fact.proto\x1a\x16homelab/v1/guest.proto\x1a\x15homelab/v1/host.proto\x1a\x15homelab/v1/plan.proto\"R\n" +
 	"\vLookRequest\x12)\n" +
 	"\x04want\x18\x01 \x01(\v2\x15.homelab.v1.GuestWantR\x04want\x12\x18\n" +
-	"\acluster\x18\x02 \x01(\bR\acluster\"[\n" +
+	"\acluster\x18\x02 \x01(\bR\acluster\"|\n" +
 	"\x0eObserveRequest\x123\n" +
 	"\x05looks\x18\x01 \x03(\v2\x1d.homelab.agent.v1.LookRequestR\x05looks\x12\x14\n" +
-	"\x05fresh\x18\x02 \x01(\bR\x05fresh\"L\n" +
+	"\x05fresh\x18\x02 \x01(\bR\x05fresh\x12\x1f\n" +
+	"\vimages_rate\x18\x03 \x01(\x03R\n" +
+	"imagesRate\"L\n" +
 	"\x0fObserveResponse\x129\n" +
-	"\vobservation\x18\x01 \x01(\v2\x17.homelab.v1.ObservationR\vobservation\"\xce\x04\n" +
+	"\vobservation\x18\x01 \x01(\v2\x17.homelab.v1.ObservationR\vobservation\"\xc9\x06\n" +
 	"\n" +
 	"RunRequest\x12'\n" +
 	"\x05fence\x18\x01 \x01(\v2\x11.homelab.v1.FenceR\x05fence\x12$\n" +
@@ -1208,7 +1512,22 @@ const file_homelab_agent_v1_agent_proto_rawDesc = "" +
 	"\x05named\x18\f \x01(\bR\x05named\x12\x14\n" +
 	"\x05purge\x18\r \x01(\bR\x05purge\x12-\n" +
 	"\x04soak\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\x04soak\x12\x14\n" +
-	"\x05force\x18\x0f \x01(\bR\x05force\"\xe5\x02\n" +
+	"\x05force\x18\x0f \x01(\bR\x05force\x12<\n" +
+	"\vimage_peers\x18\x10 \x03(\v2\x1b.homelab.agent.v1.ImagePeerR\n" +
+	"imagePeers\x12\x10\n" +
+	"\x03wan\x18\x11 \x01(\bR\x03wan\x123\n" +
+	"\x05needs\x18\x12 \x03(\v2\x1d.homelab.agent.v1.StorageNeedR\x05needs\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x13 \x01(\x03R\tdiskBytes\x120\n" +
+	"\btemplate\x18\x14 \x01(\v2\x14.homelab.v1.IdentityR\btemplate\x12#\n" +
+	"\rdisks_storage\x18\x15 \x01(\tR\fdisksStorage\"9\n" +
+	"\tImagePeer\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"Q\n" +
+	"\vStorageNeed\x12\x18\n" +
+	"\astorage\x18\x01 \x01(\tR\astorage\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x12\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\"\xb5\x03\n" +
 	"\aLearned\x12\x12\n" +
 	"\x04macs\x18\x01 \x03(\tR\x04macs\x12\x1b\n" +
 	"\thost_keys\x18\x02 \x03(\tR\bhostKeys\x12\x1d\n" +
@@ -1222,7 +1541,9 @@ const file_homelab_agent_v1_agent_proto_rawDesc = "" +
 	"\bsnapshot\x18\t \x01(\v2\x14.homelab.v1.SnapshotR\bsnapshot\x12$\n" +
 	"\x04held\x18\n" +
 	" \x03(\v2\x10.homelab.v1.DiskR\x04held\x12\x12\n" +
-	"\x04user\x18\v \x01(\tR\x04user\"o\n" +
+	"\x04user\x18\v \x01(\tR\x04user\x12+\n" +
+	"\x05image\x18\f \x01(\v2\x15.homelab.v1.ImageCopyR\x05image\x12!\n" +
+	"\fcdrom_sha256\x18\r \x01(\tR\vcdromSha256\"o\n" +
 	"\n" +
 	"StepResult\x12\x18\n" +
 	"\achanged\x18\x01 \x01(\bR\achanged\x12\x12\n" +
@@ -1253,21 +1574,27 @@ const file_homelab_agent_v1_agent_proto_rawDesc = "" +
 	"\x0eOrphansRequest\"g\n" +
 	"\x0fOrphansResponse\x12,\n" +
 	"\aorphans\x18\x01 \x03(\v2\x12.homelab.v1.OrphanR\aorphans\x12&\n" +
-	"\x05known\x18\x02 \x01(\v2\x10.homelab.v1.FactR\x05known\"\x16\n" +
+	"\x05known\x18\x02 \x01(\v2\x10.homelab.v1.FactR\x05known\"D\n" +
+	"\x13ResolveImageRequest\x12-\n" +
+	"\x05image\x18\x01 \x01(\v2\x17.homelab.v1.ImageSourceR\x05image\"F\n" +
+	"\x14ResolveImageResponse\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x16\n" +
+	"\x06sha512\x18\x02 \x01(\tR\x06sha512\"\x16\n" +
 	"\x14ListSnapshotsRequest\"K\n" +
 	"\x15ListSnapshotsResponse\x122\n" +
 	"\tsnapshots\x18\x01 \x03(\v2\x14.homelab.v1.SnapshotR\tsnapshots*p\n" +
 	"\x0fCredentialsKind\x12 \n" +
 	"\x1cCREDENTIALS_KIND_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CREDENTIALS_KIND_TOKEN\x10\x01\x12\x1f\n" +
-	"\x1bCREDENTIALS_KIND_KUBECONFIG\x10\x022\xfb\x03\n" +
+	"\x1bCREDENTIALS_KIND_KUBECONFIG\x10\x022\xda\x04\n" +
 	"\fAgentService\x12N\n" +
 	"\aObserve\x12 .homelab.agent.v1.ObserveRequest\x1a!.homelab.agent.v1.ObserveResponse\x12D\n" +
 	"\x03Run\x12\x1c.homelab.agent.v1.RunRequest\x1a\x1d.homelab.agent.v1.RunResponse0\x01\x12G\n" +
 	"\x04Exec\x12\x1d.homelab.agent.v1.ExecRequest\x1a\x1e.homelab.agent.v1.ExecResponse0\x01\x12Z\n" +
 	"\vCredentials\x12$.homelab.agent.v1.CredentialsRequest\x1a%.homelab.agent.v1.CredentialsResponse\x12N\n" +
 	"\aOrphans\x12 .homelab.agent.v1.OrphansRequest\x1a!.homelab.agent.v1.OrphansResponse\x12`\n" +
-	"\rListSnapshots\x12&.homelab.agent.v1.ListSnapshotsRequest\x1a'.homelab.agent.v1.ListSnapshotsResponseB9Z7github.com/homeiac/homelab/gen/homelab/agent/v1;agentv1b\x06proto3"
+	"\rListSnapshots\x12&.homelab.agent.v1.ListSnapshotsRequest\x1a'.homelab.agent.v1.ListSnapshotsResponse\x12]\n" +
+	"\fResolveImage\x12%.homelab.agent.v1.ResolveImageRequest\x1a&.homelab.agent.v1.ResolveImageResponseB9Z7github.com/homeiac/homelab/gen/homelab/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_homelab_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -1282,87 +1609,99 @@ func file_homelab_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_homelab_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_homelab_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_homelab_agent_v1_agent_proto_goTypes = []any{
 	(CredentialsKind)(0),          // 0: homelab.agent.v1.CredentialsKind
 	(*LookRequest)(nil),           // 1: homelab.agent.v1.LookRequest
 	(*ObserveRequest)(nil),        // 2: homelab.agent.v1.ObserveRequest
 	(*ObserveResponse)(nil),       // 3: homelab.agent.v1.ObserveResponse
 	(*RunRequest)(nil),            // 4: homelab.agent.v1.RunRequest
-	(*Learned)(nil),               // 5: homelab.agent.v1.Learned
-	(*StepResult)(nil),            // 6: homelab.agent.v1.StepResult
-	(*RunResponse)(nil),           // 7: homelab.agent.v1.RunResponse
-	(*ExecRequest)(nil),           // 8: homelab.agent.v1.ExecRequest
-	(*ExecResponse)(nil),          // 9: homelab.agent.v1.ExecResponse
-	(*CredentialsRequest)(nil),    // 10: homelab.agent.v1.CredentialsRequest
-	(*CredentialsResponse)(nil),   // 11: homelab.agent.v1.CredentialsResponse
-	(*OrphansRequest)(nil),        // 12: homelab.agent.v1.OrphansRequest
-	(*OrphansResponse)(nil),       // 13: homelab.agent.v1.OrphansResponse
-	(*ListSnapshotsRequest)(nil),  // 14: homelab.agent.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil), // 15: homelab.agent.v1.ListSnapshotsResponse
-	(*v1.GuestWant)(nil),          // 16: homelab.v1.GuestWant
-	(*v1.Observation)(nil),        // 17: homelab.v1.Observation
-	(*v1.Fence)(nil),              // 18: homelab.v1.Fence
-	(*v1.Step)(nil),               // 19: homelab.v1.Step
-	(*v1.ImageSource)(nil),        // 20: homelab.v1.ImageSource
-	(*v1.K3SWant)(nil),            // 21: homelab.v1.K3sWant
-	(*v1.MemberRef)(nil),          // 22: homelab.v1.MemberRef
-	(*v1.Identity)(nil),           // 23: homelab.v1.Identity
-	(*v1.Disk)(nil),               // 24: homelab.v1.Disk
-	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
-	(*v1.Volume)(nil),             // 26: homelab.v1.Volume
-	(*v1.Snapshot)(nil),           // 27: homelab.v1.Snapshot
-	(*v1.Event)(nil),              // 28: homelab.v1.Event
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
-	(*v1.NodesView)(nil),          // 30: homelab.v1.NodesView
-	(*v1.Orphan)(nil),             // 31: homelab.v1.Orphan
-	(*v1.Fact)(nil),               // 32: homelab.v1.Fact
+	(*ImagePeer)(nil),             // 5: homelab.agent.v1.ImagePeer
+	(*StorageNeed)(nil),           // 6: homelab.agent.v1.StorageNeed
+	(*Learned)(nil),               // 7: homelab.agent.v1.Learned
+	(*StepResult)(nil),            // 8: homelab.agent.v1.StepResult
+	(*RunResponse)(nil),           // 9: homelab.agent.v1.RunResponse
+	(*ExecRequest)(nil),           // 10: homelab.agent.v1.ExecRequest
+	(*ExecResponse)(nil),          // 11: homelab.agent.v1.ExecResponse
+	(*CredentialsRequest)(nil),    // 12: homelab.agent.v1.CredentialsRequest
+	(*CredentialsResponse)(nil),   // 13: homelab.agent.v1.CredentialsResponse
+	(*OrphansRequest)(nil),        // 14: homelab.agent.v1.OrphansRequest
+	(*OrphansResponse)(nil),       // 15: homelab.agent.v1.OrphansResponse
+	(*ResolveImageRequest)(nil),   // 16: homelab.agent.v1.ResolveImageRequest
+	(*ResolveImageResponse)(nil),  // 17: homelab.agent.v1.ResolveImageResponse
+	(*ListSnapshotsRequest)(nil),  // 18: homelab.agent.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil), // 19: homelab.agent.v1.ListSnapshotsResponse
+	(*v1.GuestWant)(nil),          // 20: homelab.v1.GuestWant
+	(*v1.Observation)(nil),        // 21: homelab.v1.Observation
+	(*v1.Fence)(nil),              // 22: homelab.v1.Fence
+	(*v1.Step)(nil),               // 23: homelab.v1.Step
+	(*v1.ImageSource)(nil),        // 24: homelab.v1.ImageSource
+	(*v1.K3SWant)(nil),            // 25: homelab.v1.K3sWant
+	(*v1.MemberRef)(nil),          // 26: homelab.v1.MemberRef
+	(*v1.Identity)(nil),           // 27: homelab.v1.Identity
+	(*v1.Disk)(nil),               // 28: homelab.v1.Disk
+	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
+	(*v1.Volume)(nil),             // 30: homelab.v1.Volume
+	(*v1.Snapshot)(nil),           // 31: homelab.v1.Snapshot
+	(*v1.ImageCopy)(nil),          // 32: homelab.v1.ImageCopy
+	(*v1.Event)(nil),              // 33: homelab.v1.Event
+	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
+	(*v1.NodesView)(nil),          // 35: homelab.v1.NodesView
+	(*v1.Orphan)(nil),             // 36: homelab.v1.Orphan
+	(*v1.Fact)(nil),               // 37: homelab.v1.Fact
 }
 var file_homelab_agent_v1_agent_proto_depIdxs = []int32{
-	16, // 0: homelab.agent.v1.LookRequest.want:type_name -> homelab.v1.GuestWant
+	20, // 0: homelab.agent.v1.LookRequest.want:type_name -> homelab.v1.GuestWant
 	1,  // 1: homelab.agent.v1.ObserveRequest.looks:type_name -> homelab.agent.v1.LookRequest
-	17, // 2: homelab.agent.v1.ObserveResponse.observation:type_name -> homelab.v1.Observation
-	18, // 3: homelab.agent.v1.RunRequest.fence:type_name -> homelab.v1.Fence
-	19, // 4: homelab.agent.v1.RunRequest.step:type_name -> homelab.v1.Step
-	16, // 5: homelab.agent.v1.RunRequest.want:type_name -> homelab.v1.GuestWant
-	20, // 6: homelab.agent.v1.RunRequest.image:type_name -> homelab.v1.ImageSource
-	21, // 7: homelab.agent.v1.RunRequest.k3s:type_name -> homelab.v1.K3sWant
-	16, // 8: homelab.agent.v1.RunRequest.through:type_name -> homelab.v1.GuestWant
-	22, // 9: homelab.agent.v1.RunRequest.member:type_name -> homelab.v1.MemberRef
-	23, // 10: homelab.agent.v1.RunRequest.holder:type_name -> homelab.v1.Identity
-	24, // 11: homelab.agent.v1.RunRequest.data_disks:type_name -> homelab.v1.Disk
-	25, // 12: homelab.agent.v1.RunRequest.soak:type_name -> google.protobuf.Duration
-	26, // 13: homelab.agent.v1.Learned.volumes:type_name -> homelab.v1.Volume
-	27, // 14: homelab.agent.v1.Learned.snapshot:type_name -> homelab.v1.Snapshot
-	24, // 15: homelab.agent.v1.Learned.held:type_name -> homelab.v1.Disk
-	5,  // 16: homelab.agent.v1.StepResult.learned:type_name -> homelab.agent.v1.Learned
-	28, // 17: homelab.agent.v1.RunResponse.event:type_name -> homelab.v1.Event
-	6,  // 18: homelab.agent.v1.RunResponse.result:type_name -> homelab.agent.v1.StepResult
-	16, // 19: homelab.agent.v1.ExecRequest.want:type_name -> homelab.v1.GuestWant
-	16, // 20: homelab.agent.v1.CredentialsRequest.want:type_name -> homelab.v1.GuestWant
-	0,  // 21: homelab.agent.v1.CredentialsRequest.kind:type_name -> homelab.agent.v1.CredentialsKind
-	29, // 22: homelab.agent.v1.CredentialsResponse.at:type_name -> google.protobuf.Timestamp
-	30, // 23: homelab.agent.v1.CredentialsResponse.nodes:type_name -> homelab.v1.NodesView
-	31, // 24: homelab.agent.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
-	32, // 25: homelab.agent.v1.OrphansResponse.known:type_name -> homelab.v1.Fact
-	27, // 26: homelab.agent.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
-	2,  // 27: homelab.agent.v1.AgentService.Observe:input_type -> homelab.agent.v1.ObserveRequest
-	4,  // 28: homelab.agent.v1.AgentService.Run:input_type -> homelab.agent.v1.RunRequest
-	8,  // 29: homelab.agent.v1.AgentService.Exec:input_type -> homelab.agent.v1.ExecRequest
-	10, // 30: homelab.agent.v1.AgentService.Credentials:input_type -> homelab.agent.v1.CredentialsRequest
-	12, // 31: homelab.agent.v1.AgentService.Orphans:input_type -> homelab.agent.v1.OrphansRequest
-	14, // 32: homelab.agent.v1.AgentService.ListSnapshots:input_type -> homelab.agent.v1.ListSnapshotsRequest
-	3,  // 33: homelab.agent.v1.AgentService.Observe:output_type -> homelab.agent.v1.ObserveResponse
-	7,  // 34: homelab.agent.v1.AgentService.Run:output_type -> homelab.agent.v1.RunResponse
-	9,  // 35: homelab.agent.v1.AgentService.Exec:output_type -> homelab.agent.v1.ExecResponse
-	11, // 36: homelab.agent.v1.AgentService.Credentials:output_type -> homelab.agent.v1.CredentialsResponse
-	13, // 37: homelab.agent.v1.AgentService.Orphans:output_type -> homelab.agent.v1.OrphansResponse
-	15, // 38: homelab.agent.v1.AgentService.ListSnapshots:output_type -> homelab.agent.v1.ListSnapshotsResponse
-	33, // [33:39] is the sub-list for method output_type
-	27, // [27:33] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	21, // 2: homelab.agent.v1.ObserveResponse.observation:type_name -> homelab.v1.Observation
+	22, // 3: homelab.agent.v1.RunRequest.fence:type_name -> homelab.v1.Fence
+	23, // 4: homelab.agent.v1.RunRequest.step:type_name -> homelab.v1.Step
+	20, // 5: homelab.agent.v1.RunRequest.want:type_name -> homelab.v1.GuestWant
+	24, // 6: homelab.agent.v1.RunRequest.image:type_name -> homelab.v1.ImageSource
+	25, // 7: homelab.agent.v1.RunRequest.k3s:type_name -> homelab.v1.K3sWant
+	20, // 8: homelab.agent.v1.RunRequest.through:type_name -> homelab.v1.GuestWant
+	26, // 9: homelab.agent.v1.RunRequest.member:type_name -> homelab.v1.MemberRef
+	27, // 10: homelab.agent.v1.RunRequest.holder:type_name -> homelab.v1.Identity
+	28, // 11: homelab.agent.v1.RunRequest.data_disks:type_name -> homelab.v1.Disk
+	29, // 12: homelab.agent.v1.RunRequest.soak:type_name -> google.protobuf.Duration
+	5,  // 13: homelab.agent.v1.RunRequest.image_peers:type_name -> homelab.agent.v1.ImagePeer
+	6,  // 14: homelab.agent.v1.RunRequest.needs:type_name -> homelab.agent.v1.StorageNeed
+	27, // 15: homelab.agent.v1.RunRequest.template:type_name -> homelab.v1.Identity
+	30, // 16: homelab.agent.v1.Learned.volumes:type_name -> homelab.v1.Volume
+	31, // 17: homelab.agent.v1.Learned.snapshot:type_name -> homelab.v1.Snapshot
+	28, // 18: homelab.agent.v1.Learned.held:type_name -> homelab.v1.Disk
+	32, // 19: homelab.agent.v1.Learned.image:type_name -> homelab.v1.ImageCopy
+	7,  // 20: homelab.agent.v1.StepResult.learned:type_name -> homelab.agent.v1.Learned
+	33, // 21: homelab.agent.v1.RunResponse.event:type_name -> homelab.v1.Event
+	8,  // 22: homelab.agent.v1.RunResponse.result:type_name -> homelab.agent.v1.StepResult
+	20, // 23: homelab.agent.v1.ExecRequest.want:type_name -> homelab.v1.GuestWant
+	20, // 24: homelab.agent.v1.CredentialsRequest.want:type_name -> homelab.v1.GuestWant
+	0,  // 25: homelab.agent.v1.CredentialsRequest.kind:type_name -> homelab.agent.v1.CredentialsKind
+	34, // 26: homelab.agent.v1.CredentialsResponse.at:type_name -> google.protobuf.Timestamp
+	35, // 27: homelab.agent.v1.CredentialsResponse.nodes:type_name -> homelab.v1.NodesView
+	36, // 28: homelab.agent.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	37, // 29: homelab.agent.v1.OrphansResponse.known:type_name -> homelab.v1.Fact
+	24, // 30: homelab.agent.v1.ResolveImageRequest.image:type_name -> homelab.v1.ImageSource
+	31, // 31: homelab.agent.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
+	2,  // 32: homelab.agent.v1.AgentService.Observe:input_type -> homelab.agent.v1.ObserveRequest
+	4,  // 33: homelab.agent.v1.AgentService.Run:input_type -> homelab.agent.v1.RunRequest
+	10, // 34: homelab.agent.v1.AgentService.Exec:input_type -> homelab.agent.v1.ExecRequest
+	12, // 35: homelab.agent.v1.AgentService.Credentials:input_type -> homelab.agent.v1.CredentialsRequest
+	14, // 36: homelab.agent.v1.AgentService.Orphans:input_type -> homelab.agent.v1.OrphansRequest
+	18, // 37: homelab.agent.v1.AgentService.ListSnapshots:input_type -> homelab.agent.v1.ListSnapshotsRequest
+	16, // 38: homelab.agent.v1.AgentService.ResolveImage:input_type -> homelab.agent.v1.ResolveImageRequest
+	3,  // 39: homelab.agent.v1.AgentService.Observe:output_type -> homelab.agent.v1.ObserveResponse
+	9,  // 40: homelab.agent.v1.AgentService.Run:output_type -> homelab.agent.v1.RunResponse
+	11, // 41: homelab.agent.v1.AgentService.Exec:output_type -> homelab.agent.v1.ExecResponse
+	13, // 42: homelab.agent.v1.AgentService.Credentials:output_type -> homelab.agent.v1.CredentialsResponse
+	15, // 43: homelab.agent.v1.AgentService.Orphans:output_type -> homelab.agent.v1.OrphansResponse
+	19, // 44: homelab.agent.v1.AgentService.ListSnapshots:output_type -> homelab.agent.v1.ListSnapshotsResponse
+	17, // 45: homelab.agent.v1.AgentService.ResolveImage:output_type -> homelab.agent.v1.ResolveImageResponse
+	39, // [39:46] is the sub-list for method output_type
+	32, // [32:39] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_homelab_agent_v1_agent_proto_init() }
@@ -1370,11 +1709,11 @@ func file_homelab_agent_v1_agent_proto_init() {
 	if File_homelab_agent_v1_agent_proto != nil {
 		return
 	}
-	file_homelab_agent_v1_agent_proto_msgTypes[6].OneofWrappers = []any{
+	file_homelab_agent_v1_agent_proto_msgTypes[8].OneofWrappers = []any{
 		(*RunResponse_Event)(nil),
 		(*RunResponse_Result)(nil),
 	}
-	file_homelab_agent_v1_agent_proto_msgTypes[8].OneofWrappers = []any{
+	file_homelab_agent_v1_agent_proto_msgTypes[10].OneofWrappers = []any{
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
 		(*ExecResponse_Exit)(nil),
@@ -1385,7 +1724,7 @@ func file_homelab_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_agent_v1_agent_proto_rawDesc), len(file_homelab_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,7 @@ const (
 	AgentService_Credentials_FullMethodName   = "/homelab.agent.v1.AgentService/Credentials"
 	AgentService_Orphans_FullMethodName       = "/homelab.agent.v1.AgentService/Orphans"
 	AgentService_ListSnapshots_FullMethodName = "/homelab.agent.v1.AgentService/ListSnapshots"
+	AgentService_ResolveImage_FullMethodName  = "/homelab.agent.v1.AgentService/ResolveImage"
 )
 
 // AgentServiceClient is the client API for AgentService service.
@@ -48,6 +49,9 @@ type AgentServiceClient interface {
 	Orphans(ctx context.Context, in *OrphansRequest, opts ...grpc.CallOption) (*OrphansResponse, error)
 	// ListSnapshots lists the etcd snapshots that this host keeps.
 	ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error)
+	// ResolveImage reads the list of checksums of an image's source and tells the digest that it has there. The image
+	// itself is not read, and nothing is changed.
+	ResolveImage(ctx context.Context, in *ResolveImageRequest, opts ...grpc.CallOption) (*ResolveImageResponse, error)
 }
 
 type agentServiceClient struct {
@@ -136,6 +140,16 @@ func (c *agentServiceClient) ListSnapshots(ctx context.Context, in *ListSnapshot
 	return out, nil
 }
 
+func (c *agentServiceClient) ResolveImage(ctx context.Context, in *ResolveImageRequest, opts ...grpc.CallOption) (*ResolveImageResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResolveImageResponse)
+	err := c.cc.Invoke(ctx, AgentService_ResolveImage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AgentServiceServer is the server API for AgentService service.
 // All implementations must embed UnimplementedAgentServiceServer
 // for forward compatibility.
@@ -155,6 +169,9 @@ type AgentServiceServer interface {
 	Orphans(context.Context, *OrphansRequest) (*OrphansResponse, error)
 	// ListSnapshots lists the etcd snapshots that this host keeps.
 	ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error)
+	// ResolveImage reads the list of checksums of an image's source and tells the digest that it has there. The image
+	// itself is not read, and nothing is changed.
+	ResolveImage(context.Context, *ResolveImageRequest) (*ResolveImageResponse, error)
 	mustEmbedUnimplementedAgentServiceServer()
 }
 
@@ -182,6 +199,9 @@ func (UnimplementedAgentServiceServer) Orphans(context.Context, *OrphansRequest)
 }
 func (UnimplementedAgentServiceServer) ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSnapshots not implemented")
+}
+func (UnimplementedAgentServiceServer) ResolveImage(context.Context, *ResolveImageRequest) (*ResolveImageResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResolveImage not implemented")
 }
 func (UnimplementedAgentServiceServer) mustEmbedUnimplementedAgentServiceServer() {}
 func (UnimplementedAgentServiceServer) testEmbeddedByValue()                      {}
@@ -298,6 +318,24 @@ func _AgentService_ListSnapshots_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AgentService_ResolveImage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResolveImageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).ResolveImage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_ResolveImage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).ResolveImage(ctx, req.(*ResolveImageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AgentService_ServiceDesc is the grpc.ServiceDesc for AgentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -320,6 +358,10 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListSnapshots",
 			Handler:    _AgentService_ListSnapshots_Handler,
+		},
+		{
+			MethodName: "ResolveImage",
+			Handler:    _AgentService_ResolveImage_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -53,6 +53,10 @@ const (
 	OperationKind_OPERATION_KIND_SNAPSHOT OperationKind = 10
 	// Remove volumes without a VM that are provably ours, and empty holder VMs.
 	OperationKind_OPERATION_KIND_CLEAR_ORPHANS OperationKind = 11
+	// Fetch images to hosts, and with newest resolve their names anew.
+	OperationKind_OPERATION_KIND_FETCH_IMAGES OperationKind = 12
+	// Remove templates that nothing stands on and image files that nobody is made of.
+	OperationKind_OPERATION_KIND_PRUNE_IMAGES OperationKind = 13
 )
 
 // Enum value maps for OperationKind.
@@ -70,6 +74,8 @@ var (
 		9:  "OPERATION_KIND_REJOIN",
 		10: "OPERATION_KIND_SNAPSHOT",
 		11: "OPERATION_KIND_CLEAR_ORPHANS",
+		12: "OPERATION_KIND_FETCH_IMAGES",
+		13: "OPERATION_KIND_PRUNE_IMAGES",
 	}
 	OperationKind_value = map[string]int32{
 		"OPERATION_KIND_UNSPECIFIED":   0,
@@ -84,6 +90,8 @@ var (
 		"OPERATION_KIND_REJOIN":        9,
 		"OPERATION_KIND_SNAPSHOT":      10,
 		"OPERATION_KIND_CLEAR_ORPHANS": 11,
+		"OPERATION_KIND_FETCH_IMAGES":  12,
+		"OPERATION_KIND_PRUNE_IMAGES":  13,
 	}
 )
 
@@ -184,12 +192,17 @@ type Operation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What.
 	Kind OperationKind `protobuf:"varint,1,opt,name=kind,proto3,enum=homelab.controller.v1.OperationKind" json:"kind,omitempty"`
-	// The guest; empty for snapshot and clear-orphans.
+	// The guest; empty for snapshot, clear-orphans and images.
 	Guest string `protobuf:"bytes,2,opt,name=guest,proto3" json:"guest,omitempty"`
-	// The host of the VM that is adopted; empty is the guest's host in the Spec.
+	// The host of the VM that is adopted; empty is the guest's host in the Spec. For fetch-images the host that gets
+	// them; empty is every host that a guest of the image is wanted on.
 	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
 	// The VMID that is adopted; 0 is the guest's VMID in the Spec.
-	Vmid          int32 `protobuf:"varint,4,opt,name=vmid,proto3" json:"vmid,omitempty"`
+	Vmid int32 `protobuf:"varint,4,opt,name=vmid,proto3" json:"vmid,omitempty"`
+	// The images; empty is all of the Spec. For fetch-images.
+	Images []string `protobuf:"bytes,5,rep,name=images,proto3" json:"images,omitempty"`
+	// Whether the images' names are resolved anew; for fetch-images.
+	Newest        bool `protobuf:"varint,6,opt,name=newest,proto3" json:"newest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -250,6 +263,20 @@ func (x *Operation) GetVmid() int32 {
 		return x.Vmid
 	}
 	return 0
+}
+
+func (x *Operation) GetImages() []string {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *Operation) GetNewest() bool {
+	if x != nil {
+		return x.Newest
+	}
+	return false
 }
 
 // PlanRequest holds the Spec.
@@ -1145,7 +1172,9 @@ type StatusResponse struct {
 	// The run that is going on; 0 is none.
 	Run int64 `protobuf:"varint,6,opt,name=run,proto3" json:"run,omitempty"`
 	// Why all changes are paused, with who and since when; empty when they are not.
-	Paused        string `protobuf:"bytes,7,opt,name=paused,proto3" json:"paused,omitempty"`
+	Paused string `protobuf:"bytes,7,opt,name=paused,proto3" json:"paused,omitempty"`
+	// Image files on the hosts that answer, and parts of them, by name, host and digest.
+	Images        []*ImageStatus `protobuf:"bytes,8,rep,name=images,proto3" json:"images,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1229,6 +1258,167 @@ func (x *StatusResponse) GetPaused() string {
 	return ""
 }
 
+func (x *StatusResponse) GetImages() []*ImageStatus {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+// ImageStatus is one image file on one host for people.
+type ImageStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The image's name in the Spec.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The host.
+	Host string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	// The storage.
+	Storage string `protobuf:"bytes,3,opt,name=storage,proto3" json:"storage,omitempty"`
+	// What it is.
+	Type v1.ImageType `protobuf:"varint,4,opt,name=type,proto3,enum=homelab.v1.ImageType" json:"type,omitempty"`
+	// qcow2, raw, vmdk or iso; empty when not known yet.
+	Format string `protobuf:"bytes,5,opt,name=format,proto3" json:"format,omitempty"`
+	// Its size as published, in bytes; 0 when not known.
+	Bytes int64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// How many bytes are there.
+	DoneBytes int64 `protobuf:"varint,7,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	// SHA-256 in lower-case hex; empty when not known yet.
+	Sha256 string `protobuf:"bytes,8,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// What its digest was compared with.
+	Verification v1.Verification `protobuf:"varint,9,opt,name=verification,proto3,enum=homelab.v1.Verification" json:"verification,omitempty"`
+	// The VMID of the template made of it on that host; 0 is none.
+	Template int32 `protobuf:"varint,10,opt,name=template,proto3" json:"template,omitempty"`
+	// Whether it is what the image's name stands for now.
+	Current bool `protobuf:"varint,11,opt,name=current,proto3" json:"current,omitempty"`
+	// Whether a step is fetching it now.
+	Active bool `protobuf:"varint,12,opt,name=active,proto3" json:"active,omitempty"`
+	// gz, xz, zst or bz2; empty for a file that is not compressed.
+	Compression   string `protobuf:"bytes,13,opt,name=compression,proto3" json:"compression,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageStatus) Reset() {
+	*x = ImageStatus{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageStatus) ProtoMessage() {}
+
+func (x *ImageStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageStatus.ProtoReflect.Descriptor instead.
+func (*ImageStatus) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ImageStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImageStatus) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *ImageStatus) GetStorage() string {
+	if x != nil {
+		return x.Storage
+	}
+	return ""
+}
+
+func (x *ImageStatus) GetType() v1.ImageType {
+	if x != nil {
+		return x.Type
+	}
+	return v1.ImageType(0)
+}
+
+func (x *ImageStatus) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *ImageStatus) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ImageStatus) GetDoneBytes() int64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *ImageStatus) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *ImageStatus) GetVerification() v1.Verification {
+	if x != nil {
+		return x.Verification
+	}
+	return v1.Verification(0)
+}
+
+func (x *ImageStatus) GetTemplate() int32 {
+	if x != nil {
+		return x.Template
+	}
+	return 0
+}
+
+func (x *ImageStatus) GetCurrent() bool {
+	if x != nil {
+		return x.Current
+	}
+	return false
+}
+
+func (x *ImageStatus) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+func (x *ImageStatus) GetCompression() string {
+	if x != nil {
+		return x.Compression
+	}
+	return ""
+}
+
 // RunRecord is one run for people.
 type RunRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1250,7 +1440,7 @@ type RunRecord struct {
 
 func (x *RunRecord) Reset() {
 	*x = RunRecord{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[11]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1452,7 @@ func (x *RunRecord) String() string {
 func (*RunRecord) ProtoMessage() {}
 
 func (x *RunRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[11]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1465,7 @@ func (x *RunRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunRecord.ProtoReflect.Descriptor instead.
 func (*RunRecord) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{11}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RunRecord) GetRun() int64 {
@@ -1331,7 +1521,7 @@ type ListRunsRequest struct {
 
 func (x *ListRunsRequest) Reset() {
 	*x = ListRunsRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[12]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1343,7 +1533,7 @@ func (x *ListRunsRequest) String() string {
 func (*ListRunsRequest) ProtoMessage() {}
 
 func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[12]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1356,7 +1546,7 @@ func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsRequest.ProtoReflect.Descriptor instead.
 func (*ListRunsRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{12}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListRunsRequest) GetLimit() int32 {
@@ -1377,7 +1567,7 @@ type ListRunsResponse struct {
 
 func (x *ListRunsResponse) Reset() {
 	*x = ListRunsResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[13]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1389,7 +1579,7 @@ func (x *ListRunsResponse) String() string {
 func (*ListRunsResponse) ProtoMessage() {}
 
 func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[13]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1402,7 +1592,7 @@ func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsResponse.ProtoReflect.Descriptor instead.
 func (*ListRunsResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{13}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListRunsResponse) GetRuns() []*RunRecord {
@@ -1425,7 +1615,7 @@ type FollowRunRequest struct {
 
 func (x *FollowRunRequest) Reset() {
 	*x = FollowRunRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[14]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1627,7 @@ func (x *FollowRunRequest) String() string {
 func (*FollowRunRequest) ProtoMessage() {}
 
 func (x *FollowRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[14]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1640,7 @@ func (x *FollowRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRunRequest.ProtoReflect.Descriptor instead.
 func (*FollowRunRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{14}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FollowRunRequest) GetRun() int64 {
@@ -1483,7 +1673,7 @@ type FollowRunResponse struct {
 
 func (x *FollowRunResponse) Reset() {
 	*x = FollowRunResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[15]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1685,7 @@ func (x *FollowRunResponse) String() string {
 func (*FollowRunResponse) ProtoMessage() {}
 
 func (x *FollowRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[15]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1698,7 @@ func (x *FollowRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRunResponse.ProtoReflect.Descriptor instead.
 func (*FollowRunResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{15}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FollowRunResponse) GetPart() isFollowRunResponse_Part {
@@ -1569,7 +1759,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[16]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1581,7 +1771,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[16]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1594,7 +1784,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{16}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExecRequest) GetGuest() string {
@@ -1635,7 +1825,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[17]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +1837,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[17]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +1850,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{17}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExecResponse) GetPart() isExecResponse_Part {
@@ -1731,7 +1921,7 @@ type KubeconfigRequest struct {
 
 func (x *KubeconfigRequest) Reset() {
 	*x = KubeconfigRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[18]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1933,7 @@ func (x *KubeconfigRequest) String() string {
 func (*KubeconfigRequest) ProtoMessage() {}
 
 func (x *KubeconfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[18]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1946,7 @@ func (x *KubeconfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubeconfigRequest.ProtoReflect.Descriptor instead.
 func (*KubeconfigRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{18}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{19}
 }
 
 // KubeconfigResponse holds the kubeconfig.
@@ -1770,7 +1960,7 @@ type KubeconfigResponse struct {
 
 func (x *KubeconfigResponse) Reset() {
 	*x = KubeconfigResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[19]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1782,7 +1972,7 @@ func (x *KubeconfigResponse) String() string {
 func (*KubeconfigResponse) ProtoMessage() {}
 
 func (x *KubeconfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[19]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1795,7 +1985,7 @@ func (x *KubeconfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubeconfigResponse.ProtoReflect.Descriptor instead.
 func (*KubeconfigResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{19}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *KubeconfigResponse) GetKubeconfig() []byte {
@@ -1814,7 +2004,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[20]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +2016,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[20]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +2029,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{20}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{21}
 }
 
 // VersionResponse holds the version.
@@ -1855,7 +2045,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[21]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +2057,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[21]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +2070,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{21}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -1910,7 +2100,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[22]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +2112,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[22]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +2125,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{22}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WhyRequest) GetGuest() string {
@@ -1969,7 +2159,7 @@ type WhyEntry struct {
 
 func (x *WhyEntry) Reset() {
 	*x = WhyEntry{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[23]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2171,7 @@ func (x *WhyEntry) String() string {
 func (*WhyEntry) ProtoMessage() {}
 
 func (x *WhyEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[23]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2184,7 @@ func (x *WhyEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyEntry.ProtoReflect.Descriptor instead.
 func (*WhyEntry) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{23}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WhyEntry) GetTime() *timestamppb.Timestamp {
@@ -2038,7 +2228,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[24]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2050,7 +2240,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[24]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2063,7 +2253,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{24}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WhyResponse) GetEntries() []*WhyEntry {
@@ -2091,7 +2281,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[25]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2103,7 +2293,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[25]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2116,7 +2306,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{25}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PauseRequest) GetReason() string {
@@ -2137,7 +2327,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[26]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2149,7 +2339,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[26]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2162,7 +2352,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{26}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PauseResponse) GetPaused() string {
@@ -2183,7 +2373,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[27]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2385,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[27]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2398,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{27}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ResumeRequest) GetGuest() string {
@@ -2229,7 +2419,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[28]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +2431,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[28]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +2444,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{28}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ResumeResponse) GetText() string {
@@ -2273,7 +2463,7 @@ type OrphansRequest struct {
 
 func (x *OrphansRequest) Reset() {
 	*x = OrphansRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[29]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2285,7 +2475,7 @@ func (x *OrphansRequest) String() string {
 func (*OrphansRequest) ProtoMessage() {}
 
 func (x *OrphansRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[29]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2298,7 +2488,7 @@ func (x *OrphansRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphansRequest.ProtoReflect.Descriptor instead.
 func (*OrphansRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{29}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{30}
 }
 
 // OrphansResponse holds them.
@@ -2316,7 +2506,7 @@ type OrphansResponse struct {
 
 func (x *OrphansResponse) Reset() {
 	*x = OrphansResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[30]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2328,7 +2518,7 @@ func (x *OrphansResponse) String() string {
 func (*OrphansResponse) ProtoMessage() {}
 
 func (x *OrphansResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[30]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2341,7 +2531,7 @@ func (x *OrphansResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrphansResponse.ProtoReflect.Descriptor instead.
 func (*OrphansResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{30}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OrphansResponse) GetOrphans() []*v1.Orphan {
@@ -2382,7 +2572,7 @@ type HolderStatus struct {
 
 func (x *HolderStatus) Reset() {
 	*x = HolderStatus{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[31]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2584,7 @@ func (x *HolderStatus) String() string {
 func (*HolderStatus) ProtoMessage() {}
 
 func (x *HolderStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[31]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2597,7 @@ func (x *HolderStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HolderStatus.ProtoReflect.Descriptor instead.
 func (*HolderStatus) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{31}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *HolderStatus) GetHost() string {
@@ -2447,7 +2637,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[32]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2649,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[32]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2662,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{32}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{33}
 }
 
 // ListSnapshotsResponse holds them.
@@ -2488,7 +2678,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[33]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2500,7 +2690,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[33]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2513,7 +2703,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{33}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*v1.Snapshot {
@@ -2534,12 +2724,14 @@ var File_homelab_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
-	"&homelab/controller/v1/controller.proto\x12\x15homelab.controller.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18homelab/v1/cluster.proto\x1a\x16homelab/v1/event.proto\x1a\x15homelab/v1/fact.proto\x1a\x16homelab/v1/guest.proto\x1a\x15homelab/v1/host.proto\x1a\x15homelab/v1/plan.proto\"\x83\x01\n" +
+	"&homelab/controller/v1/controller.proto\x12\x15homelab.controller.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18homelab/v1/cluster.proto\x1a\x16homelab/v1/event.proto\x1a\x15homelab/v1/fact.proto\x1a\x16homelab/v1/guest.proto\x1a\x15homelab/v1/host.proto\x1a\x15homelab/v1/plan.proto\"\xb3\x01\n" +
 	"\tOperation\x128\n" +
 	"\x04kind\x18\x01 \x01(\x0e2$.homelab.controller.v1.OperationKindR\x04kind\x12\x14\n" +
 	"\x05guest\x18\x02 \x01(\tR\x05guest\x12\x12\n" +
 	"\x04host\x18\x03 \x01(\tR\x04host\x12\x12\n" +
-	"\x04vmid\x18\x04 \x01(\x05R\x04vmid\"\x98\x01\n" +
+	"\x04vmid\x18\x04 \x01(\x05R\x04vmid\x12\x16\n" +
+	"\x06images\x18\x05 \x03(\tR\x06images\x12\x16\n" +
+	"\x06newest\x18\x06 \x01(\bR\x06newest\"\x98\x01\n" +
 	"\vPlanRequest\x12\x12\n" +
 	"\x04spec\x18\x01 \x01(\fR\x04spec\x12\x1b\n" +
 	"\tspec_name\x18\x02 \x01(\tR\bspecName\x12>\n" +
@@ -2608,7 +2800,7 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x04node\x18\x03 \x01(\tR\x04node\";\n" +
 	"\rStatusRequest\x12\x14\n" +
 	"\x05fresh\x18\x01 \x01(\bR\x05fresh\x12\x14\n" +
-	"\x05looks\x18\x02 \x01(\bR\x05looks\"\xa6\x02\n" +
+	"\x05looks\x18\x02 \x01(\bR\x05looks\"\xe2\x02\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05fleet\x18\x01 \x01(\tR\x05fleet\x12,\n" +
 	"\x05hosts\x18\x02 \x03(\v2\x16.homelab.v1.HostStatusR\x05hosts\x12:\n" +
@@ -2616,7 +2808,24 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\acluster\x18\x04 \x01(\v2$.homelab.controller.v1.ClusterStatusR\acluster\x12*\n" +
 	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x10\n" +
 	"\x03run\x18\x06 \x01(\x03R\x03run\x12\x16\n" +
-	"\x06paused\x18\a \x01(\tR\x06paused\"\xda\x01\n" +
+	"\x06paused\x18\a \x01(\tR\x06paused\x12:\n" +
+	"\x06images\x18\b \x03(\v2\".homelab.controller.v1.ImageStatusR\x06images\"\x8d\x03\n" +
+	"\vImageStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x18\n" +
+	"\astorage\x18\x03 \x01(\tR\astorage\x12)\n" +
+	"\x04type\x18\x04 \x01(\x0e2\x15.homelab.v1.ImageTypeR\x04type\x12\x16\n" +
+	"\x06format\x18\x05 \x01(\tR\x06format\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\a \x01(\x03R\tdoneBytes\x12\x16\n" +
+	"\x06sha256\x18\b \x01(\tR\x06sha256\x12<\n" +
+	"\fverification\x18\t \x01(\x0e2\x18.homelab.v1.VerificationR\fverification\x12\x1a\n" +
+	"\btemplate\x18\n" +
+	" \x01(\x05R\btemplate\x12\x18\n" +
+	"\acurrent\x18\v \x01(\bR\acurrent\x12\x16\n" +
+	"\x06active\x18\f \x01(\bR\x06active\x12 \n" +
+	"\vcompression\x18\r \x01(\tR\vcompression\"\xda\x01\n" +
 	"\tRunRecord\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x03R\x03run\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\tR\x02by\x124\n" +
@@ -2686,7 +2895,7 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x14ListSnapshotsRequest\"w\n" +
 	"\x15ListSnapshotsResponse\x122\n" +
 	"\tsnapshots\x18\x01 \x03(\v2\x14.homelab.v1.SnapshotR\tsnapshots\x12*\n" +
-	"\aunknown\x18\x02 \x03(\v2\x10.homelab.v1.NoteR\aunknown*\xde\x02\n" +
+	"\aunknown\x18\x02 \x03(\v2\x10.homelab.v1.NoteR\aunknown*\xa0\x03\n" +
 	"\rOperationKind\x12\x1e\n" +
 	"\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17OPERATION_KIND_RECREATE\x10\x01\x12\x19\n" +
@@ -2700,7 +2909,9 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x15OPERATION_KIND_REJOIN\x10\t\x12\x1b\n" +
 	"\x17OPERATION_KIND_SNAPSHOT\x10\n" +
 	"\x12 \n" +
-	"\x1cOPERATION_KIND_CLEAR_ORPHANS\x10\v*\x83\x01\n" +
+	"\x1cOPERATION_KIND_CLEAR_ORPHANS\x10\v\x12\x1f\n" +
+	"\x1bOPERATION_KIND_FETCH_IMAGES\x10\f\x12\x1f\n" +
+	"\x1bOPERATION_KIND_PRUNE_IMAGES\x10\r*\x83\x01\n" +
 	"\x06Health\x12\x16\n" +
 	"\x12HEALTH_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eHEALTH_HEALTHY\x10\x01\x12\x12\n" +
@@ -2737,7 +2948,7 @@ func file_homelab_controller_v1_controller_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_homelab_controller_v1_controller_proto_goTypes = []any{
 	(OperationKind)(0),            // 0: homelab.controller.v1.OperationKind
 	(Health)(0),                   // 1: homelab.controller.v1.Health
@@ -2752,118 +2963,124 @@ var file_homelab_controller_v1_controller_proto_goTypes = []any{
 	(*MemberStatus)(nil),          // 10: homelab.controller.v1.MemberStatus
 	(*StatusRequest)(nil),         // 11: homelab.controller.v1.StatusRequest
 	(*StatusResponse)(nil),        // 12: homelab.controller.v1.StatusResponse
-	(*RunRecord)(nil),             // 13: homelab.controller.v1.RunRecord
-	(*ListRunsRequest)(nil),       // 14: homelab.controller.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),      // 15: homelab.controller.v1.ListRunsResponse
-	(*FollowRunRequest)(nil),      // 16: homelab.controller.v1.FollowRunRequest
-	(*FollowRunResponse)(nil),     // 17: homelab.controller.v1.FollowRunResponse
-	(*ExecRequest)(nil),           // 18: homelab.controller.v1.ExecRequest
-	(*ExecResponse)(nil),          // 19: homelab.controller.v1.ExecResponse
-	(*KubeconfigRequest)(nil),     // 20: homelab.controller.v1.KubeconfigRequest
-	(*KubeconfigResponse)(nil),    // 21: homelab.controller.v1.KubeconfigResponse
-	(*VersionRequest)(nil),        // 22: homelab.controller.v1.VersionRequest
-	(*VersionResponse)(nil),       // 23: homelab.controller.v1.VersionResponse
-	(*WhyRequest)(nil),            // 24: homelab.controller.v1.WhyRequest
-	(*WhyEntry)(nil),              // 25: homelab.controller.v1.WhyEntry
-	(*WhyResponse)(nil),           // 26: homelab.controller.v1.WhyResponse
-	(*PauseRequest)(nil),          // 27: homelab.controller.v1.PauseRequest
-	(*PauseResponse)(nil),         // 28: homelab.controller.v1.PauseResponse
-	(*ResumeRequest)(nil),         // 29: homelab.controller.v1.ResumeRequest
-	(*ResumeResponse)(nil),        // 30: homelab.controller.v1.ResumeResponse
-	(*OrphansRequest)(nil),        // 31: homelab.controller.v1.OrphansRequest
-	(*OrphansResponse)(nil),       // 32: homelab.controller.v1.OrphansResponse
-	(*HolderStatus)(nil),          // 33: homelab.controller.v1.HolderStatus
-	(*ListSnapshotsRequest)(nil),  // 34: homelab.controller.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil), // 35: homelab.controller.v1.ListSnapshotsResponse
-	(*v1.Plan)(nil),               // 36: homelab.v1.Plan
-	(*v1.HostStatus)(nil),         // 37: homelab.v1.HostStatus
-	(*v1.Event)(nil),              // 38: homelab.v1.Event
-	(*v1.Summary)(nil),            // 39: homelab.v1.Summary
-	(v1.Power)(0),                 // 40: homelab.v1.Power
-	(v1.Role)(0),                  // 41: homelab.v1.Role
-	(*v1.GuestLook)(nil),          // 42: homelab.v1.GuestLook
-	(*timestamppb.Timestamp)(nil), // 43: google.protobuf.Timestamp
-	(*v1.Fact)(nil),               // 44: homelab.v1.Fact
-	(*v1.Node)(nil),               // 45: homelab.v1.Node
-	(*v1.EtcdMember)(nil),         // 46: homelab.v1.EtcdMember
-	(*v1.Orphan)(nil),             // 47: homelab.v1.Orphan
-	(*v1.Note)(nil),               // 48: homelab.v1.Note
-	(*v1.Disk)(nil),               // 49: homelab.v1.Disk
-	(*v1.Snapshot)(nil),           // 50: homelab.v1.Snapshot
+	(*ImageStatus)(nil),           // 13: homelab.controller.v1.ImageStatus
+	(*RunRecord)(nil),             // 14: homelab.controller.v1.RunRecord
+	(*ListRunsRequest)(nil),       // 15: homelab.controller.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),      // 16: homelab.controller.v1.ListRunsResponse
+	(*FollowRunRequest)(nil),      // 17: homelab.controller.v1.FollowRunRequest
+	(*FollowRunResponse)(nil),     // 18: homelab.controller.v1.FollowRunResponse
+	(*ExecRequest)(nil),           // 19: homelab.controller.v1.ExecRequest
+	(*ExecResponse)(nil),          // 20: homelab.controller.v1.ExecResponse
+	(*KubeconfigRequest)(nil),     // 21: homelab.controller.v1.KubeconfigRequest
+	(*KubeconfigResponse)(nil),    // 22: homelab.controller.v1.KubeconfigResponse
+	(*VersionRequest)(nil),        // 23: homelab.controller.v1.VersionRequest
+	(*VersionResponse)(nil),       // 24: homelab.controller.v1.VersionResponse
+	(*WhyRequest)(nil),            // 25: homelab.controller.v1.WhyRequest
+	(*WhyEntry)(nil),              // 26: homelab.controller.v1.WhyEntry
+	(*WhyResponse)(nil),           // 27: homelab.controller.v1.WhyResponse
+	(*PauseRequest)(nil),          // 28: homelab.controller.v1.PauseRequest
+	(*PauseResponse)(nil),         // 29: homelab.controller.v1.PauseResponse
+	(*ResumeRequest)(nil),         // 30: homelab.controller.v1.ResumeRequest
+	(*ResumeResponse)(nil),        // 31: homelab.controller.v1.ResumeResponse
+	(*OrphansRequest)(nil),        // 32: homelab.controller.v1.OrphansRequest
+	(*OrphansResponse)(nil),       // 33: homelab.controller.v1.OrphansResponse
+	(*HolderStatus)(nil),          // 34: homelab.controller.v1.HolderStatus
+	(*ListSnapshotsRequest)(nil),  // 35: homelab.controller.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil), // 36: homelab.controller.v1.ListSnapshotsResponse
+	(*v1.Plan)(nil),               // 37: homelab.v1.Plan
+	(*v1.HostStatus)(nil),         // 38: homelab.v1.HostStatus
+	(*v1.Event)(nil),              // 39: homelab.v1.Event
+	(*v1.Summary)(nil),            // 40: homelab.v1.Summary
+	(v1.Power)(0),                 // 41: homelab.v1.Power
+	(v1.Role)(0),                  // 42: homelab.v1.Role
+	(*v1.GuestLook)(nil),          // 43: homelab.v1.GuestLook
+	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
+	(*v1.Fact)(nil),               // 45: homelab.v1.Fact
+	(*v1.Node)(nil),               // 46: homelab.v1.Node
+	(*v1.EtcdMember)(nil),         // 47: homelab.v1.EtcdMember
+	(v1.ImageType)(0),             // 48: homelab.v1.ImageType
+	(v1.Verification)(0),          // 49: homelab.v1.Verification
+	(*v1.Orphan)(nil),             // 50: homelab.v1.Orphan
+	(*v1.Note)(nil),               // 51: homelab.v1.Note
+	(*v1.Disk)(nil),               // 52: homelab.v1.Disk
+	(*v1.Snapshot)(nil),           // 53: homelab.v1.Snapshot
 }
 var file_homelab_controller_v1_controller_proto_depIdxs = []int32{
 	0,  // 0: homelab.controller.v1.Operation.kind:type_name -> homelab.controller.v1.OperationKind
 	2,  // 1: homelab.controller.v1.PlanRequest.operation:type_name -> homelab.controller.v1.Operation
-	36, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
-	37, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
+	37, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
+	38, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 4: homelab.controller.v1.PlanResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	2,  // 5: homelab.controller.v1.ApplyRequest.operation:type_name -> homelab.controller.v1.Operation
-	38, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
-	36, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
-	39, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
-	36, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
-	40, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
+	39, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
+	37, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
+	40, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
+	37, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
+	41, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
 	1,  // 11: homelab.controller.v1.GuestStatus.health:type_name -> homelab.controller.v1.Health
-	41, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
-	42, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
-	43, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
-	43, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
-	44, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
-	45, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
-	44, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
+	42, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
+	43, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
+	44, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
+	44, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
+	45, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
+	46, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
+	45, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
 	10, // 19: homelab.controller.v1.ClusterStatus.members:type_name -> homelab.controller.v1.MemberStatus
 	9,  // 20: homelab.controller.v1.ClusterStatus.findings:type_name -> homelab.controller.v1.ClusterFinding
-	46, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
-	37, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
+	47, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
+	38, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 23: homelab.controller.v1.StatusResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	8,  // 24: homelab.controller.v1.StatusResponse.cluster:type_name -> homelab.controller.v1.ClusterStatus
-	43, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
-	43, // 26: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
-	43, // 27: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
-	39, // 28: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
-	13, // 29: homelab.controller.v1.ListRunsResponse.runs:type_name -> homelab.controller.v1.RunRecord
-	38, // 30: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
-	13, // 31: homelab.controller.v1.FollowRunResponse.record:type_name -> homelab.controller.v1.RunRecord
-	43, // 32: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
-	25, // 33: homelab.controller.v1.WhyResponse.entries:type_name -> homelab.controller.v1.WhyEntry
-	7,  // 34: homelab.controller.v1.WhyResponse.now:type_name -> homelab.controller.v1.GuestStatus
-	47, // 35: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
-	48, // 36: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
-	33, // 37: homelab.controller.v1.OrphansResponse.holders:type_name -> homelab.controller.v1.HolderStatus
-	49, // 38: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
-	50, // 39: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
-	48, // 40: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
-	3,  // 41: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
-	5,  // 42: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
-	11, // 43: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
-	14, // 44: homelab.controller.v1.ControllerService.ListRuns:input_type -> homelab.controller.v1.ListRunsRequest
-	16, // 45: homelab.controller.v1.ControllerService.FollowRun:input_type -> homelab.controller.v1.FollowRunRequest
-	18, // 46: homelab.controller.v1.ControllerService.Exec:input_type -> homelab.controller.v1.ExecRequest
-	20, // 47: homelab.controller.v1.ControllerService.Kubeconfig:input_type -> homelab.controller.v1.KubeconfigRequest
-	22, // 48: homelab.controller.v1.ControllerService.Version:input_type -> homelab.controller.v1.VersionRequest
-	24, // 49: homelab.controller.v1.ControllerService.Why:input_type -> homelab.controller.v1.WhyRequest
-	27, // 50: homelab.controller.v1.ControllerService.Pause:input_type -> homelab.controller.v1.PauseRequest
-	29, // 51: homelab.controller.v1.ControllerService.Resume:input_type -> homelab.controller.v1.ResumeRequest
-	31, // 52: homelab.controller.v1.ControllerService.Orphans:input_type -> homelab.controller.v1.OrphansRequest
-	34, // 53: homelab.controller.v1.ControllerService.ListSnapshots:input_type -> homelab.controller.v1.ListSnapshotsRequest
-	4,  // 54: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
-	6,  // 55: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
-	12, // 56: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
-	15, // 57: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
-	17, // 58: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
-	19, // 59: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
-	21, // 60: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
-	23, // 61: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
-	26, // 62: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
-	28, // 63: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
-	30, // 64: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
-	32, // 65: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
-	35, // 66: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
-	54, // [54:67] is the sub-list for method output_type
-	41, // [41:54] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	44, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
+	13, // 26: homelab.controller.v1.StatusResponse.images:type_name -> homelab.controller.v1.ImageStatus
+	48, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
+	49, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
+	44, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
+	44, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
+	40, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
+	14, // 32: homelab.controller.v1.ListRunsResponse.runs:type_name -> homelab.controller.v1.RunRecord
+	39, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
+	14, // 34: homelab.controller.v1.FollowRunResponse.record:type_name -> homelab.controller.v1.RunRecord
+	44, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
+	26, // 36: homelab.controller.v1.WhyResponse.entries:type_name -> homelab.controller.v1.WhyEntry
+	7,  // 37: homelab.controller.v1.WhyResponse.now:type_name -> homelab.controller.v1.GuestStatus
+	50, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	51, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
+	34, // 40: homelab.controller.v1.OrphansResponse.holders:type_name -> homelab.controller.v1.HolderStatus
+	52, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
+	53, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
+	51, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
+	3,  // 44: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
+	5,  // 45: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
+	11, // 46: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
+	15, // 47: homelab.controller.v1.ControllerService.ListRuns:input_type -> homelab.controller.v1.ListRunsRequest
+	17, // 48: homelab.controller.v1.ControllerService.FollowRun:input_type -> homelab.controller.v1.FollowRunRequest
+	19, // 49: homelab.controller.v1.ControllerService.Exec:input_type -> homelab.controller.v1.ExecRequest
+	21, // 50: homelab.controller.v1.ControllerService.Kubeconfig:input_type -> homelab.controller.v1.KubeconfigRequest
+	23, // 51: homelab.controller.v1.ControllerService.Version:input_type -> homelab.controller.v1.VersionRequest
+	25, // 52: homelab.controller.v1.ControllerService.Why:input_type -> homelab.controller.v1.WhyRequest
+	28, // 53: homelab.controller.v1.ControllerService.Pause:input_type -> homelab.controller.v1.PauseRequest
+	30, // 54: homelab.controller.v1.ControllerService.Resume:input_type -> homelab.controller.v1.ResumeRequest
+	32, // 55: homelab.controller.v1.ControllerService.Orphans:input_type -> homelab.controller.v1.OrphansRequest
+	35, // 56: homelab.controller.v1.ControllerService.ListSnapshots:input_type -> homelab.controller.v1.ListSnapshotsRequest
+	4,  // 57: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
+	6,  // 58: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
+	12, // 59: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
+	16, // 60: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
+	18, // 61: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
+	20, // 62: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
+	22, // 63: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
+	24, // 64: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
+	27, // 65: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
+	29, // 66: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
+	31, // 67: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
+	33, // 68: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
+	36, // 69: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
+	57, // [57:70] is the sub-list for method output_type
+	44, // [44:57] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_homelab_controller_v1_controller_proto_init() }
@@ -2877,11 +3094,11 @@ func file_homelab_controller_v1_controller_proto_init() {
 		(*ApplyResponse_Summary)(nil),
 		(*ApplyResponse_Plan)(nil),
 	}
-	file_homelab_controller_v1_controller_proto_msgTypes[15].OneofWrappers = []any{
+	file_homelab_controller_v1_controller_proto_msgTypes[16].OneofWrappers = []any{
 		(*FollowRunResponse_Event)(nil),
 		(*FollowRunResponse_Record)(nil),
 	}
-	file_homelab_controller_v1_controller_proto_msgTypes[17].OneofWrappers = []any{
+	file_homelab_controller_v1_controller_proto_msgTypes[18].OneofWrappers = []any{
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
 		(*ExecResponse_Exit)(nil),
@@ -2892,7 +3109,7 @@ func file_homelab_controller_v1_controller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_controller_v1_controller_proto_rawDesc), len(file_homelab_controller_v1_controller_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

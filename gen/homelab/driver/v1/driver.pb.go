@@ -286,7 +286,13 @@ type CreateRequest struct {
 	// The login user, for programs that show it.
 	User string `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
 	// How long to wait for busy locks and running tasks.
-	Deadline      *durationpb.Duration `protobuf:"bytes,6,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	Deadline *durationpb.Duration `protobuf:"bytes,6,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// The template that the VM is cloned from, instead of image_path; unset: the image is imported.
+	Template *v1.Identity `protobuf:"bytes,7,opt,name=template,proto3" json:"template,omitempty"`
+	// Whether the clone stands on the template's disk; else it is a copy.
+	Linked bool `protobuf:"varint,8,opt,name=linked,proto3" json:"linked,omitempty"`
+	// The ISO file's volume in its drive (local:iso/x.iso); empty is none.
+	Cdrom         string `protobuf:"bytes,9,opt,name=cdrom,proto3" json:"cdrom,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -361,6 +367,27 @@ func (x *CreateRequest) GetDeadline() *durationpb.Duration {
 		return x.Deadline
 	}
 	return nil
+}
+
+func (x *CreateRequest) GetTemplate() *v1.Identity {
+	if x != nil {
+		return x.Template
+	}
+	return nil
+}
+
+func (x *CreateRequest) GetLinked() bool {
+	if x != nil {
+		return x.Linked
+	}
+	return false
+}
+
+func (x *CreateRequest) GetCdrom() string {
+	if x != nil {
+		return x.Cdrom
+	}
+	return ""
 }
 
 // CreateResponse is an event, or last the VM.
@@ -922,7 +949,12 @@ type DestroyRequest struct {
 	// Whether snapshots, changes that wait for the next start and any other volume go along.
 	Named bool `protobuf:"varint,7,opt,name=named,proto3" json:"named,omitempty"`
 	// Whether backup jobs and the like forget the VM too (--purge).
-	Purge         bool `protobuf:"varint,8,opt,name=purge,proto3" json:"purge,omitempty"`
+	Purge bool `protobuf:"varint,8,opt,name=purge,proto3" json:"purge,omitempty"`
+	// With half_built: the template that the VM was being cloned from. Then a VM that has the lock of a clone, or exactly
+	// the identity's mark and not its uuid, is half-built too.
+	ClonedFrom *v1.Identity `protobuf:"bytes,9,opt,name=cloned_from,json=clonedFrom,proto3" json:"cloned_from,omitempty"`
+	// Whether the VM is a template; without it one is Refused. It is destroyed only when no configuration names its disks.
+	Template      bool `protobuf:"varint,10,opt,name=template,proto3" json:"template,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1009,6 +1041,20 @@ func (x *DestroyRequest) GetNamed() bool {
 func (x *DestroyRequest) GetPurge() bool {
 	if x != nil {
 		return x.Purge
+	}
+	return false
+}
+
+func (x *DestroyRequest) GetClonedFrom() *v1.Identity {
+	if x != nil {
+		return x.ClonedFrom
+	}
+	return nil
+}
+
+func (x *DestroyRequest) GetTemplate() bool {
+	if x != nil {
+		return x.Template
 	}
 	return false
 }
@@ -2034,6 +2080,258 @@ func (x *ConfigResponse) GetText() []byte {
 	return nil
 }
 
+// CreateTemplateRequest asks for a template.
+type CreateTemplateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its identity; the mark's guest is template@DIGEST.
+	Identity *v1.Identity `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	// Its name in Proxmox.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// The image file on this host, an absolute path as the host names it.
+	ImagePath string `protobuf:"bytes,3,opt,name=image_path,json=imagePath,proto3" json:"image_path,omitempty"`
+	// The storage of its disk.
+	Storage string `protobuf:"bytes,4,opt,name=storage,proto3" json:"storage,omitempty"`
+	// How long to wait for busy locks and running tasks.
+	Deadline      *durationpb.Duration `protobuf:"bytes,5,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTemplateRequest) Reset() {
+	*x = CreateTemplateRequest{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTemplateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTemplateRequest) ProtoMessage() {}
+
+func (x *CreateTemplateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTemplateRequest.ProtoReflect.Descriptor instead.
+func (*CreateTemplateRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *CreateTemplateRequest) GetIdentity() *v1.Identity {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+func (x *CreateTemplateRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateTemplateRequest) GetImagePath() string {
+	if x != nil {
+		return x.ImagePath
+	}
+	return ""
+}
+
+func (x *CreateTemplateRequest) GetStorage() string {
+	if x != nil {
+		return x.Storage
+	}
+	return ""
+}
+
+func (x *CreateTemplateRequest) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+// CreateTemplateResponse is an event, or last the VM.
+type CreateTemplateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of them.
+	//
+	// Types that are valid to be assigned to Part:
+	//
+	//	*CreateTemplateResponse_Event
+	//	*CreateTemplateResponse_Vm
+	Part          isCreateTemplateResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTemplateResponse) Reset() {
+	*x = CreateTemplateResponse{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTemplateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTemplateResponse) ProtoMessage() {}
+
+func (x *CreateTemplateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTemplateResponse.ProtoReflect.Descriptor instead.
+func (*CreateTemplateResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *CreateTemplateResponse) GetPart() isCreateTemplateResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *CreateTemplateResponse) GetEvent() *v1.Event {
+	if x != nil {
+		if x, ok := x.Part.(*CreateTemplateResponse_Event); ok {
+			return x.Event
+		}
+	}
+	return nil
+}
+
+func (x *CreateTemplateResponse) GetVm() *v1.VirtualMachine {
+	if x != nil {
+		if x, ok := x.Part.(*CreateTemplateResponse_Vm); ok {
+			return x.Vm
+		}
+	}
+	return nil
+}
+
+type isCreateTemplateResponse_Part interface {
+	isCreateTemplateResponse_Part()
+}
+
+type CreateTemplateResponse_Event struct {
+	// What happened.
+	Event *v1.Event `protobuf:"bytes,1,opt,name=event,proto3,oneof"`
+}
+
+type CreateTemplateResponse_Vm struct {
+	// The template as it is now; nothing follows.
+	Vm *v1.VirtualMachine `protobuf:"bytes,2,opt,name=vm,proto3,oneof"`
+}
+
+func (*CreateTemplateResponse_Event) isCreateTemplateResponse_Part() {}
+
+func (*CreateTemplateResponse_Vm) isCreateTemplateResponse_Part() {}
+
+// StoragesRequest asks for the storages.
+type StoragesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoragesRequest) Reset() {
+	*x = StoragesRequest{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoragesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoragesRequest) ProtoMessage() {}
+
+func (x *StoragesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoragesRequest.ProtoReflect.Descriptor instead.
+func (*StoragesRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{30}
+}
+
+// StoragesResponse holds them.
+type StoragesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The storages of this host, with their space as it is now.
+	Storages      []*v1.Storage `protobuf:"bytes,1,rep,name=storages,proto3" json:"storages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoragesResponse) Reset() {
+	*x = StoragesResponse{}
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoragesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoragesResponse) ProtoMessage() {}
+
+func (x *StoragesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_driver_v1_driver_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoragesResponse.ProtoReflect.Descriptor instead.
+func (*StoragesResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_driver_v1_driver_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *StoragesResponse) GetStorages() []*v1.Storage {
+	if x != nil {
+		return x.Storages
+	}
+	return nil
+}
+
 var File_homelab_driver_v1_driver_proto protoreflect.FileDescriptor
 
 const file_homelab_driver_v1_driver_proto_rawDesc = "" +
@@ -2053,7 +2351,7 @@ const file_homelab_driver_v1_driver_proto_rawDesc = "" +
 	"\x0fInspectResponse\x12*\n" +
 	"\x02vm\x18\x01 \x01(\v2\x1a.homelab.v1.VirtualMachineR\x02vm\x12,\n" +
 	"\avolumes\x18\x02 \x03(\v2\x12.homelab.v1.VolumeR\avolumes\x125\n" +
-	"\rvolumes_known\x18\x03 \x01(\v2\x10.homelab.v1.FactR\fvolumesKnown\"\xfa\x01\n" +
+	"\rvolumes_known\x18\x03 \x01(\v2\x10.homelab.v1.FactR\fvolumesKnown\"\xda\x02\n" +
 	"\rCreateRequest\x120\n" +
 	"\bidentity\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\bidentity\x120\n" +
 	"\bhardware\x18\x02 \x01(\v2\x14.homelab.v1.HardwareR\bhardware\x12\x1d\n" +
@@ -2061,7 +2359,10 @@ const file_homelab_driver_v1_driver_proto_rawDesc = "" +
 	"image_path\x18\x03 \x01(\tR\timagePath\x12\x1b\n" +
 	"\tuser_data\x18\x04 \x01(\tR\buserData\x12\x12\n" +
 	"\x04user\x18\x05 \x01(\tR\x04user\x125\n" +
-	"\bdeadline\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\"q\n" +
+	"\bdeadline\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x120\n" +
+	"\btemplate\x18\a \x01(\v2\x14.homelab.v1.IdentityR\btemplate\x12\x16\n" +
+	"\x06linked\x18\b \x01(\bR\x06linked\x12\x14\n" +
+	"\x05cdrom\x18\t \x01(\tR\x05cdrom\"q\n" +
 	"\x0eCreateResponse\x12)\n" +
 	"\x05event\x18\x01 \x01(\v2\x11.homelab.v1.EventH\x00R\x05event\x12,\n" +
 	"\x02vm\x18\x02 \x01(\v2\x1a.homelab.v1.VirtualMachineH\x00R\x02vmB\x06\n" +
@@ -2089,7 +2390,7 @@ const file_homelab_driver_v1_driver_proto_rawDesc = "" +
 	"\fStopResponse\x12)\n" +
 	"\x05event\x18\x01 \x01(\v2\x11.homelab.v1.EventH\x00R\x05event\x12,\n" +
 	"\x02vm\x18\x02 \x01(\v2\x1a.homelab.v1.VirtualMachineH\x00R\x02vmB\x06\n" +
-	"\x04part\"\x9e\x02\n" +
+	"\x04part\"\xf1\x02\n" +
 	"\x0eDestroyRequest\x120\n" +
 	"\bidentity\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\bidentity\x125\n" +
 	"\bdeadline\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x1d\n" +
@@ -2100,7 +2401,11 @@ const file_homelab_driver_v1_driver_proto_rawDesc = "" +
 	"\n" +
 	"keep_slots\x18\x06 \x03(\tR\tkeepSlots\x12\x14\n" +
 	"\x05named\x18\a \x01(\bR\x05named\x12\x14\n" +
-	"\x05purge\x18\b \x01(\bR\x05purge\"r\n" +
+	"\x05purge\x18\b \x01(\bR\x05purge\x125\n" +
+	"\vcloned_from\x18\t \x01(\v2\x14.homelab.v1.IdentityR\n" +
+	"clonedFrom\x12\x1a\n" +
+	"\btemplate\x18\n" +
+	" \x01(\bR\btemplate\"r\n" +
 	"\x0fDestroyResponse\x12)\n" +
 	"\x05event\x18\x01 \x01(\v2\x11.homelab.v1.EventH\x00R\x05event\x12,\n" +
 	"\x02vm\x18\x02 \x01(\v2\x1a.homelab.v1.VirtualMachineH\x00R\x02vmB\x06\n" +
@@ -2154,7 +2459,22 @@ const file_homelab_driver_v1_driver_proto_rawDesc = "" +
 	"\rConfigRequest\x120\n" +
 	"\bidentity\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\bidentity\"$\n" +
 	"\x0eConfigResponse\x12\x12\n" +
-	"\x04text\x18\x01 \x01(\fR\x04text2\x82\t\n" +
+	"\x04text\x18\x01 \x01(\fR\x04text\"\xcd\x01\n" +
+	"\x15CreateTemplateRequest\x120\n" +
+	"\bidentity\x18\x01 \x01(\v2\x14.homelab.v1.IdentityR\bidentity\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"image_path\x18\x03 \x01(\tR\timagePath\x12\x18\n" +
+	"\astorage\x18\x04 \x01(\tR\astorage\x125\n" +
+	"\bdeadline\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\"y\n" +
+	"\x16CreateTemplateResponse\x12)\n" +
+	"\x05event\x18\x01 \x01(\v2\x11.homelab.v1.EventH\x00R\x05event\x12,\n" +
+	"\x02vm\x18\x02 \x01(\v2\x1a.homelab.v1.VirtualMachineH\x00R\x02vmB\x06\n" +
+	"\x04part\"\x11\n" +
+	"\x0fStoragesRequest\"C\n" +
+	"\x10StoragesResponse\x12/\n" +
+	"\bstorages\x18\x01 \x03(\v2\x13.homelab.v1.StorageR\bstorages2\xc0\n" +
+	"\n" +
 	"\rDriverService\x12P\n" +
 	"\aObserve\x12!.homelab.driver.v1.ObserveRequest\x1a\".homelab.driver.v1.ObserveResponse\x12P\n" +
 	"\aInspect\x12!.homelab.driver.v1.InspectRequest\x1a\".homelab.driver.v1.InspectResponse\x12O\n" +
@@ -2169,7 +2489,9 @@ const file_homelab_driver_v1_driver_proto_rawDesc = "" +
 	"\fCreateHolder\x12&.homelab.driver.v1.CreateHolderRequest\x1a'.homelab.driver.v1.CreateHolderResponse0\x01\x12U\n" +
 	"\bMoveDisk\x12\".homelab.driver.v1.MoveDiskRequest\x1a#.homelab.driver.v1.MoveDiskResponse0\x01\x12P\n" +
 	"\aOrphans\x12!.homelab.driver.v1.OrphansRequest\x1a\".homelab.driver.v1.OrphansResponse\x12M\n" +
-	"\x06Config\x12 .homelab.driver.v1.ConfigRequest\x1a!.homelab.driver.v1.ConfigResponseB;Z9github.com/homeiac/homelab/gen/homelab/driver/v1;driverv1b\x06proto3"
+	"\x06Config\x12 .homelab.driver.v1.ConfigRequest\x1a!.homelab.driver.v1.ConfigResponse\x12g\n" +
+	"\x0eCreateTemplate\x12(.homelab.driver.v1.CreateTemplateRequest\x1a).homelab.driver.v1.CreateTemplateResponse0\x01\x12S\n" +
+	"\bStorages\x12\".homelab.driver.v1.StoragesRequest\x1a#.homelab.driver.v1.StoragesResponseB;Z9github.com/homeiac/homelab/gen/homelab/driver/v1;driverv1b\x06proto3"
 
 var (
 	file_homelab_driver_v1_driver_proto_rawDescOnce sync.Once
@@ -2183,131 +2505,147 @@ func file_homelab_driver_v1_driver_proto_rawDescGZIP() []byte {
 	return file_homelab_driver_v1_driver_proto_rawDescData
 }
 
-var file_homelab_driver_v1_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_homelab_driver_v1_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_homelab_driver_v1_driver_proto_goTypes = []any{
-	(*ObserveRequest)(nil),       // 0: homelab.driver.v1.ObserveRequest
-	(*ObserveResponse)(nil),      // 1: homelab.driver.v1.ObserveResponse
-	(*InspectRequest)(nil),       // 2: homelab.driver.v1.InspectRequest
-	(*InspectResponse)(nil),      // 3: homelab.driver.v1.InspectResponse
-	(*CreateRequest)(nil),        // 4: homelab.driver.v1.CreateRequest
-	(*CreateResponse)(nil),       // 5: homelab.driver.v1.CreateResponse
-	(*UpdateRequest)(nil),        // 6: homelab.driver.v1.UpdateRequest
-	(*UpdateResponse)(nil),       // 7: homelab.driver.v1.UpdateResponse
-	(*StartRequest)(nil),         // 8: homelab.driver.v1.StartRequest
-	(*StartResponse)(nil),        // 9: homelab.driver.v1.StartResponse
-	(*StopRequest)(nil),          // 10: homelab.driver.v1.StopRequest
-	(*StopResponse)(nil),         // 11: homelab.driver.v1.StopResponse
-	(*DestroyRequest)(nil),       // 12: homelab.driver.v1.DestroyRequest
-	(*DestroyResponse)(nil),      // 13: homelab.driver.v1.DestroyResponse
-	(*ExecRequest)(nil),          // 14: homelab.driver.v1.ExecRequest
-	(*ExecResponse)(nil),         // 15: homelab.driver.v1.ExecResponse
-	(*ResetRequest)(nil),         // 16: homelab.driver.v1.ResetRequest
-	(*ResetResponse)(nil),        // 17: homelab.driver.v1.ResetResponse
-	(*AdoptRequest)(nil),         // 18: homelab.driver.v1.AdoptRequest
-	(*AdoptResponse)(nil),        // 19: homelab.driver.v1.AdoptResponse
-	(*CreateHolderRequest)(nil),  // 20: homelab.driver.v1.CreateHolderRequest
-	(*CreateHolderResponse)(nil), // 21: homelab.driver.v1.CreateHolderResponse
-	(*MoveDiskRequest)(nil),      // 22: homelab.driver.v1.MoveDiskRequest
-	(*MoveDiskResponse)(nil),     // 23: homelab.driver.v1.MoveDiskResponse
-	(*OrphansRequest)(nil),       // 24: homelab.driver.v1.OrphansRequest
-	(*OrphansResponse)(nil),      // 25: homelab.driver.v1.OrphansResponse
-	(*ConfigRequest)(nil),        // 26: homelab.driver.v1.ConfigRequest
-	(*ConfigResponse)(nil),       // 27: homelab.driver.v1.ConfigResponse
-	(*v1.VirtualMachine)(nil),    // 28: homelab.v1.VirtualMachine
-	(*v1.Fact)(nil),              // 29: homelab.v1.Fact
-	(*v1.ClusterVmid)(nil),       // 30: homelab.v1.ClusterVmid
-	(*v1.Volume)(nil),            // 31: homelab.v1.Volume
-	(*v1.Identity)(nil),          // 32: homelab.v1.Identity
-	(*v1.Hardware)(nil),          // 33: homelab.v1.Hardware
-	(*durationpb.Duration)(nil),  // 34: google.protobuf.Duration
-	(*v1.Event)(nil),             // 35: homelab.v1.Event
-	(*v1.Orphan)(nil),            // 36: homelab.v1.Orphan
+	(*ObserveRequest)(nil),         // 0: homelab.driver.v1.ObserveRequest
+	(*ObserveResponse)(nil),        // 1: homelab.driver.v1.ObserveResponse
+	(*InspectRequest)(nil),         // 2: homelab.driver.v1.InspectRequest
+	(*InspectResponse)(nil),        // 3: homelab.driver.v1.InspectResponse
+	(*CreateRequest)(nil),          // 4: homelab.driver.v1.CreateRequest
+	(*CreateResponse)(nil),         // 5: homelab.driver.v1.CreateResponse
+	(*UpdateRequest)(nil),          // 6: homelab.driver.v1.UpdateRequest
+	(*UpdateResponse)(nil),         // 7: homelab.driver.v1.UpdateResponse
+	(*StartRequest)(nil),           // 8: homelab.driver.v1.StartRequest
+	(*StartResponse)(nil),          // 9: homelab.driver.v1.StartResponse
+	(*StopRequest)(nil),            // 10: homelab.driver.v1.StopRequest
+	(*StopResponse)(nil),           // 11: homelab.driver.v1.StopResponse
+	(*DestroyRequest)(nil),         // 12: homelab.driver.v1.DestroyRequest
+	(*DestroyResponse)(nil),        // 13: homelab.driver.v1.DestroyResponse
+	(*ExecRequest)(nil),            // 14: homelab.driver.v1.ExecRequest
+	(*ExecResponse)(nil),           // 15: homelab.driver.v1.ExecResponse
+	(*ResetRequest)(nil),           // 16: homelab.driver.v1.ResetRequest
+	(*ResetResponse)(nil),          // 17: homelab.driver.v1.ResetResponse
+	(*AdoptRequest)(nil),           // 18: homelab.driver.v1.AdoptRequest
+	(*AdoptResponse)(nil),          // 19: homelab.driver.v1.AdoptResponse
+	(*CreateHolderRequest)(nil),    // 20: homelab.driver.v1.CreateHolderRequest
+	(*CreateHolderResponse)(nil),   // 21: homelab.driver.v1.CreateHolderResponse
+	(*MoveDiskRequest)(nil),        // 22: homelab.driver.v1.MoveDiskRequest
+	(*MoveDiskResponse)(nil),       // 23: homelab.driver.v1.MoveDiskResponse
+	(*OrphansRequest)(nil),         // 24: homelab.driver.v1.OrphansRequest
+	(*OrphansResponse)(nil),        // 25: homelab.driver.v1.OrphansResponse
+	(*ConfigRequest)(nil),          // 26: homelab.driver.v1.ConfigRequest
+	(*ConfigResponse)(nil),         // 27: homelab.driver.v1.ConfigResponse
+	(*CreateTemplateRequest)(nil),  // 28: homelab.driver.v1.CreateTemplateRequest
+	(*CreateTemplateResponse)(nil), // 29: homelab.driver.v1.CreateTemplateResponse
+	(*StoragesRequest)(nil),        // 30: homelab.driver.v1.StoragesRequest
+	(*StoragesResponse)(nil),       // 31: homelab.driver.v1.StoragesResponse
+	(*v1.VirtualMachine)(nil),      // 32: homelab.v1.VirtualMachine
+	(*v1.Fact)(nil),                // 33: homelab.v1.Fact
+	(*v1.ClusterVmid)(nil),         // 34: homelab.v1.ClusterVmid
+	(*v1.Volume)(nil),              // 35: homelab.v1.Volume
+	(*v1.Identity)(nil),            // 36: homelab.v1.Identity
+	(*v1.Hardware)(nil),            // 37: homelab.v1.Hardware
+	(*durationpb.Duration)(nil),    // 38: google.protobuf.Duration
+	(*v1.Event)(nil),               // 39: homelab.v1.Event
+	(*v1.Orphan)(nil),              // 40: homelab.v1.Orphan
+	(*v1.Storage)(nil),             // 41: homelab.v1.Storage
 }
 var file_homelab_driver_v1_driver_proto_depIdxs = []int32{
-	28, // 0: homelab.driver.v1.ObserveResponse.vms:type_name -> homelab.v1.VirtualMachine
-	29, // 1: homelab.driver.v1.ObserveResponse.vms_known:type_name -> homelab.v1.Fact
-	30, // 2: homelab.driver.v1.ObserveResponse.cluster_vmids:type_name -> homelab.v1.ClusterVmid
-	29, // 3: homelab.driver.v1.ObserveResponse.cluster_vmids_known:type_name -> homelab.v1.Fact
-	28, // 4: homelab.driver.v1.InspectResponse.vm:type_name -> homelab.v1.VirtualMachine
-	31, // 5: homelab.driver.v1.InspectResponse.volumes:type_name -> homelab.v1.Volume
-	29, // 6: homelab.driver.v1.InspectResponse.volumes_known:type_name -> homelab.v1.Fact
-	32, // 7: homelab.driver.v1.CreateRequest.identity:type_name -> homelab.v1.Identity
-	33, // 8: homelab.driver.v1.CreateRequest.hardware:type_name -> homelab.v1.Hardware
-	34, // 9: homelab.driver.v1.CreateRequest.deadline:type_name -> google.protobuf.Duration
-	35, // 10: homelab.driver.v1.CreateResponse.event:type_name -> homelab.v1.Event
-	28, // 11: homelab.driver.v1.CreateResponse.vm:type_name -> homelab.v1.VirtualMachine
-	32, // 12: homelab.driver.v1.UpdateRequest.identity:type_name -> homelab.v1.Identity
-	33, // 13: homelab.driver.v1.UpdateRequest.hardware:type_name -> homelab.v1.Hardware
-	34, // 14: homelab.driver.v1.UpdateRequest.deadline:type_name -> google.protobuf.Duration
-	35, // 15: homelab.driver.v1.UpdateResponse.event:type_name -> homelab.v1.Event
-	28, // 16: homelab.driver.v1.UpdateResponse.vm:type_name -> homelab.v1.VirtualMachine
-	32, // 17: homelab.driver.v1.StartRequest.identity:type_name -> homelab.v1.Identity
-	34, // 18: homelab.driver.v1.StartRequest.deadline:type_name -> google.protobuf.Duration
-	35, // 19: homelab.driver.v1.StartResponse.event:type_name -> homelab.v1.Event
-	28, // 20: homelab.driver.v1.StartResponse.vm:type_name -> homelab.v1.VirtualMachine
-	32, // 21: homelab.driver.v1.StopRequest.identity:type_name -> homelab.v1.Identity
-	34, // 22: homelab.driver.v1.StopRequest.deadline:type_name -> google.protobuf.Duration
-	35, // 23: homelab.driver.v1.StopResponse.event:type_name -> homelab.v1.Event
-	28, // 24: homelab.driver.v1.StopResponse.vm:type_name -> homelab.v1.VirtualMachine
-	32, // 25: homelab.driver.v1.DestroyRequest.identity:type_name -> homelab.v1.Identity
-	34, // 26: homelab.driver.v1.DestroyRequest.deadline:type_name -> google.protobuf.Duration
-	35, // 27: homelab.driver.v1.DestroyResponse.event:type_name -> homelab.v1.Event
-	28, // 28: homelab.driver.v1.DestroyResponse.vm:type_name -> homelab.v1.VirtualMachine
-	32, // 29: homelab.driver.v1.ExecRequest.identity:type_name -> homelab.v1.Identity
-	34, // 30: homelab.driver.v1.ExecRequest.deadline:type_name -> google.protobuf.Duration
-	32, // 31: homelab.driver.v1.ResetRequest.identity:type_name -> homelab.v1.Identity
-	34, // 32: homelab.driver.v1.ResetRequest.deadline:type_name -> google.protobuf.Duration
-	35, // 33: homelab.driver.v1.ResetResponse.event:type_name -> homelab.v1.Event
-	28, // 34: homelab.driver.v1.ResetResponse.vm:type_name -> homelab.v1.VirtualMachine
-	32, // 35: homelab.driver.v1.AdoptRequest.identity:type_name -> homelab.v1.Identity
-	34, // 36: homelab.driver.v1.AdoptRequest.deadline:type_name -> google.protobuf.Duration
-	35, // 37: homelab.driver.v1.AdoptResponse.event:type_name -> homelab.v1.Event
-	28, // 38: homelab.driver.v1.AdoptResponse.vm:type_name -> homelab.v1.VirtualMachine
-	32, // 39: homelab.driver.v1.CreateHolderRequest.identity:type_name -> homelab.v1.Identity
-	34, // 40: homelab.driver.v1.CreateHolderRequest.deadline:type_name -> google.protobuf.Duration
-	35, // 41: homelab.driver.v1.CreateHolderResponse.event:type_name -> homelab.v1.Event
-	28, // 42: homelab.driver.v1.CreateHolderResponse.vm:type_name -> homelab.v1.VirtualMachine
-	32, // 43: homelab.driver.v1.MoveDiskRequest.from:type_name -> homelab.v1.Identity
-	32, // 44: homelab.driver.v1.MoveDiskRequest.to:type_name -> homelab.v1.Identity
-	34, // 45: homelab.driver.v1.MoveDiskRequest.deadline:type_name -> google.protobuf.Duration
-	35, // 46: homelab.driver.v1.MoveDiskResponse.event:type_name -> homelab.v1.Event
-	28, // 47: homelab.driver.v1.MoveDiskResponse.vm:type_name -> homelab.v1.VirtualMachine
-	36, // 48: homelab.driver.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
-	29, // 49: homelab.driver.v1.OrphansResponse.known:type_name -> homelab.v1.Fact
-	32, // 50: homelab.driver.v1.ConfigRequest.identity:type_name -> homelab.v1.Identity
-	0,  // 51: homelab.driver.v1.DriverService.Observe:input_type -> homelab.driver.v1.ObserveRequest
-	2,  // 52: homelab.driver.v1.DriverService.Inspect:input_type -> homelab.driver.v1.InspectRequest
-	4,  // 53: homelab.driver.v1.DriverService.Create:input_type -> homelab.driver.v1.CreateRequest
-	6,  // 54: homelab.driver.v1.DriverService.Update:input_type -> homelab.driver.v1.UpdateRequest
-	8,  // 55: homelab.driver.v1.DriverService.Start:input_type -> homelab.driver.v1.StartRequest
-	10, // 56: homelab.driver.v1.DriverService.Stop:input_type -> homelab.driver.v1.StopRequest
-	12, // 57: homelab.driver.v1.DriverService.Destroy:input_type -> homelab.driver.v1.DestroyRequest
-	14, // 58: homelab.driver.v1.DriverService.Exec:input_type -> homelab.driver.v1.ExecRequest
-	16, // 59: homelab.driver.v1.DriverService.Reset:input_type -> homelab.driver.v1.ResetRequest
-	18, // 60: homelab.driver.v1.DriverService.Adopt:input_type -> homelab.driver.v1.AdoptRequest
-	20, // 61: homelab.driver.v1.DriverService.CreateHolder:input_type -> homelab.driver.v1.CreateHolderRequest
-	22, // 62: homelab.driver.v1.DriverService.MoveDisk:input_type -> homelab.driver.v1.MoveDiskRequest
-	24, // 63: homelab.driver.v1.DriverService.Orphans:input_type -> homelab.driver.v1.OrphansRequest
-	26, // 64: homelab.driver.v1.DriverService.Config:input_type -> homelab.driver.v1.ConfigRequest
-	1,  // 65: homelab.driver.v1.DriverService.Observe:output_type -> homelab.driver.v1.ObserveResponse
-	3,  // 66: homelab.driver.v1.DriverService.Inspect:output_type -> homelab.driver.v1.InspectResponse
-	5,  // 67: homelab.driver.v1.DriverService.Create:output_type -> homelab.driver.v1.CreateResponse
-	7,  // 68: homelab.driver.v1.DriverService.Update:output_type -> homelab.driver.v1.UpdateResponse
-	9,  // 69: homelab.driver.v1.DriverService.Start:output_type -> homelab.driver.v1.StartResponse
-	11, // 70: homelab.driver.v1.DriverService.Stop:output_type -> homelab.driver.v1.StopResponse
-	13, // 71: homelab.driver.v1.DriverService.Destroy:output_type -> homelab.driver.v1.DestroyResponse
-	15, // 72: homelab.driver.v1.DriverService.Exec:output_type -> homelab.driver.v1.ExecResponse
-	17, // 73: homelab.driver.v1.DriverService.Reset:output_type -> homelab.driver.v1.ResetResponse
-	19, // 74: homelab.driver.v1.DriverService.Adopt:output_type -> homelab.driver.v1.AdoptResponse
-	21, // 75: homelab.driver.v1.DriverService.CreateHolder:output_type -> homelab.driver.v1.CreateHolderResponse
-	23, // 76: homelab.driver.v1.DriverService.MoveDisk:output_type -> homelab.driver.v1.MoveDiskResponse
-	25, // 77: homelab.driver.v1.DriverService.Orphans:output_type -> homelab.driver.v1.OrphansResponse
-	27, // 78: homelab.driver.v1.DriverService.Config:output_type -> homelab.driver.v1.ConfigResponse
-	65, // [65:79] is the sub-list for method output_type
-	51, // [51:65] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	32, // 0: homelab.driver.v1.ObserveResponse.vms:type_name -> homelab.v1.VirtualMachine
+	33, // 1: homelab.driver.v1.ObserveResponse.vms_known:type_name -> homelab.v1.Fact
+	34, // 2: homelab.driver.v1.ObserveResponse.cluster_vmids:type_name -> homelab.v1.ClusterVmid
+	33, // 3: homelab.driver.v1.ObserveResponse.cluster_vmids_known:type_name -> homelab.v1.Fact
+	32, // 4: homelab.driver.v1.InspectResponse.vm:type_name -> homelab.v1.VirtualMachine
+	35, // 5: homelab.driver.v1.InspectResponse.volumes:type_name -> homelab.v1.Volume
+	33, // 6: homelab.driver.v1.InspectResponse.volumes_known:type_name -> homelab.v1.Fact
+	36, // 7: homelab.driver.v1.CreateRequest.identity:type_name -> homelab.v1.Identity
+	37, // 8: homelab.driver.v1.CreateRequest.hardware:type_name -> homelab.v1.Hardware
+	38, // 9: homelab.driver.v1.CreateRequest.deadline:type_name -> google.protobuf.Duration
+	36, // 10: homelab.driver.v1.CreateRequest.template:type_name -> homelab.v1.Identity
+	39, // 11: homelab.driver.v1.CreateResponse.event:type_name -> homelab.v1.Event
+	32, // 12: homelab.driver.v1.CreateResponse.vm:type_name -> homelab.v1.VirtualMachine
+	36, // 13: homelab.driver.v1.UpdateRequest.identity:type_name -> homelab.v1.Identity
+	37, // 14: homelab.driver.v1.UpdateRequest.hardware:type_name -> homelab.v1.Hardware
+	38, // 15: homelab.driver.v1.UpdateRequest.deadline:type_name -> google.protobuf.Duration
+	39, // 16: homelab.driver.v1.UpdateResponse.event:type_name -> homelab.v1.Event
+	32, // 17: homelab.driver.v1.UpdateResponse.vm:type_name -> homelab.v1.VirtualMachine
+	36, // 18: homelab.driver.v1.StartRequest.identity:type_name -> homelab.v1.Identity
+	38, // 19: homelab.driver.v1.StartRequest.deadline:type_name -> google.protobuf.Duration
+	39, // 20: homelab.driver.v1.StartResponse.event:type_name -> homelab.v1.Event
+	32, // 21: homelab.driver.v1.StartResponse.vm:type_name -> homelab.v1.VirtualMachine
+	36, // 22: homelab.driver.v1.StopRequest.identity:type_name -> homelab.v1.Identity
+	38, // 23: homelab.driver.v1.StopRequest.deadline:type_name -> google.protobuf.Duration
+	39, // 24: homelab.driver.v1.StopResponse.event:type_name -> homelab.v1.Event
+	32, // 25: homelab.driver.v1.StopResponse.vm:type_name -> homelab.v1.VirtualMachine
+	36, // 26: homelab.driver.v1.DestroyRequest.identity:type_name -> homelab.v1.Identity
+	38, // 27: homelab.driver.v1.DestroyRequest.deadline:type_name -> google.protobuf.Duration
+	36, // 28: homelab.driver.v1.DestroyRequest.cloned_from:type_name -> homelab.v1.Identity
+	39, // 29: homelab.driver.v1.DestroyResponse.event:type_name -> homelab.v1.Event
+	32, // 30: homelab.driver.v1.DestroyResponse.vm:type_name -> homelab.v1.VirtualMachine
+	36, // 31: homelab.driver.v1.ExecRequest.identity:type_name -> homelab.v1.Identity
+	38, // 32: homelab.driver.v1.ExecRequest.deadline:type_name -> google.protobuf.Duration
+	36, // 33: homelab.driver.v1.ResetRequest.identity:type_name -> homelab.v1.Identity
+	38, // 34: homelab.driver.v1.ResetRequest.deadline:type_name -> google.protobuf.Duration
+	39, // 35: homelab.driver.v1.ResetResponse.event:type_name -> homelab.v1.Event
+	32, // 36: homelab.driver.v1.ResetResponse.vm:type_name -> homelab.v1.VirtualMachine
+	36, // 37: homelab.driver.v1.AdoptRequest.identity:type_name -> homelab.v1.Identity
+	38, // 38: homelab.driver.v1.AdoptRequest.deadline:type_name -> google.protobuf.Duration
+	39, // 39: homelab.driver.v1.AdoptResponse.event:type_name -> homelab.v1.Event
+	32, // 40: homelab.driver.v1.AdoptResponse.vm:type_name -> homelab.v1.VirtualMachine
+	36, // 41: homelab.driver.v1.CreateHolderRequest.identity:type_name -> homelab.v1.Identity
+	38, // 42: homelab.driver.v1.CreateHolderRequest.deadline:type_name -> google.protobuf.Duration
+	39, // 43: homelab.driver.v1.CreateHolderResponse.event:type_name -> homelab.v1.Event
+	32, // 44: homelab.driver.v1.CreateHolderResponse.vm:type_name -> homelab.v1.VirtualMachine
+	36, // 45: homelab.driver.v1.MoveDiskRequest.from:type_name -> homelab.v1.Identity
+	36, // 46: homelab.driver.v1.MoveDiskRequest.to:type_name -> homelab.v1.Identity
+	38, // 47: homelab.driver.v1.MoveDiskRequest.deadline:type_name -> google.protobuf.Duration
+	39, // 48: homelab.driver.v1.MoveDiskResponse.event:type_name -> homelab.v1.Event
+	32, // 49: homelab.driver.v1.MoveDiskResponse.vm:type_name -> homelab.v1.VirtualMachine
+	40, // 50: homelab.driver.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	33, // 51: homelab.driver.v1.OrphansResponse.known:type_name -> homelab.v1.Fact
+	36, // 52: homelab.driver.v1.ConfigRequest.identity:type_name -> homelab.v1.Identity
+	36, // 53: homelab.driver.v1.CreateTemplateRequest.identity:type_name -> homelab.v1.Identity
+	38, // 54: homelab.driver.v1.CreateTemplateRequest.deadline:type_name -> google.protobuf.Duration
+	39, // 55: homelab.driver.v1.CreateTemplateResponse.event:type_name -> homelab.v1.Event
+	32, // 56: homelab.driver.v1.CreateTemplateResponse.vm:type_name -> homelab.v1.VirtualMachine
+	41, // 57: homelab.driver.v1.StoragesResponse.storages:type_name -> homelab.v1.Storage
+	0,  // 58: homelab.driver.v1.DriverService.Observe:input_type -> homelab.driver.v1.ObserveRequest
+	2,  // 59: homelab.driver.v1.DriverService.Inspect:input_type -> homelab.driver.v1.InspectRequest
+	4,  // 60: homelab.driver.v1.DriverService.Create:input_type -> homelab.driver.v1.CreateRequest
+	6,  // 61: homelab.driver.v1.DriverService.Update:input_type -> homelab.driver.v1.UpdateRequest
+	8,  // 62: homelab.driver.v1.DriverService.Start:input_type -> homelab.driver.v1.StartRequest
+	10, // 63: homelab.driver.v1.DriverService.Stop:input_type -> homelab.driver.v1.StopRequest
+	12, // 64: homelab.driver.v1.DriverService.Destroy:input_type -> homelab.driver.v1.DestroyRequest
+	14, // 65: homelab.driver.v1.DriverService.Exec:input_type -> homelab.driver.v1.ExecRequest
+	16, // 66: homelab.driver.v1.DriverService.Reset:input_type -> homelab.driver.v1.ResetRequest
+	18, // 67: homelab.driver.v1.DriverService.Adopt:input_type -> homelab.driver.v1.AdoptRequest
+	20, // 68: homelab.driver.v1.DriverService.CreateHolder:input_type -> homelab.driver.v1.CreateHolderRequest
+	22, // 69: homelab.driver.v1.DriverService.MoveDisk:input_type -> homelab.driver.v1.MoveDiskRequest
+	24, // 70: homelab.driver.v1.DriverService.Orphans:input_type -> homelab.driver.v1.OrphansRequest
+	26, // 71: homelab.driver.v1.DriverService.Config:input_type -> homelab.driver.v1.ConfigRequest
+	28, // 72: homelab.driver.v1.DriverService.CreateTemplate:input_type -> homelab.driver.v1.CreateTemplateRequest
+	30, // 73: homelab.driver.v1.DriverService.Storages:input_type -> homelab.driver.v1.StoragesRequest
+	1,  // 74: homelab.driver.v1.DriverService.Observe:output_type -> homelab.driver.v1.ObserveResponse
+	3,  // 75: homelab.driver.v1.DriverService.Inspect:output_type -> homelab.driver.v1.InspectResponse
+	5,  // 76: homelab.driver.v1.DriverService.Create:output_type -> homelab.driver.v1.CreateResponse
+	7,  // 77: homelab.driver.v1.DriverService.Update:output_type -> homelab.driver.v1.UpdateResponse
+	9,  // 78: homelab.driver.v1.DriverService.Start:output_type -> homelab.driver.v1.StartResponse
+	11, // 79: homelab.driver.v1.DriverService.Stop:output_type -> homelab.driver.v1.StopResponse
+	13, // 80: homelab.driver.v1.DriverService.Destroy:output_type -> homelab.driver.v1.DestroyResponse
+	15, // 81: homelab.driver.v1.DriverService.Exec:output_type -> homelab.driver.v1.ExecResponse
+	17, // 82: homelab.driver.v1.DriverService.Reset:output_type -> homelab.driver.v1.ResetResponse
+	19, // 83: homelab.driver.v1.DriverService.Adopt:output_type -> homelab.driver.v1.AdoptResponse
+	21, // 84: homelab.driver.v1.DriverService.CreateHolder:output_type -> homelab.driver.v1.CreateHolderResponse
+	23, // 85: homelab.driver.v1.DriverService.MoveDisk:output_type -> homelab.driver.v1.MoveDiskResponse
+	25, // 86: homelab.driver.v1.DriverService.Orphans:output_type -> homelab.driver.v1.OrphansResponse
+	27, // 87: homelab.driver.v1.DriverService.Config:output_type -> homelab.driver.v1.ConfigResponse
+	29, // 88: homelab.driver.v1.DriverService.CreateTemplate:output_type -> homelab.driver.v1.CreateTemplateResponse
+	31, // 89: homelab.driver.v1.DriverService.Storages:output_type -> homelab.driver.v1.StoragesResponse
+	74, // [74:90] is the sub-list for method output_type
+	58, // [58:74] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_homelab_driver_v1_driver_proto_init() }
@@ -2351,13 +2689,17 @@ func file_homelab_driver_v1_driver_proto_init() {
 		(*MoveDiskResponse_Event)(nil),
 		(*MoveDiskResponse_Vm)(nil),
 	}
+	file_homelab_driver_v1_driver_proto_msgTypes[29].OneofWrappers = []any{
+		(*CreateTemplateResponse_Event)(nil),
+		(*CreateTemplateResponse_Vm)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_driver_v1_driver_proto_rawDesc), len(file_homelab_driver_v1_driver_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

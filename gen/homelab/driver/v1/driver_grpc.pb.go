@@ -21,20 +21,22 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	DriverService_Observe_FullMethodName      = "/homelab.driver.v1.DriverService/Observe"
-	DriverService_Inspect_FullMethodName      = "/homelab.driver.v1.DriverService/Inspect"
-	DriverService_Create_FullMethodName       = "/homelab.driver.v1.DriverService/Create"
-	DriverService_Update_FullMethodName       = "/homelab.driver.v1.DriverService/Update"
-	DriverService_Start_FullMethodName        = "/homelab.driver.v1.DriverService/Start"
-	DriverService_Stop_FullMethodName         = "/homelab.driver.v1.DriverService/Stop"
-	DriverService_Destroy_FullMethodName      = "/homelab.driver.v1.DriverService/Destroy"
-	DriverService_Exec_FullMethodName         = "/homelab.driver.v1.DriverService/Exec"
-	DriverService_Reset_FullMethodName        = "/homelab.driver.v1.DriverService/Reset"
-	DriverService_Adopt_FullMethodName        = "/homelab.driver.v1.DriverService/Adopt"
-	DriverService_CreateHolder_FullMethodName = "/homelab.driver.v1.DriverService/CreateHolder"
-	DriverService_MoveDisk_FullMethodName     = "/homelab.driver.v1.DriverService/MoveDisk"
-	DriverService_Orphans_FullMethodName      = "/homelab.driver.v1.DriverService/Orphans"
-	DriverService_Config_FullMethodName       = "/homelab.driver.v1.DriverService/Config"
+	DriverService_Observe_FullMethodName        = "/homelab.driver.v1.DriverService/Observe"
+	DriverService_Inspect_FullMethodName        = "/homelab.driver.v1.DriverService/Inspect"
+	DriverService_Create_FullMethodName         = "/homelab.driver.v1.DriverService/Create"
+	DriverService_Update_FullMethodName         = "/homelab.driver.v1.DriverService/Update"
+	DriverService_Start_FullMethodName          = "/homelab.driver.v1.DriverService/Start"
+	DriverService_Stop_FullMethodName           = "/homelab.driver.v1.DriverService/Stop"
+	DriverService_Destroy_FullMethodName        = "/homelab.driver.v1.DriverService/Destroy"
+	DriverService_Exec_FullMethodName           = "/homelab.driver.v1.DriverService/Exec"
+	DriverService_Reset_FullMethodName          = "/homelab.driver.v1.DriverService/Reset"
+	DriverService_Adopt_FullMethodName          = "/homelab.driver.v1.DriverService/Adopt"
+	DriverService_CreateHolder_FullMethodName   = "/homelab.driver.v1.DriverService/CreateHolder"
+	DriverService_MoveDisk_FullMethodName       = "/homelab.driver.v1.DriverService/MoveDisk"
+	DriverService_Orphans_FullMethodName        = "/homelab.driver.v1.DriverService/Orphans"
+	DriverService_Config_FullMethodName         = "/homelab.driver.v1.DriverService/Config"
+	DriverService_CreateTemplate_FullMethodName = "/homelab.driver.v1.DriverService/CreateTemplate"
+	DriverService_Storages_FullMethodName       = "/homelab.driver.v1.DriverService/Storages"
 )
 
 // DriverServiceClient is the client API for DriverService service.
@@ -75,6 +77,11 @@ type DriverServiceClient interface {
 	Orphans(ctx context.Context, in *OrphansRequest, opts ...grpc.CallOption) (*OrphansResponse, error)
 	// Config reads a VM's configuration as its file holds it.
 	Config(ctx context.Context, in *ConfigRequest, opts ...grpc.CallOption) (*ConfigResponse, error)
+	// CreateTemplate makes a template with one disk, or finishes it; one that is there with the same identity is made
+	// already.
+	CreateTemplate(ctx context.Context, in *CreateTemplateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CreateTemplateResponse], error)
+	// Storages tells what Proxmox says of the storages now (one pvesm status). It starts a process.
+	Storages(ctx context.Context, in *StoragesRequest, opts ...grpc.CallOption) (*StoragesResponse, error)
 }
 
 type driverServiceClient struct {
@@ -306,6 +313,35 @@ func (c *driverServiceClient) Config(ctx context.Context, in *ConfigRequest, opt
 	return out, nil
 }
 
+func (c *driverServiceClient) CreateTemplate(ctx context.Context, in *CreateTemplateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CreateTemplateResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &DriverService_ServiceDesc.Streams[9], DriverService_CreateTemplate_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CreateTemplateRequest, CreateTemplateResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DriverService_CreateTemplateClient = grpc.ServerStreamingClient[CreateTemplateResponse]
+
+func (c *driverServiceClient) Storages(ctx context.Context, in *StoragesRequest, opts ...grpc.CallOption) (*StoragesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StoragesResponse)
+	err := c.cc.Invoke(ctx, DriverService_Storages_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DriverServiceServer is the server API for DriverService service.
 // All implementations must embed UnimplementedDriverServiceServer
 // for forward compatibility.
@@ -344,6 +380,11 @@ type DriverServiceServer interface {
 	Orphans(context.Context, *OrphansRequest) (*OrphansResponse, error)
 	// Config reads a VM's configuration as its file holds it.
 	Config(context.Context, *ConfigRequest) (*ConfigResponse, error)
+	// CreateTemplate makes a template with one disk, or finishes it; one that is there with the same identity is made
+	// already.
+	CreateTemplate(*CreateTemplateRequest, grpc.ServerStreamingServer[CreateTemplateResponse]) error
+	// Storages tells what Proxmox says of the storages now (one pvesm status). It starts a process.
+	Storages(context.Context, *StoragesRequest) (*StoragesResponse, error)
 	mustEmbedUnimplementedDriverServiceServer()
 }
 
@@ -395,6 +436,12 @@ func (UnimplementedDriverServiceServer) Orphans(context.Context, *OrphansRequest
 }
 func (UnimplementedDriverServiceServer) Config(context.Context, *ConfigRequest) (*ConfigResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Config not implemented")
+}
+func (UnimplementedDriverServiceServer) CreateTemplate(*CreateTemplateRequest, grpc.ServerStreamingServer[CreateTemplateResponse]) error {
+	return status.Error(codes.Unimplemented, "method CreateTemplate not implemented")
+}
+func (UnimplementedDriverServiceServer) Storages(context.Context, *StoragesRequest) (*StoragesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Storages not implemented")
 }
 func (UnimplementedDriverServiceServer) mustEmbedUnimplementedDriverServiceServer() {}
 func (UnimplementedDriverServiceServer) testEmbeddedByValue()                       {}
@@ -606,6 +653,35 @@ func _DriverService_Config_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _DriverService_CreateTemplate_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CreateTemplateRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(DriverServiceServer).CreateTemplate(m, &grpc.GenericServerStream[CreateTemplateRequest, CreateTemplateResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DriverService_CreateTemplateServer = grpc.ServerStreamingServer[CreateTemplateResponse]
+
+func _DriverService_Storages_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StoragesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DriverServiceServer).Storages(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DriverService_Storages_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DriverServiceServer).Storages(ctx, req.(*StoragesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // DriverService_ServiceDesc is the grpc.ServiceDesc for DriverService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -632,6 +708,10 @@ var DriverService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Config",
 			Handler:    _DriverService_Config_Handler,
+		},
+		{
+			MethodName: "Storages",
+			Handler:    _DriverService_Storages_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
@@ -678,6 +758,11 @@ var DriverService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "MoveDisk",
 			Handler:       _DriverService_MoveDisk_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "CreateTemplate",
+			Handler:       _DriverService_CreateTemplate_Handler,
 			ServerStreams: true,
 		},
 	},
