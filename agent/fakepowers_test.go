@@ -267,3 +267,11 @@ func (h *hypervisor) Config(_ context.Context, id *homelabv1.Identity) ([]byte, 
 	}
 	return []byte("name: " + vm.GetName() + "\nciuser: ubuntu\n"), nil
 }
+
+func (h *hypervisor) CreateTemplate(context.Context, *driverv1.CreateTemplateRequest, driver.Report) (*homelabv1.VirtualMachine, error) {
+	return nil, rpc.Errorf(rpc.ErrUnsupported, "templates")
+}
+
+func (h *hypervisor) Storages(context.Context) ([]*homelabv1.Storage, error) {
+	return nil, rpc.Errorf(rpc.ErrUnsupported, "storages")
+}

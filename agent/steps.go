@@ -8,6 +8,7 @@ import (
 
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/mark"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -40,6 +41,10 @@ func (s *Service) carry(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 		return s.clean(ctx, req, e)
 	case homelabv1.Action_ACTION_SOAK:
 		return s.soak(ctx, req, e)
+	case homelabv1.Action_ACTION_TEMPLATE:
+		return s.template(ctx, req, e)
+	case homelabv1.Action_ACTION_PRUNE:
+		return s.prune(ctx, req, e)
 	}
 	if isThrough(req) {
 		return s.carryThrough(ctx, req, e)
@@ -84,13 +89,13 @@ func (s *Service) carryVM(ctx context.Context, req *agentv1.RunRequest, e emit) 
 }
 
 // flightKey is what a step has to itself while it is at work: its guest, or
-// the image file that it writes. A step through a server has the guest that it is
+// what it does with an image. A step through a server has the guest that it is
 // about, wherever that is, and not the server: several may go through one. A
 // snapshot that is about no guest is one at a time.
 func flightKey(req *agentv1.RunRequest) string {
 	switch {
-	case req.GetStep().GetAction() == homelabv1.Action_ACTION_FETCH:
-		return "image " + req.GetImagesStorage() + "/" + req.GetImage().GetName()
+	case isImageWork(req):
+		return "image " + req.GetStep().GetId()
 	case isTakeBack(req):
 		// It works on the cluster through a server; the guest is another host's.
 		return "etcd through " + req.GetWant().GetIdentity().GetGuest()
@@ -98,6 +103,16 @@ func flightKey(req *agentv1.RunRequest) string {
 		return "snapshot"
 	}
 	return "guest " + req.GetStep().GetGuest()
+}
+
+// isImageWork says whether a step is about an image or a template of one, and no
+// guest.
+func isImageWork(req *agentv1.RunRequest) bool {
+	switch req.GetStep().GetAction() {
+	case homelabv1.Action_ACTION_FETCH, homelabv1.Action_ACTION_TEMPLATE, homelabv1.Action_ACTION_PRUNE:
+		return true
+	}
+	return false
 }
 
 func isTakeBack(req *agentv1.RunRequest) bool {
@@ -116,7 +131,6 @@ func isThrough(req *agentv1.RunRequest) bool {
 // checkRun finds requests that make no sense, or are meant for others.
 func (s *Service) checkRun(req *agentv1.RunRequest) error {
 	step, id := req.GetStep(), req.GetWant().GetIdentity()
-	fetch := step.GetAction() == homelabv1.Action_ACTION_FETCH
 	switch {
 	case step.GetId() == "" || step.GetAction() == homelabv1.Action_ACTION_UNSPECIFIED:
 		return rpc.Errorf(rpc.ErrInvalid, "the request names no step")
@@ -124,10 +138,8 @@ func (s *Service) checkRun(req *agentv1.RunRequest) error {
 		return rpc.Errorf(rpc.ErrInvalid, "step %s is for host %q, this is %s", step.GetId(), step.GetHost(), s.name)
 	case req.GetFence().GetFleet() != s.fleet:
 		return rpc.Errorf(rpc.ErrRefused, "step %s is of fleet %q, this host belongs to %s", step.GetId(), req.GetFence().GetFleet(), s.fleet)
-	case fetch && (req.GetImage().GetUrl() == "" || req.GetImagesStorage() == ""):
-		return rpc.Errorf(rpc.ErrInvalid, "step %s names no image or storage", step.GetId())
-	case fetch:
-		return nil
+	case isImageWork(req):
+		return s.checkImageWork(req)
 	case isThrough(req):
 		return s.checkThrough(req)
 	}
@@ -139,6 +151,26 @@ func (s *Service) checkRun(req *agentv1.RunRequest) error {
 	}
 	if a := step.GetAction(); a == homelabv1.Action_ACTION_DETACH || a == homelabv1.Action_ACTION_ATTACH {
 		return s.checkHolder(req)
+	}
+	return nil
+}
+
+// checkImageWork checks a step about an image or a template.
+func (s *Service) checkImageWork(req *agentv1.RunRequest) error {
+	step, template := req.GetStep(), req.GetTemplate()
+	switch {
+	case template == nil && (req.GetImage().GetName() == "" || req.GetImagesStorage() == ""):
+		return rpc.Errorf(rpc.ErrInvalid, "step %s names no image or storage", step.GetId())
+	case template == nil && step.GetAction() == homelabv1.Action_ACTION_TEMPLATE:
+		return rpc.Errorf(rpc.ErrInvalid, "step %s names no template", step.GetId())
+	case template == nil:
+		return nil
+	}
+	if err := s.checkIdentity(step, template); err != nil {
+		return err
+	}
+	if _, ok := mark.TemplateOf(template.GetGuest()); !ok {
+		return rpc.Errorf(rpc.ErrInvalid, "step %s: VM %d is %s's and no template", step.GetId(), template.GetVmid(), template.GetGuest())
 	}
 	return nil
 }

@@ -134,3 +134,21 @@ func (p *Process) Config(ctx context.Context, identity *homelabv1.Identity) ([]b
 	}
 	return c.Config(ctx, identity)
 }
+
+// CreateTemplate implements Powers.
+func (p *Process) CreateTemplate(ctx context.Context, req *driverv1.CreateTemplateRequest, report Report) (*homelabv1.VirtualMachine, error) {
+	c, err := p.up()
+	if err != nil {
+		return nil, err
+	}
+	return c.CreateTemplate(ctx, req, report)
+}
+
+// Storages implements Powers.
+func (p *Process) Storages(ctx context.Context) ([]*homelabv1.Storage, error) {
+	c, err := p.up()
+	if err != nil {
+		return nil, err
+	}
+	return c.Storages(ctx)
+}

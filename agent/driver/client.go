@@ -95,6 +95,15 @@ func (c *client) Config(ctx context.Context, identity *homelabv1.Identity) ([]by
 	return seen.GetText(), kindly(ctx, err)
 }
 
+func (c *client) CreateTemplate(ctx context.Context, req *driverv1.CreateTemplateRequest, report Report) (*homelabv1.VirtualMachine, error) {
+	return follow(ctx, req, c.service.CreateTemplate, report)
+}
+
+func (c *client) Storages(ctx context.Context) ([]*homelabv1.Storage, error) {
+	seen, err := c.service.Storages(ctx, &driverv1.StoragesRequest{})
+	return seen.GetStorages(), kindly(ctx, err)
+}
+
 // part is one message of a changing call's answer: an event, or last the VM.
 type part[M any] interface {
 	*M

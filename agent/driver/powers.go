@@ -9,8 +9,8 @@ import (
 )
 
 // Powers are what a driver can do beside Driver; one that lacks a power answers
-// Unsupported. Adopt, CreateHolder, MoveDisk and Reset are changing calls, to
-// which all applies that Driver says of them.
+// Unsupported. Adopt, CreateHolder, CreateTemplate, MoveDisk and Reset are changing
+// calls, to which all applies that Driver says of them.
 type Powers interface {
 	// Reset presses the reset button of a VM that runs, also when its guest hangs;
 	// asked again it is pressed again. One that is stopped is Refused, one whose QEMU
@@ -35,6 +35,14 @@ type Powers interface {
 	Orphans(ctx context.Context) (*driverv1.OrphansResponse, error)
 	// Config reads a VM's configuration as its file holds it. No such VM: NotFound.
 	Config(ctx context.Context, identity *homelabv1.Identity) ([]byte, error)
+	// CreateTemplate makes a template whose only disk is the image, or finishes it:
+	// one of that identity that is no template yet becomes one. Anybody else's VM, a
+	// storage that cannot take the disk and a half-built VM are Refused before any
+	// change.
+	CreateTemplate(ctx context.Context, req *driverv1.CreateTemplateRequest, report Report) (*homelabv1.VirtualMachine, error)
+	// Storages tells the storages of this host with their space as Proxmox says it
+	// now. It starts one process.
+	Storages(ctx context.Context) ([]*homelabv1.Storage, error)
 }
 
 // Full is a driver with its powers.
@@ -75,3 +83,9 @@ func (none) MoveDisk(context.Context, *driverv1.MoveDiskRequest, Report) (*homel
 func (none) Orphans(context.Context) (*driverv1.OrphansResponse, error) { return nil, errUnsupported }
 
 func (none) Config(context.Context, *homelabv1.Identity) ([]byte, error) { return nil, errUnsupported }
+
+func (none) CreateTemplate(context.Context, *driverv1.CreateTemplateRequest, Report) (*homelabv1.VirtualMachine, error) {
+	return nil, errUnsupported
+}
+
+func (none) Storages(context.Context) ([]*homelabv1.Storage, error) { return nil, errUnsupported }

@@ -134,3 +134,21 @@ func (s *server) Config(ctx context.Context, req *driverv1.ConfigRequest) (*driv
 	}
 	return &driverv1.ConfigResponse{Text: text}, nil
 }
+
+func (s *server) CreateTemplate(req *driverv1.CreateTemplateRequest, stream grpc.ServerStreamingServer[driverv1.CreateTemplateResponse]) error {
+	vm, err := powersOf(s.driver).CreateTemplate(stream.Context(), req, func(e *homelabv1.Event) {
+		_ = stream.Send(&driverv1.CreateTemplateResponse{Part: &driverv1.CreateTemplateResponse_Event{Event: e}})
+	})
+	if err != nil {
+		return rpc.ToStatus(err)
+	}
+	return stream.Send(&driverv1.CreateTemplateResponse{Part: &driverv1.CreateTemplateResponse_Vm{Vm: vm}})
+}
+
+func (s *server) Storages(ctx context.Context, _ *driverv1.StoragesRequest) (*driverv1.StoragesResponse, error) {
+	storages, err := powersOf(s.driver).Storages(ctx)
+	if err != nil {
+		return nil, rpc.ToStatus(err)
+	}
+	return &driverv1.StoragesResponse{Storages: storages}, nil
+}
