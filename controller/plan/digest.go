@@ -19,13 +19,14 @@ func digest(steps []*homelabv1.Step, specDigest string) string {
 	for _, s := range steps {
 		after := slices.Clone(s.GetAfter())
 		slices.Sort(after)
-		lines = append(lines, fmt.Sprintf("%s\x00%d\x00%s\x00%s\x00%d\x00%s\x00%s\x00%d\x00%s\x00%d\x00%s\x00%s\x00%s",
+		lines = append(lines, fmt.Sprintf("%s\x00%d\x00%s\x00%s\x00%d\x00%s\x00%s\x00%d\x00%s\x00%d\x00%s\x00%s\x00%s\x00%s\x00%d\x00%d\x00%s\x00%s\x00%t",
 			s.GetId(), s.GetAction(), s.GetGuest(), s.GetHost(), s.GetVmid(), s.GetUuid(), s.GetImage(), s.GetGeneration(), strings.Join(after, "\x01"),
-			s.GetHolderVmid(), s.GetHolderUuid(), s.GetMemberId(), strings.Join(s.GetSlots(), "\x01")))
+			s.GetHolderVmid(), s.GetHolderUuid(), s.GetMemberId(), strings.Join(s.GetSlots(), "\x01"),
+			s.GetImageSha256(), s.GetClone(), s.GetTemplateVmid(), s.GetTemplateUuid(), s.GetStorage(), s.GetNewest()))
 	}
 	slices.Sort(lines)
 	h := sha256.New()
-	fmt.Fprintf(h, "plan 2\n%s\n", specDigest)
+	fmt.Fprintf(h, "plan 3\n%s\n", specDigest)
 	for _, line := range lines {
 		fmt.Fprintln(h, line)
 	}

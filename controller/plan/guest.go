@@ -11,8 +11,6 @@ import (
 	"github.com/homeiac/homelab/internal/human"
 )
 
-func fetchID(host, image string) string { return "fetch/" + host + "/" + image }
-
 // planGuest makes the steps of one guest up to its boot, or says why not.
 func (m *model) planGuest(g *guestView) {
 	if g.situation == HalfBuilt {
@@ -201,8 +199,10 @@ func (m *model) planCreate(g *guestView) {
 	case HalfBuilt:
 		reason = "made anew: " + g.sketch()
 	}
-	s := m.step(g, homelabv1.Action_ACTION_CREATE, "create", m.fetch(g), reason)
-	s.Image, s.Slots = g.want.Image, slotsOf(g.inHolder())
+	after, tell := m.gather(g)
+	s := m.step(g, homelabv1.Action_ACTION_CREATE, "create", after, reason)
+	tell(s)
+	s.Slots = slotsOf(g.inHolder())
 	m.planAttach(g, s.GetSlots())
 	if g.want.Standby() {
 		return
@@ -262,35 +262,9 @@ func (m *model) mayCreate(g *guestView) verdict {
 			f.add(v)
 		}
 	}
-	if m.spec.Images[g.want.Image] == nil {
-		f.refuse("image %q is not in the Spec", g.want.Image)
-	}
+	m.images(g, &f)
 	f.add(g.lacking)
 	return f.verdict()
-}
-
-// fetch adds the step that brings the guest's image to its host, once for all
-// guests there, and gives what the creation must wait for.
-func (m *model) fetch(g *guestView) []string {
-	image := m.spec.Images[g.want.Image]
-	storage, _ := g.host.want.Storage(kindImages)
-	if image == nil || g.situation == Unfinished {
-		return nil
-	}
-	for _, held := range g.host.obs.GetImages() {
-		if held.GetName() != image.Name || held.GetStorage() != storage {
-			continue
-		}
-		if image.SHA256 != "" && held.GetSha256() == image.SHA256 || image.SHA256 == "" && held.GetVerified() && held.GetUrl() == withoutUser(image.URL) {
-			return nil
-		}
-	}
-	id := fetchID(g.host.name, image.Name)
-	if !m.fetched[id] {
-		m.fetched[id] = true
-		m.add(&homelabv1.Step{Id: id, Action: homelabv1.Action_ACTION_FETCH, Host: g.host.name, Image: image.Name, Reason: g.host.name + " does not hold it yet"})
-	}
-	return []string{id}
 }
 
 // planStart starts a VM of ours that is stopped.

@@ -148,12 +148,7 @@ func (m *model) chooseHolder(g *guestView) int32 {
 	if g.holder.VMID != 0 && (len(g.held) > 0 || len(m.used[g.holder.VMID]) == 0) {
 		return g.holder.VMID
 	}
-	if m.taken == nil {
-		m.taken, m.free = m.takenVMIDs(), m.spec.VMIDs.First
-		for _, other := range m.guests {
-			m.taken[other.vmid], m.taken[other.holder.VMID] = true, true
-		}
-	}
+	m.takenNow()
 	for ; m.spec.VMIDs.Contains(m.free); m.free++ {
 		if vmid := int32(m.free); !m.taken[vmid] && !m.spec.Protected(m.free) { //nolint:gosec // checked by the Spec
 			m.taken[vmid] = true

@@ -42,10 +42,16 @@ type model struct {
 	unseen   []string                // rule 3: why some VM may exist that was not seen
 	cluster  *Cluster
 	toll     toll
-	taken    map[int32]bool    // VMIDs that no holder may get; made when one is first asked for
-	free     int               // no VMID before it is free for a holder
-	fetched  map[string]bool   // fetch steps in the plan, by id
-	claims   map[string]*claim // by host
+	taken    map[int32]bool  // VMIDs that no holder may get; made when one is first asked for
+	free     int             // no VMID before it is free for a holder
+	fetched  map[string]bool // steps about images in the plan, by id
+	// templates are those that guests of the plan are cloned from, and templateVMIDs
+	// those that the plan gives out, by templateKey.
+	templates     map[string]templateRef
+	templateVMIDs map[string]int32
+	presents      map[string]Image  // by name: what it stands for
+	perHost       map[[2]string]int // by host and image: guests that are wanted
+	claims        map[string]*claim // by host
 	// byNameOnly are guests whose destruction must be confirmed by name.
 	byNameOnly []string
 	steps      []*homelabv1.Step
@@ -88,7 +94,7 @@ func newModel(want Want, seen Seen, now time.Time) *model {
 		used: map[int32][]place{}, left: map[int32][]string{}, last: map[int32]string{},
 		flying: map[string]flight{}, fetching: map[string]bool{}, intents: map[string][]openIntent{},
 		intentAt: map[int32]string{}, namedAt: map[int32]string{}, lastAt: map[int32][]string{},
-		fetched: map[string]bool{}, claims: map[string]*claim{}, rank: map[string]int{},
+		fetched: map[string]bool{}, templates: map[string]templateRef{}, templateVMIDs: map[string]int32{}, presents: map[string]Image{}, claims: map[string]*claim{}, rank: map[string]int{},
 	}
 	if m.want.VerifyMark == nil {
 		m.want.VerifyMark = func(*homelabv1.VirtualMachine, string) Ownership {
@@ -99,7 +105,7 @@ func newModel(want Want, seen Seen, now time.Time) *model {
 		h := newHostView(m.spec.Hosts[name], seen.Hosts[name], want.Paused)
 		m.hosts[name] = h
 		m.order = append(m.order, h)
-		m.claims[name] = &claim{storage: map[string]int64{}}
+		m.claims[name] = &claim{storage: map[string]int64{}, images: map[string]bool{}}
 	}
 	m.indexVMs()
 	m.indexPVE()

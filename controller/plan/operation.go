@@ -25,15 +25,21 @@ const (
 	OpRejoin       OperationKind = "rejoin"
 	OpSnapshot     OperationKind = "snapshot"
 	OpClearOrphans OperationKind = "clear-orphans"
+	OpFetchImages  OperationKind = "fetch-images"
+	OpPruneImages  OperationKind = "prune-images"
 )
 
 // Operation is what a person asks for beside making the Spec so. The plan then
 // holds its steps alone, under the same rules.
 type Operation struct {
 	Kind  OperationKind
-	Guest string // empty for snapshot and clear-orphans
-	Host  string // of the VM that is adopted; empty: the guest's in the Spec
-	VMID  int32  // that is adopted; 0: the guest's in the Spec
+	Guest string // empty for snapshot, clear-orphans and images
+	// Host is that of the VM that is adopted, empty the guest's in the Spec; or the
+	// one that images are fetched to, empty all that guests of them are wanted on.
+	Host   string
+	VMID   int32    // that is adopted; 0: the guest's in the Spec
+	Images []string // that are fetched; empty: all of the Spec
+	Newest bool     // their names are resolved anew
 }
 
 // planOperation plans one operation. What speaks against it is a note.
@@ -44,6 +50,12 @@ func (m *model) planOperation(op Operation) {
 		return
 	case OpClearOrphans:
 		m.planClearOrphans()
+		return
+	case OpFetchImages:
+		m.planFetchImages(op)
+		return
+	case OpPruneImages:
+		m.planPruneImages()
 		return
 	case OpRecreate, OpDelete, OpAdopt, OpStart, OpStop, OpRestart, OpJoin, OpRemove, OpRejoin:
 	}

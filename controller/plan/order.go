@@ -14,12 +14,12 @@ var sequence = map[homelabv1.Action]int{}
 
 func init() {
 	for i, a := range []homelabv1.Action{
-		homelabv1.Action_ACTION_FETCH, homelabv1.Action_ACTION_ROLLBACK, homelabv1.Action_ACTION_SNAPSHOT, homelabv1.Action_ACTION_SAVE,
+		homelabv1.Action_ACTION_FETCH, homelabv1.Action_ACTION_ROLLBACK, homelabv1.Action_ACTION_TEMPLATE, homelabv1.Action_ACTION_SNAPSHOT, homelabv1.Action_ACTION_SAVE,
 		homelabv1.Action_ACTION_DRAIN, homelabv1.Action_ACTION_HALT, homelabv1.Action_ACTION_STOP, homelabv1.Action_ACTION_LEAVE,
 		homelabv1.Action_ACTION_CLEAN, homelabv1.Action_ACTION_DETACH, homelabv1.Action_ACTION_DESTROY, homelabv1.Action_ACTION_ADOPT,
 		homelabv1.Action_ACTION_CREATE, homelabv1.Action_ACTION_ATTACH, homelabv1.Action_ACTION_RESUME, homelabv1.Action_ACTION_RESET,
 		homelabv1.Action_ACTION_START, homelabv1.Action_ACTION_BOOT, homelabv1.Action_ACTION_INIT, homelabv1.Action_ACTION_JOIN,
-		homelabv1.Action_ACTION_SOAK, homelabv1.Action_ACTION_VERIFY,
+		homelabv1.Action_ACTION_SOAK, homelabv1.Action_ACTION_VERIFY, homelabv1.Action_ACTION_PRUNE,
 	} {
 		sequence[a] = i
 	}

@@ -29,6 +29,7 @@ type Want struct {
 	SpecDigest string
 	Fleet      string
 	Guests     map[string]Remembered // by guest, also of guests that the Spec dropped
+	Images     map[string]Image      // by name: what it stands for
 	// Cluster is nil when no cluster is remembered. With an empty CaHash its
 	// cluster-init was begun and is not known to have ended.
 	Cluster *homelabv1.ClusterRecord
@@ -53,17 +54,20 @@ type Want struct {
 // Remembered is what is remembered of one guest. All of it may be missing: then
 // less is done, never more.
 type Remembered struct {
-	Name, Host  string
-	VMID        int32
-	UUID        string
-	Generation  int32
-	MACs        []string
-	HostKeys    []string
-	MachineID   string // empty until it was booted for the first time
-	Addresses   []string
-	ImageSHA256 string
-	MemoryBytes int64 // as resolved at creation
-	Joined      bool  // an INIT or JOIN of this generation ended well
+	Name, Host string
+	VMID       int32
+	UUID       string
+	Generation int32
+	MACs       []string
+	HostKeys   []string
+	MachineID  string // empty until it was booted for the first time
+	Addresses  []string
+	// Image is the name of the image that it was made of, ImageSHA256 its digest, and
+	// CDROM and CDROMSHA256 those of the ISO file in its drive.
+	Image, ImageSHA256 string
+	CDROM, CDROMSHA256 string
+	MemoryBytes        int64 // as resolved at creation
+	Joined             bool  // an INIT or JOIN of this generation ended well
 	// Made says that it was remembered before its CREATE was sent, and that
 	// what was learned since is in here. Only then does an empty MachineID
 	// prove that it never booted, and a false Joined that no join of it ended;
@@ -152,7 +156,8 @@ func VerifyWith(key mark.Key, fleet string) func(*homelabv1.VirtualMachine, stri
 
 // Make makes the plan. It changes none of its arguments, and the plan shares
 // nothing with them. Steps are in an order in which they can be carried out:
-// all fetches, roll-backs, creates, starts, boots, inits, joins, verifications.
+// all fetches, roll-backs, templates, creates, starts, boots, inits, joins,
+// verifications.
 func Make(want Want, seen Seen, now time.Time) *homelabv1.Plan {
 	m := newModel(want, seen, now)
 	if want.Operation != nil {
@@ -171,6 +176,7 @@ func Make(want Want, seen Seen, now time.Time) *homelabv1.Plan {
 
 // planSpec makes seen equal wanted.
 func (m *model) planSpec() {
+	m.planTemplateUndo()
 	for _, g := range m.guests {
 		m.planGuest(g)
 	}

@@ -191,9 +191,7 @@ func (m *model) remaking(g *guestView, f *findings) {
 	if why := g.lost(); why != "" {
 		f.refuse("%s", why)
 	}
-	if m.spec.Images[g.want.Image] == nil {
-		f.refuse("image %q is not in the Spec", g.want.Image)
-	}
+	m.images(g, f)
 	if w := int32(g.want.VMID); w != 0 && w != g.vmid { //nolint:gosec // checked by the Spec
 		f.refuse("it is VM %d, and the Spec gives it VMID %d: it keeps its VMID; correct guests.%s.vmid (%s)", g.vmid, w, g.name, m.at("guests."+g.name+".vmid"))
 	}
@@ -206,7 +204,7 @@ func (m *model) remaking(g *guestView, f *findings) {
 
 // reusing is a host's claim with what the guest's VM gives back when it goes.
 func (g *guestView) reusing(c *claim) *claim {
-	r := &claim{memory: c.memory, storage: map[string]int64{}}
+	r := &claim{memory: c.memory, storage: map[string]int64{}, images: c.images}
 	for name, bytes := range c.storage {
 		r.storage[name] = bytes
 	}
@@ -225,11 +223,13 @@ func (g *guestView) reusing(c *claim) *claim {
 // planRecreate makes the chain of one recreation (rule 5), up to its boot, after
 // the steps given. It is allowed already.
 func (m *model) planRecreate(g *guestView, l leaving, after []string, reason string) {
-	m.planAway(g, l, append(after, m.fetch(g)...), reason, "its "+l.what()+" must be gone before a new one joins")
+	needed, tell := m.gather(g)
+	m.planAway(g, l, append(after, needed...), reason, "its "+l.what()+" must be gone before a new one joins")
 	m.destroyed(g, "VM "+fmt.Sprint(g.vmid)+" and its system disk", true)
 	g.remade = true
 	s := m.step(g, homelabv1.Action_ACTION_CREATE, "create", nil, "again, with the same VMID, MACs and uuid: "+g.sketch())
-	s.Image, s.Slots = g.want.Image, g.travelling()
+	tell(s)
+	s.Slots = g.travelling()
 	m.planAttach(g, g.travelling())
 	if g.want.Standby() {
 		return

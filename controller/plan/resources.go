@@ -2,6 +2,7 @@ package plan
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -13,6 +14,7 @@ import (
 type claim struct {
 	memory  int64
 	storage map[string]int64
+	images  map[string]bool // that are counted in storage already, by storage and digest
 }
 
 const (
@@ -21,6 +23,7 @@ const (
 	kindDisks     = "disks"
 	kindImages    = "images"
 	kindSnippets  = "snippets"
+	kindISO       = "iso"
 	contentImages = "images"
 )
 
@@ -77,9 +80,10 @@ func (m *model) claim(g *guestView) {
 		return
 	}
 	if g.situation != Stopped && g.situation != Unfinished {
-		for name, bytes := range m.disks(g) {
+		for name, bytes := range m.room(g, c) {
 			c.storage[name] += bytes
 		}
+		m.claimImages(g, c)
 	}
 	if starts || g.want.OnBoot {
 		c.memory += memory
@@ -149,6 +153,23 @@ func (m *model) disks(g *guestView) map[string]int64 {
 	return need
 }
 
+// room is how much the guest needs of each storage with what it is made of.
+func (m *model) room(g *guestView, c *claim) map[string]int64 {
+	need := m.disks(g)
+	m.imageRoom(g, c, need)
+	return need
+}
+
+// images are the preconditions of what the guest is made of.
+func (m *model) images(g *guestView, f *findings) {
+	if m.spec.Images[g.want.Image] == nil {
+		f.refuse("image %q is not in the Spec", g.want.Image)
+	}
+	if g.want.CDROM != "" && m.spec.Images[g.want.CDROM] == nil {
+		f.refuse("image %q is not in the Spec", g.want.CDROM)
+	}
+}
+
 // storages are the preconditions of everything that is stored for the guest.
 func (m *model) storages(g *guestView, c *claim, f *findings) {
 	h := g.host
@@ -157,6 +178,9 @@ func (m *model) storages(g *guestView, c *claim, f *findings) {
 		return
 	}
 	kinds := []string{kindDisks, kindImages, kindSnippets}
+	if g.want.CDROM != "" {
+		kinds = append(kinds, kindISO)
+	}
 	for _, d := range g.want.DataDisks {
 		if !slices.Contains(kinds, d.Storage) {
 			kinds = append(kinds, d.Storage)
@@ -181,7 +205,9 @@ func (m *model) storages(g *guestView, c *claim, f *findings) {
 			m.storage(h, s, kind, key, f)
 		}
 	}
-	need := m.disks(g)
+	m.cloning(g, f)
+	m.imageFits(g, f)
+	need := m.room(g, c)
 	for _, name := range sorted(need) {
 		s := h.storages[name]
 		if s == nil || !yes(s.GetActive()) {
@@ -205,11 +231,16 @@ func (m *model) storage(h *hostView, s *homelabv1.Storage, kind, key string, f *
 			f.refuse("storage %s (images) of %s is no directory (%s)\n  %s", s.GetName(), h.name, s.GetType(), m.correct(key))
 		}
 		return
-	case kindSnippets:
-		content = kindSnippets
+	case kindSnippets, kindISO:
+		content = kind
+		if kind == kindISO && s.GetPath() == "" {
+			f.refuse("storage %s (iso) of %s is no directory (%s)\n  %s", s.GetName(), h.name, s.GetType(), m.correct(key))
+			return
+		}
 	}
 	if !slices.Contains(s.GetContent(), content) {
-		f.refuse("storage %s (%s) of %s does not allow content %q\n  allow it on the host (pvesm set %s --content …), or correct %s in %s, then hlctl plan", s.GetName(), kind, h.name, content, s.GetName(), key, m.at(key))
+		f.refuse("storage %s (%s) of %s does not allow content %q\n  allow it on the host (pvesm set %s --content %s), or correct %s in %s, then hlctl plan", s.GetName(), kind, h.name, content,
+			s.GetName(), strings.Join(append(slices.Clone(s.GetContent()), content), ","), key, m.at(key))
 	}
 }
 

@@ -132,8 +132,16 @@ func (m *model) inFlight(g *guestView) string {
 	if len(m.ours[g.name]) > 0 {
 		return ""
 	}
-	if id := fetchID(g.host.name, g.want.Image); m.fetching[id] {
-		return fmt.Sprintf("step %s is in flight, which it needs", id)
+	for _, cd := range []bool{false, true} {
+		c := m.imageOf(g, cd)
+		if c == nil {
+			continue
+		}
+		for _, id := range []string{fetchID(g.host.name, c), imageStepID("template", g.host.name, c)} {
+			if m.fetching[id] {
+				return fmt.Sprintf("step %s is in flight, which it needs", id)
+			}
+		}
 	}
 	return ""
 }

@@ -227,7 +227,9 @@ type Event struct {
 	// How long the present wait may last at most; for waits.
 	Limit *durationpb.Duration `protobuf:"bytes,11,opt,name=limit,proto3" json:"limit,omitempty"`
 	// The note's kind as text (skipped, refused...); for EVENT_KIND_NOTE.
-	Note          string `protobuf:"bytes,12,opt,name=note,proto3" json:"note,omitempty"`
+	Note string `protobuf:"bytes,12,opt,name=note,proto3" json:"note,omitempty"`
+	// Why the source of an image does not give it, whichever host asks: no other need ask in this run. For fetch.
+	ImageFault    string `protobuf:"bytes,13,opt,name=image_fault,json=imageFault,proto3" json:"image_fault,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -342,6 +344,13 @@ func (x *Event) GetLimit() *durationpb.Duration {
 func (x *Event) GetNote() string {
 	if x != nil {
 		return x.Note
+	}
+	return ""
+}
+
+func (x *Event) GetImageFault() string {
+	if x != nil {
+		return x.ImageFault
 	}
 	return ""
 }
@@ -476,7 +485,7 @@ const file_homelab_v1_event_proto_rawDesc = "" +
 	"\x04exit\x18\x03 \x01(\x05R\x04exit\x12-\n" +
 	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12\x1a\n" +
 	"\bmutating\x18\x05 \x01(\bR\bmutating\x12\x14\n" +
-	"\x05error\x18\x06 \x01(\tR\x05error\"\xf6\x02\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"\x97\x03\n" +
 	"\x05Event\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x10\n" +
 	"\x03run\x18\x02 \x01(\x03R\x03run\x12)\n" +
@@ -490,7 +499,9 @@ const file_homelab_v1_event_proto_rawDesc = "" +
 	"\x04took\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\x04took\x12/\n" +
 	"\x05limit\x18\v \x01(\v2\x19.google.protobuf.DurationR\x05limit\x12\x12\n" +
-	"\x04note\x18\f \x01(\tR\x04note\"\xa9\x02\n" +
+	"\x04note\x18\f \x01(\tR\x04note\x12\x1f\n" +
+	"\vimage_fault\x18\r \x01(\tR\n" +
+	"imageFault\"\xa9\x02\n" +
 	"\aSummary\x12\x12\n" +
 	"\x04done\x18\x01 \x01(\x05R\x04done\x12\x16\n" +
 	"\x06failed\x18\x02 \x01(\x05R\x06failed\x12\x18\n" +
