@@ -49,6 +49,7 @@ func (a *agents) client(host, address string) (agentv1.AgentServiceClient, error
 		Reads: []string{
 			agentv1.AgentService_Observe_FullMethodName, agentv1.AgentService_Credentials_FullMethodName,
 			agentv1.AgentService_Orphans_FullMethodName, agentv1.AgentService_ListSnapshots_FullMethodName,
+			agentv1.AgentService_ResolveImage_FullMethodName,
 		},
 	})
 	if err != nil {

@@ -27,12 +27,17 @@ type dispatch struct {
 	sizes map[string]int64 // memory in bytes of guests that the plan creates
 	emit  func(*homelabv1.Event)
 
-	remade map[string]bool // guests that the plan destroys and makes again
+	remade    map[string]bool   // guests that the plan destroys and makes again
+	steps     []*homelabv1.Step // of the plan
+	over      <-chan struct{}   // closed when nothing new begins; nil is never
+	transfers *transfers        // images on their way
 
 	mu        sync.Mutex
 	guests    map[string]store.Guest
 	cluster   *homelabv1.ClusterRecord
-	images    map[string]string               // digest of an image fetched in this run, by host/image
+	images    map[string]string               // digest of an image fetched in this run, by host/imageKey
+	known     map[string]store.Image          // what images' names stand for
+	templates map[string]*homelabv1.Identity  // made in this run, by step
 	servers   []string                        // guests that became servers in this run, first to last
 	recovered []string                        // servers seen healthy when no other was
 	away      map[string]bool                 // guests that this run has stopped or taken out, and not brought back
@@ -45,10 +50,15 @@ type dispatch struct {
 }
 
 func (c *Controller) newDispatch(sp *spec.Spec, lock *store.Lock, fence *homelabv1.Fence, w world) *dispatch {
+	known := maps.Clone(w.images)
+	if known == nil {
+		known = make(map[string]store.Image)
+	}
 	return &dispatch{
 		c: c, sp: sp, lock: lock, fence: fence, world: w,
 		sizes:  plan.MemorySizes(c.want(sp, w), seen(sp, w), c.now()),
 		guests: maps.Clone(w.guests), cluster: w.cluster, images: make(map[string]string),
+		known: known, templates: make(map[string]*homelabv1.Identity), transfers: newTransfers(),
 		away: make(map[string]bool), made: make(map[string]bool), anew: make(map[string]string), tookBack: make(map[string]bool),
 		allowed: make(map[string]bool), members: make(map[string]*homelabv1.MemberRef),
 	}
@@ -57,8 +67,8 @@ func (c *Controller) newDispatch(sp *spec.Spec, lock *store.Lock, fence *homelab
 // request is everything an agent needs for a step.
 func (d *dispatch) request(ctx context.Context, s *homelabv1.Step) (*agentv1.RunRequest, error) {
 	req := &agentv1.RunRequest{Fence: d.fence, Step: s}
-	if s.GetAction() == homelabv1.Action_ACTION_FETCH {
-		return req, d.fetch(s, req)
+	if aboutImage(s.GetAction()) {
+		return req, d.imageStep(ctx, s, req)
 	}
 	w, err := d.guard(ctx, s)
 	if err != nil {
@@ -78,6 +88,7 @@ func (d *dispatch) request(ctx context.Context, s *homelabv1.Step) (*agentv1.Run
 	case homelabv1.Action_ACTION_CREATE:
 		h := req.GetWant().GetHardware()
 		h.DataDisks = slices.DeleteFunc(h.GetDataDisks(), func(disk *homelabv1.Disk) bool { return slices.Contains(s.GetSlots(), disk.GetSlot()) })
+		err = d.madeOf(s, rec, req.GetWant())
 	case homelabv1.Action_ACTION_INIT:
 		err = d.init(ctx, s, req)
 	case homelabv1.Action_ACTION_JOIN:
@@ -99,16 +110,6 @@ func (d *dispatch) request(ctx context.Context, s *homelabv1.Step) (*agentv1.Run
 	default:
 	}
 	return req, err
-}
-
-func (d *dispatch) fetch(s *homelabv1.Step, req *agentv1.RunRequest) error {
-	req.Image = image(d.sp, s.GetImage())
-	host := d.sp.Hosts[s.GetHost()]
-	if req.GetImage() == nil || host == nil {
-		return rpc.Errorf(rpc.ErrInvalid, "image %s or host %s is not in the Spec", s.GetImage(), s.GetHost())
-	}
-	req.ImagesStorage, _ = host.Storage("images")
-	return nil
 }
 
 // record is what is remembered of the guest that a step is for.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/homeiac/homelab/controller/plan"
 	"github.com/homeiac/homelab/controller/store"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
@@ -44,9 +45,10 @@ func (d *dispatch) prepare(ctx context.Context, s *homelabv1.Step) (store.Guest,
 		if size := d.sizes[g.Name]; size > 0 {
 			rec.MemoryBytes = size
 		}
-		if digest := d.imageDigest(s.GetHost(), g.Image); digest != "" {
-			rec.ImageSHA256 = digest
+		if digest := d.digestOf(s); digest != "" {
+			rec.Image, rec.ImageSHA256 = g.Image, digest
 		}
+		rec.CDROM, rec.CDROMSHA256 = g.CDROM, d.cdromDigest(s.GetHost(), g, *rec)
 		rec.Made, rec.Unverified = true, len(g.Verify) > 0
 		return nil
 	})
@@ -82,7 +84,7 @@ func making(rec store.Guest, s *homelabv1.Step, drawn string, now time.Time) (st
 	// The hardware addresses stay: leases and reservations hang on them.
 	return store.Guest{
 		Name: rec.Name, Host: s.GetHost(), VMID: s.GetVmid(), UUID: uuid.NewString(), Generation: generation,
-		MACs: rec.MACs, MemoryBytes: rec.MemoryBytes, Holder: rec.Holder, Began: now,
+		MACs: rec.MACs, MemoryBytes: rec.MemoryBytes, Holder: rec.Holder, Began: now, CDROM: rec.CDROM, CDROMSHA256: rec.CDROMSHA256,
 	}, nil
 }
 
@@ -92,6 +94,7 @@ func recreated(old store.Guest, now time.Time) store.Guest {
 	next := store.Guest{
 		Name: old.Name, Host: old.Host, VMID: old.VMID, UUID: old.UUID, Generation: old.Generation + 1,
 		MACs: old.MACs, MemoryBytes: old.MemoryBytes, Addresses: old.Addresses, Holder: old.Holder,
+		CDROM: old.CDROM, CDROMSHA256: old.CDROMSHA256,
 		SavedConfig: old.SavedConfig, SavedAt: old.SavedAt, Volumes: old.Volumes, Began: now, Recreating: old.Recreating,
 	}
 	if old.ReadyAt.IsZero() && old.Generation > 1 {
@@ -119,18 +122,23 @@ func roleOf(g *spec.Guest) spec.Role {
 	return g.K3s.Role
 }
 
-// imageDigest is the image that a guest is made from: fetched in this run, or
-// held by the host before. d.mu is held.
-func (d *dispatch) imageDigest(host, image string) string {
-	if digest := d.images[host+"/"+image]; digest != "" {
-		return digest
+// cdromDigest is the ISO file in a guest's drive: the one that it had, while the
+// host holds it, else what its name stands for now. d.mu is held.
+func (d *dispatch) cdromDigest(host string, g *spec.Guest, rec store.Guest) string {
+	image := d.sp.Images[g.CDROM]
+	if image == nil {
+		return ""
 	}
-	for _, held := range d.world.sights[host].obs.GetImages() {
-		if held.GetName() == image {
-			return held.GetSha256()
+	if rec.CDROMSHA256 != "" && rec.CDROM == g.CDROM {
+		old := g.CDROM + "@" + rec.CDROMSHA256[:min(12, len(rec.CDROMSHA256))]
+		if d.images[host+"/"+old] != "" || slices.ContainsFunc(d.world.sights[host].obs.GetImages(), func(c *homelabv1.ImageCopy) bool { return c.GetSha256() == rec.CDROMSHA256 }) {
+			return rec.CDROMSHA256
 		}
 	}
-	return ""
+	if digest := d.images[host+"/"+g.CDROM]; digest != "" {
+		return digest
+	}
+	return plan.Want{Images: recalledImages(d.known)}.Present(image).SHA256
 }
 
 // macs are the hardware addresses of a guest: what the Spec states, what is

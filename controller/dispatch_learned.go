@@ -22,9 +22,8 @@ func (d *dispatch) learned(ctx context.Context, s *homelabv1.Step, l *agentv1.Le
 	guest := s.GetGuest()
 	switch s.GetAction() {
 	case homelabv1.Action_ACTION_FETCH:
-		if l.GetImageSha256() != "" {
-			d.images[s.GetHost()+"/"+s.GetImage()] = l.GetImageSha256()
-		}
+		return d.imageLearned(ctx, s, l)
+	case homelabv1.Action_ACTION_TEMPLATE, homelabv1.Action_ACTION_PRUNE:
 		return nil
 	case homelabv1.Action_ACTION_ROLLBACK, homelabv1.Action_ACTION_SNAPSHOT, homelabv1.Action_ACTION_DRAIN, homelabv1.Action_ACTION_SOAK:
 		return nil
@@ -100,6 +99,9 @@ func learn(rec *store.Guest, action homelabv1.Action, l *agentv1.Learned, member
 	}
 	if l.GetImageSha256() != "" {
 		rec.ImageSHA256 = l.GetImageSha256()
+	}
+	if l.GetCdromSha256() != "" {
+		rec.CDROMSHA256 = l.GetCdromSha256()
 	}
 	ready := false
 	switch action {

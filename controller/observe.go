@@ -50,6 +50,7 @@ type target struct {
 	address  string // from the Spec, IP; may be empty
 	disabled bool
 	looks    []*agentv1.LookRequest
+	rate     int64 // of images, bytes a second; 0 is no limit
 }
 
 // sight is one host as it was seen last.
@@ -217,11 +218,11 @@ func (o *observer) ask(ctx context.Context, t target, peer gossip.Peer, gossiped
 		a.err = err
 		return a
 	}
-	a = o.call(ctx, client, t.looks, a)
+	a = o.call(ctx, client, t, t.looks, a)
 	if a.err != nil && len(t.looks) > 0 && errors.Is(a.err, context.DeadlineExceeded) && ctx.Err() == nil {
 		// A guest was too slow, not the host: what the host itself holds is
 		// still known, its guests are not.
-		a = o.call(ctx, client, nil, a)
+		a = o.call(ctx, client, t, nil, a)
 	}
 	if a.err != nil {
 		a.reach = gossip.Classify(knock(ctx, a.address))
@@ -237,7 +238,7 @@ func knock(ctx context.Context, address string) error {
 	return gossip.Knock(ctx, address)
 }
 
-func (o *observer) call(ctx context.Context, client agentv1.AgentServiceClient, looks []*agentv1.LookRequest, a answer) answer {
+func (o *observer) call(ctx context.Context, client agentv1.AgentServiceClient, t target, looks []*agentv1.LookRequest, a answer) answer {
 	timeout := observeTimeout
 	if len(looks) > 0 {
 		timeout = lookTimeout
@@ -247,7 +248,7 @@ func (o *observer) call(ctx context.Context, client agentv1.AgentServiceClient, 
 	start := o.now()
 	resp, err := client.Observe(ctx, &agentv1.ObserveRequest{
 		// Who looks into guests decides on what is seen, and that must be of now.
-		Looks: looks, Fresh: len(looks) > 0,
+		Looks: looks, Fresh: len(looks) > 0, ImagesRate: t.rate,
 	})
 	if err != nil {
 		a.err = err

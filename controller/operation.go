@@ -32,6 +32,8 @@ var operations = map[controllerv1.OperationKind]plan.OperationKind{
 	controllerv1.OperationKind_OPERATION_KIND_REJOIN:        plan.OpRejoin,
 	controllerv1.OperationKind_OPERATION_KIND_SNAPSHOT:      plan.OpSnapshot,
 	controllerv1.OperationKind_OPERATION_KIND_CLEAR_ORPHANS: plan.OpClearOrphans,
+	controllerv1.OperationKind_OPERATION_KIND_FETCH_IMAGES:  plan.OpFetchImages,
+	controllerv1.OperationKind_OPERATION_KIND_PRUNE_IMAGES:  plan.OpPruneImages,
 }
 
 // operation is what a request asks for beside the Spec; nil for nothing.
@@ -43,11 +45,13 @@ func operation(op *controllerv1.Operation) (*plan.Operation, error) {
 	if !ok {
 		return nil, rpc.Errorf(rpc.ErrUnsupported, "this controller knows no operation %d; it is older than hlctl: hlctl version", op.GetKind())
 	}
-	fleet := kind == plan.OpSnapshot || kind == plan.OpClearOrphans
+	fleet := kind == plan.OpSnapshot || kind == plan.OpClearOrphans || kind == plan.OpFetchImages || kind == plan.OpPruneImages
 	if !fleet && op.GetGuest() == "" {
 		return nil, rpc.Errorf(rpc.ErrInvalid, "%s of which guest? see: hlctl guests", kind)
 	}
-	return &plan.Operation{Kind: kind, Guest: op.GetGuest(), Host: op.GetHost(), VMID: op.GetVmid()}, nil
+	return &plan.Operation{
+		Kind: kind, Guest: op.GetGuest(), Host: op.GetHost(), VMID: op.GetVmid(), Images: op.GetImages(), Newest: op.GetNewest(),
+	}, nil
 }
 
 // wanted is the Spec that a request is about, and what it asks for beside. An
@@ -74,6 +78,9 @@ func (c *Controller) wanted(ctx context.Context, name string, text []byte, op *c
 // was seen as one of ours.
 func known(sp *spec.Spec, w world) error {
 	op := w.asked.op
+	if op != nil && op.Kind == plan.OpFetchImages {
+		return knownImages(sp, op)
+	}
 	if op == nil || op.Guest == "" || sp.Guests[op.Guest] != nil {
 		return nil
 	}
@@ -88,6 +95,19 @@ func known(sp *spec.Spec, w world) error {
 	}
 	slices.Sort(names)
 	return rpc.Errorf(rpc.ErrNotFound, "there is no guest %s (there are %s); see: hlctl guests", op.Guest, strings.Join(names, ", "))
+}
+
+// knownImages says whether the images and the host of an operation are in the Spec.
+func knownImages(sp *spec.Spec, op *plan.Operation) error {
+	for _, name := range op.Images {
+		if sp.Images[name] == nil {
+			return rpc.Errorf(rpc.ErrNotFound, "there is no image %s in the Spec (there are %s)", name, strings.Join(sp.ImageNames(), ", "))
+		}
+	}
+	if op.Host != "" && sp.Hosts[op.Host] == nil {
+		return rpc.Errorf(rpc.ErrNotFound, "there is no host %s in the Spec (there are %s)", op.Host, strings.Join(sp.HostNames(), ", "))
+	}
+	return nil
 }
 
 // paused is why all changes are paused, with who and since when; empty when they

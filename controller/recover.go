@@ -74,6 +74,9 @@ func (c *Controller) recoverDropped(sp *spec.Spec, w *world) {
 			if _, holder := plan.HeldGuest(m.Guest); holder {
 				continue
 			}
+			if _, template := mark.TemplateOf(m.Guest); template {
+				continue
+			}
 			if owner := verify(vm, m.Guest); owner.Ours {
 				w.guests[m.Guest] = store.Guest{
 					Name: m.Guest, Host: host, VMID: vm.GetVmid(), UUID: vm.GetUuid(), Generation: owner.Generation,

@@ -176,7 +176,7 @@ func image(sp *spec.Spec, name string) *homelabv1.ImageSource {
 	if i == nil {
 		return nil
 	}
-	return &homelabv1.ImageSource{Name: name, Url: i.URL, Sha256: i.SHA256, ChecksumsUrl: i.Checksums}
+	return source(i, plan.Image{SHA256: i.SHA256})
 }
 
 // protoDisks are remembered disks as agents and the planner are told of them.

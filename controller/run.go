@@ -246,8 +246,13 @@ func (r *run) prepare(ctx context.Context, w world, p *homelabv1.Plan) error {
 		}
 		w.guests[name] = kept
 	}
+	for _, name := range w.learnedImages {
+		if err := c.store.PutImage(ctx, r.lock, w.images[name]); err != nil {
+			return err
+		}
+	}
 	r.dispatch = c.newDispatch(r.req.sp, r.lock, fence, w)
-	r.dispatch.emit, r.dispatch.remade = r.pass, remaking(p)
+	r.dispatch.emit, r.dispatch.remade, r.dispatch.steps, r.dispatch.over = r.pass, remaking(p), p.GetSteps(), ctx.Done()
 	return nil
 }
 

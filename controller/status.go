@@ -49,6 +49,7 @@ func (c *Controller) status(ctx context.Context, fresh, looks bool) (*controller
 	resp.Fleet = c.fleet
 	resp.Hosts, resp.At = hostStatuses(w.sights), oldest(w.sights, c.now())
 	resp.Guests, resp.Cluster = c.guestStatuses(sp, w), c.clusterStatus(sp, w)
+	resp.Images = c.imageStatuses(sp, w)
 	return resp, nil
 }
 

@@ -51,7 +51,9 @@ func limit(req *agentv1.RunRequest) time.Duration {
 	const slack = 5 * time.Minute
 	want := req.GetWant()
 	switch req.GetStep().GetAction() {
-	case homelabv1.Action_ACTION_FETCH, homelabv1.Action_ACTION_CREATE:
+	case homelabv1.Action_ACTION_FETCH:
+		return 25 * time.Hour // tens of GiB over a slow line; the agent ends one that stands still
+	case homelabv1.Action_ACTION_CREATE, homelabv1.Action_ACTION_TEMPLATE:
 		return 2 * time.Hour
 	case homelabv1.Action_ACTION_DETACH, homelabv1.Action_ACTION_ATTACH:
 		return 6 * time.Hour // a disk that changes its storage is copied
@@ -78,6 +80,7 @@ func (r *run) step(s *homelabv1.Step) verdict {
 	if v.err == nil {
 		v.err = r.dispatch.learned(r.c.life, s, result.GetLearned())
 	}
+	r.dispatch.imageEnded(s)
 	took := durationpb.New(r.c.now().Sub(start))
 	if v.err == nil {
 		text := result.GetText()
@@ -133,7 +136,7 @@ func failureText(s *homelabv1.Step, err error, run int64) string {
 func (r *run) attempts(s *homelabv1.Step) (*agentv1.StepResult, verdict) {
 	ctx := r.c.life
 	var last error
-	for range stepAttempts {
+	for n := 0; r.dispatch.again(s, n); n++ {
 		select {
 		case <-r.lock.Lost():
 			return nil, verdict{err: errLockLost}
@@ -145,6 +148,9 @@ func (r *run) attempts(s *homelabv1.Step) (*agentv1.StepResult, verdict) {
 		}
 		result, err := r.call(ctx, s, req)
 		last = err
+		if err != nil {
+			r.dispatch.imageBroke(s)
+		}
 		switch {
 		case err == nil:
 			return result, verdict{}
@@ -176,6 +182,7 @@ func (r *run) call(ctx context.Context, s *homelabv1.Step, req *agentv1.RunReque
 // pass takes an agent's event. How a step begins and ends is told here and not
 // there: only here it is known whether it is tried again.
 func (r *run) pass(e *homelabv1.Event) {
+	r.dispatch.imageEvent(e)
 	switch e.GetKind() {
 	case homelabv1.EventKind_EVENT_KIND_STEP_STARTED, homelabv1.EventKind_EVENT_KIND_STEP_DONE, homelabv1.EventKind_EVENT_KIND_STEP_FAILED:
 		return

@@ -152,7 +152,7 @@ func (c *Controller) targets(sp *spec.Spec) []target {
 }
 
 func hostTarget(h *spec.Host) target {
-	t := target{name: h.Name, disabled: !h.Enabled}
+	t := target{name: h.Name, disabled: !h.Enabled, rate: h.Limits.Images}
 	if h.Address.IsValid() {
 		t.address = h.Address.String()
 	}

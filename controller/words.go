@@ -30,6 +30,8 @@ var verbs = map[homelabv1.Action]string{
 	homelabv1.Action_ACTION_RESUME:   "resume %s",
 	homelabv1.Action_ACTION_SOAK:     "watch %s stay well",
 	homelabv1.Action_ACTION_ADOPT:    "adopt %s",
+	homelabv1.Action_ACTION_TEMPLATE: "make a template of %s",
+	homelabv1.Action_ACTION_PRUNE:    "remove %s",
 }
 
 // phases are the actions while they go on.
@@ -56,13 +58,17 @@ var phases = map[homelabv1.Action]string{
 	homelabv1.Action_ACTION_RESUME:   "resuming",
 	homelabv1.Action_ACTION_SOAK:     "soaking",
 	homelabv1.Action_ACTION_ADOPT:    "adopting",
+	homelabv1.Action_ACTION_TEMPLATE: "making a template",
+	homelabv1.Action_ACTION_PRUNE:    "removing",
 }
 
 // sentence names a step for people: create k3s-2 on pve2.
 func sentence(s *homelabv1.Step) string {
 	what := s.GetGuest()
 	switch {
-	case s.GetAction() == homelabv1.Action_ACTION_FETCH:
+	case s.GetAction() == homelabv1.Action_ACTION_PRUNE && s.GetVmid() != 0:
+		what = fmt.Sprintf("template %d of image %s", s.GetVmid(), s.GetImage())
+	case s.GetAction() == homelabv1.Action_ACTION_FETCH, s.GetAction() == homelabv1.Action_ACTION_TEMPLATE, s.GetAction() == homelabv1.Action_ACTION_PRUNE:
 		what = "image " + s.GetImage()
 	case s.GetAction() == homelabv1.Action_ACTION_SNAPSHOT && (what == "" || what == s.GetThrough()):
 		return fmt.Sprintf("take an etcd snapshot through %s on %s", s.GetThrough(), s.GetHost())

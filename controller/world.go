@@ -24,6 +24,7 @@ const credentialsTimeout = 15 * time.Second
 // recollection is what is remembered of earlier runs.
 type recollection struct {
 	guests    map[string]store.Guest
+	images    map[string]store.Image
 	cluster   *homelabv1.ClusterRecord // nil for none
 	paused    string                   // why all changes are paused; empty when they are not
 	histories map[string]plan.History  // since when guests are as they are
@@ -35,13 +36,19 @@ type world struct {
 	recollection
 	// learned are guests of which more was seen than was remembered: recovered
 	// from their mark, or a step's answer never came back.
-	learned  []string
-	sights   map[string]sight // every host of the Spec, and the spare ones
-	external *homelabv1.K3SLook
+	learned []string
+	// learnedImages are names of images likewise.
+	learnedImages []string
+	sights        map[string]sight // every host of the Spec, and the spare ones
+	external      *homelabv1.K3SLook
 }
 
 func (c *Controller) memory(ctx context.Context) (recollection, error) {
 	guests, err := c.store.Guests(ctx)
+	if err != nil {
+		return recollection{}, err
+	}
+	images, err := c.store.Images(ctx)
 	if err != nil {
 		return recollection{}, err
 	}
@@ -53,7 +60,7 @@ func (c *Controller) memory(ctx context.Context) (recollection, error) {
 	if err != nil {
 		return recollection{}, err
 	}
-	return recollection{guests: guests, cluster: cluster, paused: paused, histories: c.track.histories()}, nil
+	return recollection{guests: guests, images: images, cluster: cluster, paused: paused, histories: c.track.histories()}, nil
 }
 
 // lastSpec is the Spec of the last run; nil before the first.
@@ -105,6 +112,7 @@ func (c *Controller) look(ctx context.Context, sp *spec.Spec, ask asked, keep bo
 // guests are as they are is remembered.
 func (c *Controller) survey(ctx context.Context, sp *spec.Spec, mem recollection, spare []target, keep bool) world {
 	w := world{recollection: mem}
+	w.images = maps.Clone(mem.images)
 	if w.guests = maps.Clone(mem.guests); w.guests == nil {
 		w.guests = make(map[string]store.Guest)
 	}
@@ -129,6 +137,7 @@ func (c *Controller) survey(ctx context.Context, sp *spec.Spec, mem recollection
 	}
 	c.recoverHolders(sp, &w)
 	c.recoverDropped(sp, &w)
+	c.recoverImages(sp, &w)
 	w.external = c.external(ctx, sp, w.sights)
 	for name, rec := range learnFromSight(sp, w) {
 		w.guests[name] = rec
@@ -236,7 +245,7 @@ func (c *Controller) want(sp *spec.Spec, w world) plan.Want {
 		vmids[name] = s.vmids
 	}
 	return plan.Want{
-		Spec: sp, Fleet: c.fleet, Guests: guests, Cluster: w.cluster, LastVMIDs: vmids,
+		Spec: sp, Fleet: c.fleet, Guests: guests, Images: recalledImages(w.images), Cluster: w.cluster, LastVMIDs: vmids,
 		Paused: w.paused, History: w.histories,
 		Destroy: w.asked.destroy, Operation: w.asked.op, HealOnly: w.asked.heal,
 		VerifyMark: plan.VerifyWith(c.signer.key, c.fleet),
@@ -247,7 +256,8 @@ func (c *Controller) want(sp *spec.Spec, w world) plan.Want {
 func recalled(g store.Guest) plan.Remembered {
 	r := plan.Remembered{
 		Name: g.Name, Host: g.Host, VMID: g.VMID, UUID: g.UUID, Generation: g.Generation, MACs: g.MACs,
-		HostKeys: g.HostKeys, MachineID: g.MachineID, Addresses: g.Addresses, ImageSHA256: g.ImageSHA256,
+		HostKeys: g.HostKeys, MachineID: g.MachineID, Addresses: g.Addresses,
+		Image: g.Image, ImageSHA256: g.ImageSHA256, CDROM: g.CDROM, CDROMSHA256: g.CDROMSHA256,
 		MemoryBytes: g.MemoryBytes, Joined: g.Joined, Made: g.Made, Unverified: g.Unverified,
 		NodeName: g.NodeName, Role: g.Role, Holder: plan.Holder{VMID: g.Holder.VMID, UUID: g.Holder.UUID},
 		Began: g.Began, ReadyAt: g.ReadyAt, Failures: g.Failures, Resting: g.Resting, Recreating: g.Recreating,

@@ -89,22 +89,6 @@ func list(words []string) string {
 	return strings.Join(words, " ")
 }
 
-// withoutUser is an address without user and password, as image records hold it.
-func withoutUser(url string) string {
-	scheme, rest, ok := strings.Cut(url, "://")
-	if !ok {
-		return url
-	}
-	authority, path, slash := strings.Cut(rest, "/")
-	if i := strings.LastIndexByte(authority, '@'); i >= 0 {
-		authority = authority[i+1:]
-	}
-	if slash {
-		path = "/" + path
-	}
-	return scheme + "://" + authority + path
-}
-
 // noteDropped says what is ours and no longer in the Spec (rule 8).
 func (m *model) noteDropped() {
 	dropped := map[string]string{}

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -53,6 +54,27 @@ func (w Want) Present(i *spec.Image) Image {
 		return known
 	}
 	return Image{SHA512: i.SHA512}
+}
+
+// Address is an image's address as records and people are shown it: without user,
+// password and query, which may hold a signature.
+func Address(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return text
+	}
+	u.User, u.RawQuery, u.Fragment = nil, "", ""
+	return u.String()
+}
+
+// withoutUser is an address without user and password.
+func withoutUser(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return text
+	}
+	u.User = nil
+	return u.String()
 }
 
 // choice is the image that a guest is to be made of.

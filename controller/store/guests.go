@@ -36,8 +36,13 @@ type Guest struct {
 	MachineID string `json:"machineID,omitempty"`
 	// Addresses are where it was last seen, without prefix length.
 	Addresses []string `json:"addresses,omitempty"`
-	// ImageSHA256 is the image it was made from, in hex; empty when not known.
+	// Image is the name of the image it was made from, ImageSHA256 its digest in hex;
+	// empty when not known.
+	Image       string `json:"image,omitempty"`
 	ImageSHA256 string `json:"imageSHA256,omitempty"`
+	// CDROM and CDROMSHA256 are those of the ISO file in its drive.
+	CDROM       string `json:"cdrom,omitempty"`
+	CDROMSHA256 string `json:"cdromSHA256,omitempty"`
 	// MemoryBytes is its memory as resolved at creation, in bytes.
 	MemoryBytes int64 `json:"memoryBytes,omitempty"`
 	// Joined says that it was seen as a member of the cluster once.
