@@ -71,10 +71,7 @@ func (c *Controller) recoverDropped(sp *spec.Spec, w *world) {
 			if err != nil || sp.Guests[m.Guest] != nil || w.guests[m.Guest].UUID != "" {
 				continue
 			}
-			if _, holder := plan.HeldGuest(m.Guest); holder {
-				continue
-			}
-			if _, template := mark.TemplateOf(m.Guest); template {
+			if plan.NoGuest(m.Guest) {
 				continue
 			}
 			if owner := verify(vm, m.Guest); owner.Ours {

@@ -7,7 +7,6 @@ import (
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/human"
-	"github.com/homeiac/homelab/internal/mark"
 )
 
 const systemSlot = "scsi0"
@@ -99,19 +98,16 @@ func (m *model) noteDropped() {
 	}
 	for name, there := range m.ours {
 		guest, holder := HeldGuest(name)
-		_, template := mark.TemplateOf(name)
 		switch {
-		case template: // it is no guest's
 		case holder && m.spec.Guests[guest] == nil:
 			m.note(homelabv1.NoteKind_NOTE_KIND_INFO, guest, there[0].host, fmt.Sprintf("holder VM %d keeps data disks of it (%s)", there[0].vm.GetVmid(), strings.Join(slotsOf(there[0].vm.GetDisks()), ", ")))
-		case holder:
+		case NoGuest(name):
 		case m.spec.Guests[name] == nil:
 			dropped[name] = there[0].host
 		}
 	}
 	for name, open := range m.intents {
-		_, holder := HeldGuest(name)
-		if _, template := mark.TemplateOf(name); !holder && !template && m.spec.Guests[name] == nil && len(m.ours[name]) == 0 {
+		if !NoGuest(name) && m.spec.Guests[name] == nil && len(m.ours[name]) == 0 {
 			id := open[0].intent.GetIdentity()
 			m.note(homelabv1.NoteKind_NOTE_KIND_INFO, name, open[0].host.name, fmt.Sprintf("no longer in the Spec; its creation as VM %d was begun and left", id.GetVmid()))
 			delete(dropped, name)

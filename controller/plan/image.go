@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 
@@ -58,23 +57,26 @@ func (w Want) Present(i *spec.Image) Image {
 
 // Address is an image's address as records and people are shown it: without user,
 // password and query, which may hold a signature.
-func Address(text string) string {
-	u, err := url.Parse(text)
-	if err != nil {
-		return text
-	}
-	u.User, u.RawQuery, u.Fragment = nil, "", ""
-	return u.String()
+func Address(url string) string {
+	url, _, _ = strings.Cut(url, "#")
+	url, _, _ = strings.Cut(url, "?")
+	return withoutUser(url)
 }
 
 // withoutUser is an address without user and password.
-func withoutUser(text string) string {
-	u, err := url.Parse(text)
-	if err != nil {
-		return text
+func withoutUser(url string) string {
+	scheme, rest, ok := strings.Cut(url, "://")
+	if !ok {
+		return url
 	}
-	u.User = nil
-	return u.String()
+	authority, path, slash := strings.Cut(rest, "/")
+	if i := strings.LastIndexByte(authority, '@'); i >= 0 {
+		authority = authority[i+1:]
+	}
+	if slash {
+		path = "/" + path
+	}
+	return scheme + "://" + authority + path
 }
 
 // choice is the image that a guest is to be made of.

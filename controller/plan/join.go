@@ -163,7 +163,7 @@ func (m *model) mayInit() (after []string, v verdict) {
 		}
 	}
 	for _, name := range sorted(m.ours) {
-		if _, holder := HeldGuest(name); holder {
+		if NoGuest(name) {
 			continue
 		}
 		if why := m.droppedMayHold(name); why != "" {

@@ -128,6 +128,7 @@ func newModel(want Want, seen Seen, now time.Time) *model {
 		m.classify(g)
 	}
 	m.assignVMIDs()
+	m.reserveTemplates()
 	m.claimResources()
 	return m
 }

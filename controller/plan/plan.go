@@ -117,6 +117,14 @@ func HolderName(guest string) string { return "holder@" + guest }
 // HeldGuest is the guest whose holder a mark names; ok is false when it names none.
 func HeldGuest(name string) (guest string, ok bool) { return strings.CutPrefix(name, "holder@") }
 
+// NoGuest says whether the name in a mark of ours is that of a holder or a template
+// and no guest's.
+func NoGuest(name string) bool {
+	_, holder := HeldGuest(name)
+	_, template := mark.TemplateOf(name)
+	return holder || template
+}
+
 // Seen is what the hosts were seen to hold.
 type Seen struct {
 	Hosts map[string]Host // every host of the Spec

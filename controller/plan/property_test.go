@@ -51,8 +51,9 @@ func drawSpec(t *rapid.T) *spec.Spec {
 		Name: plantest.Fleet, VMIDs: spec.VMIDRange{First: 200, Last: 212},
 		Networks: map[string]*spec.Network{"lan": {Name: "lan"}},
 		Hosts:    map[string]*spec.Host{}, Guests: map[string]*spec.Guest{},
-		Images: map[string]*spec.Image{"noble": {Name: "noble", URL: "file:///noble.img", SHA256: "aa"}},
-		K3s:    &spec.K3s{Version: "v1.35.0+k3s1"},
+		Images:    map[string]*spec.Image{"noble": {Name: "noble", URL: "file:///noble.img", SHA256: strings.Repeat("ab", 32)}},
+		K3s:       &spec.K3s{Version: "v1.35.0+k3s1"},
+		Templates: rapid.SampledFrom([]spec.VMIDRange{{}, {First: 210, Last: 214}, {First: 500, Last: 509}}).Draw(t, "templates"),
 	}
 	if rapid.IntRange(0, 3).Draw(t, "protect") == 0 {
 		s.Protect = []spec.VMIDRange{{First: 201, Last: 202}}
@@ -94,6 +95,7 @@ func drawSpec(t *rapid.T) *spec.Spec {
 		}
 		g.OnUnhealthy = rapid.SampledFrom([]spec.Policy{spec.PolicyRecreate, spec.PolicyRecreate, spec.PolicyRestart, spec.PolicyReport}).Draw(t, "policy")
 		g.Timeouts = spec.Timeouts{Boot: 5 * time.Minute, CloudInit: 10 * time.Minute, Join: 10 * time.Minute, UnwellAfter: time.Minute, Soak: 30 * time.Second}
+		g.Clone = rapid.SampledFrom([]spec.Clone{spec.CloneAuto, spec.CloneAuto, spec.CloneLinked, spec.CloneFull, spec.CloneOff}).Draw(t, "clone")
 		if rapid.IntRange(0, 2).Draw(t, "data") == 0 {
 			g.DataDisks = []spec.DataDisk{{Slot: "scsi1", Storage: "disks", Size: 1 << 30}, {Slot: "scsi2", Storage: "disks", Size: 1 << 30}}
 		}
@@ -273,7 +275,7 @@ func TestUnknownNeverAddsAStep(t *testing.T) {
 		what := forget(t, w, seen)
 		for id := range deeds(plan.Make(w.Want(), seen, w.Now)) {
 			if !base[id] {
-				t.Fatalf("without knowing %s, step %s is added to %v", what, id, base)
+				t.Fatalf("without knowing %s, step %s is added to %v\n%s\n---\n%s", what, id, base, render(plan.Make(w.Want(), w.Seen(), w.Now)), render(plan.Make(w.Want(), seen, w.Now)))
 			}
 		}
 	})

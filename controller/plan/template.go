@@ -26,7 +26,7 @@ func (m *model) cloneKind(g *guestView) homelabv1.CloneKind {
 	case spec.CloneOff:
 		return homelabv1.CloneKind_CLONE_KIND_IMPORT
 	}
-	if g.host == nil || g.host.obs == nil || m.siblings(g) < 2 || !m.canLink(g) {
+	if m.siblings(g) < 2 || !m.canLink(g) {
 		return homelabv1.CloneKind_CLONE_KIND_IMPORT
 	}
 	if c := m.imageOf(g, false); c == nil || m.templateVMID(g, c) == 0 {
@@ -40,6 +40,20 @@ func cloneWord(kind homelabv1.CloneKind) string {
 		return "full"
 	}
 	return "linked"
+}
+
+// reserveTemplates gives every template that may be needed its VMID, also those
+// on hosts that are silent: nobody's VMID depends on what happens to be seen.
+func (m *model) reserveTemplates() {
+	for _, g := range m.guests {
+		image := m.spec.Images[g.want.Image]
+		if image == nil || g.host == nil || g.want.Clone == spec.CloneOff {
+			continue
+		}
+		if g.want.Clone == spec.CloneLinked || g.want.Clone == spec.CloneFull || m.siblings(g) > 1 {
+			m.templateVMID(g, &choice{image: image, Image: m.present(image)})
+		}
+	}
 }
 
 // siblings counts the guests of one image that are wanted on one host.
@@ -130,7 +144,7 @@ func (m *model) planTemplate(g *guestView, c *choice, key string, there *homelab
 	t := templateRef{vmid: m.templateVMID(g, c)}
 	reason := "guests of " + h.name + " are cloned from it"
 	if there != nil {
-		t.vmid, t.uuid = there.GetVmid(), there.GetUuid()
+		t.uuid = there.GetUuid()
 		reason = "its making was not seen to end"
 	}
 	if there == nil || !there.GetTemplate() {
@@ -177,6 +191,9 @@ func (m *model) templateVMID(g *guestView, c *choice) int32 {
 	if there := m.templateAt(g, c.SHA256); there != nil {
 		return there.GetVmid()
 	}
+	if there := m.unfinishedTemplate(g, c.SHA256); there != nil {
+		return there.GetVmid()
+	}
 	key := templateKey(g, c)
 	if vmid, ok := m.templateVMIDs[key]; ok {
 		return vmid
@@ -215,10 +232,7 @@ func (m *model) planTemplateUndo() {
 		}
 		for i := range m.intents[name] {
 			open := &m.intents[name][i]
-			there := open.host.vms[open.intent.GetIdentity().GetVmid()]
-			if there == nil || there.GetHalfBuilt() {
-				m.undoTemplate(open)
-			}
+			m.undoTemplate(open)
 		}
 	}
 }
@@ -230,6 +244,9 @@ func (m *model) undoTemplate(open *openIntent) string {
 	step := "rollback/" + open.host.name + "/" + name
 	if m.fetched[step] {
 		return step
+	}
+	if there := open.host.vms[id.GetVmid()]; there != nil && !there.GetHalfBuilt() {
+		return "" // whatever it is, it is whole
 	}
 	if !no(open.intent.GetWorker()) || !yes(open.host.obs.GetVmsKnown()) {
 		m.note(homelabv1.NoteKind_NOTE_KIND_BUSY, "", open.host.name, fmt.Sprintf("somebody may still work on template %d", id.GetVmid()))

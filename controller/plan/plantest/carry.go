@@ -61,10 +61,9 @@ func (w *World) Carry(s *homelabv1.Step, how Outcome) error {
 	var err error
 	switch s.GetAction() {
 	case homelabv1.Action_ACTION_FETCH:
-		if how == Well || how == Unheard {
-			i := w.Spec.Images[s.GetImage()]
-			h.Images = append(h.Images, &homelabv1.ImageCopy{Name: i.Name, Storage: w.Spec.Hosts[h.Name].Storages["images"], Sha256: i.SHA256, Verified: true, Url: i.URL})
-		}
+		w.fetch(h, s, how)
+	case homelabv1.Action_ACTION_TEMPLATE:
+		err = w.template(h, s, how)
 	case homelabv1.Action_ACTION_ROLLBACK:
 		w.rollback(h, s, how)
 	case homelabv1.Action_ACTION_CREATE:
@@ -105,6 +104,9 @@ func (w *World) rollback(h *Host, s *homelabv1.Step, how Outcome) {
 }
 
 func (w *World) create(h *Host, s *homelabv1.Step, how Outcome) error {
+	if err := w.cloned(h, s); err != nil {
+		return err
+	}
 	g := w.Spec.Guests[s.GetGuest()]
 	r := w.Memory[g.Name]
 	if r.UUID == "" || r.Generation != s.GetGeneration() || r.Host != h.Name || r.VMID != s.GetVmid() {
@@ -118,6 +120,7 @@ func (w *World) create(h *Host, s *homelabv1.Step, how Outcome) error {
 		}
 		r = plan.Remembered{
 			Name: g.Name, Host: h.Name, VMID: s.GetVmid(), UUID: uuid, Generation: s.GetGeneration(), MemoryBytes: r.MemoryBytes,
+			Image: g.Image, ImageSHA256: s.GetImageSha256(),
 			Made: h.VMs[s.GetVmid()] == nil, Began: w.Now, Failures: failures, Holder: r.Holder, NodeName: g.NodeName(), Recreating: r.Recreating,
 		}
 		if g.K3s != nil {
@@ -138,6 +141,9 @@ func (w *World) create(h *Host, s *homelabv1.Step, how Outcome) error {
 	if there == nil {
 		w.mayMake(h, s)
 		there = w.newVM(g, s.GetVmid(), r.UUID, s.GetGeneration())
+		if s.GetClone() == homelabv1.CloneKind_CLONE_KIND_LINKED {
+			there.Base = s.GetTemplateVmid()
+		}
 		if there.Memory == 0 {
 			there.Memory = 1 << 30
 		}
@@ -178,7 +184,7 @@ func (w *World) mayMake(on *Host, s *homelabv1.Step) {
 			continue // nobody can know what is there
 		}
 		for _, vm := range h.VMs {
-			if vm.Guest == s.GetGuest() || vm.Name == s.GetGuest() {
+			if s.GetGuest() != "" && (vm.Guest == s.GetGuest() || vm.Name == s.GetGuest()) {
 				w.violate("step %s makes a second %s: VM %d on %s", s.GetId(), s.GetGuest(), vm.VMID, h.Name)
 			}
 			if vm.VMID == s.GetVmid() {

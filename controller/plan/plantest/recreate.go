@@ -147,7 +147,7 @@ func (w *World) destroy(h *Host, s *homelabv1.Step, how Outcome) error {
 	switch {
 	case vm == nil:
 		return nil
-	case vm.Guest != s.GetGuest() || vm.UUID != s.GetUuid() || vm.Generation != s.GetGeneration():
+	case vm.Ours || vm.Guest != s.GetGuest() || vm.UUID != s.GetUuid() || vm.Generation != s.GetGeneration():
 		w.violate("step %s destroys VM %d, which is not ours", s.GetId(), vm.VMID)
 		return errStep
 	case vm.HA || vm.Protection || vm.Lock != "" || w.Spec.Protected(int(vm.VMID)):

@@ -66,6 +66,11 @@ func (w *World) observe(h *Host) *homelabv1.Observation {
 	for _, vmid := range slices.Sorted(maps.Keys(h.VMs)) {
 		vm := h.VMs[vmid]
 		o.Vms = append(o.Vms, show(vm))
+		for _, id := range slices.Sorted(maps.Keys(h.VMs)) {
+			if h.VMs[id].Base == vmid {
+				o.Vms[len(o.Vms)-1].LinkedClones = append(o.Vms[len(o.Vms)-1].LinkedClones, fmt.Sprintf("VM %d", id))
+			}
+		}
 		if vm.Power == homelabv1.Power_POWER_RUNNING || vm.OnBoot {
 			o.GuestsMemoryBytes += vm.Memory
 		}
@@ -99,6 +104,7 @@ func show(vm *VM) *homelabv1.VirtualMachine {
 	v := &homelabv1.VirtualMachine{
 		Vmid: vm.VMID, Name: vm.Name, Uuid: vm.UUID, Mark: vm.Mark, Power: vm.Power, Lock: vm.Lock, Protection: vm.Protection,
 		HaManaged: vm.HA, MemoryBytes: vm.Memory, Cpus: vm.CPUs, HalfBuilt: vm.Half, Onboot: vm.OnBoot, Readable: Yes(),
+		Template: vm.Template, LinkedClone: vm.Base != 0,
 		GuestAgent: fact(vm.Booted && !vm.Mute, "mute"), Snapshots: slices.Clone(vm.Snapshots), Bridges: slices.Clone(vm.Bridges), Tags: slices.Clone(vm.Tags),
 	}
 	if vm.Power != homelabv1.Power_POWER_STOPPED {

@@ -71,6 +71,9 @@ type VM struct {
 	VMID             int32
 	Name, UUID, Mark string
 	Guest            string // the guest that it truly is; empty for someone else's
+	Ours             bool   // of a template: that it truly is ours
+	Template         bool
+	Base             int32 // the template that its disk stands on; 0 for none
 	Generation       int32
 	Power            homelabv1.Power
 	QEMU             string            // what QEMU says when it is paused
