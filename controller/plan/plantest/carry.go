@@ -209,6 +209,8 @@ func (w *World) change(h *Host, s *homelabv1.Step, how Outcome) error {
 	case vm.Guest != s.GetGuest() || s.GetUuid() != "" && vm.UUID != s.GetUuid():
 		w.violate("step %s is on VM %d, which is not ours", s.GetId(), vm.VMID)
 		return errStep
+	case s.GetAction() == homelabv1.Action_ACTION_SOAK: // it only watches
+		return nil
 	case vm.HA || vm.Protection || vm.Lock != "" || w.Spec.Protected(int(vm.VMID)):
 		w.violate("step %s is on VM %d, which must not be changed", s.GetId(), vm.VMID)
 		return errStep
@@ -235,7 +237,7 @@ func (w *World) change(h *Host, s *homelabv1.Step, how Outcome) error {
 	case homelabv1.Action_ACTION_RESUME, homelabv1.Action_ACTION_RESET:
 		vm.Power, vm.QEMU, vm.Mute = homelabv1.Power_POWER_RUNNING, "", false
 		r.Attempts = append(r.Attempts, plan.Attempt{Action: s.GetAction(), At: w.Now})
-	case homelabv1.Action_ACTION_SAVE, homelabv1.Action_ACTION_SOAK:
+	case homelabv1.Action_ACTION_SAVE:
 	case homelabv1.Action_ACTION_STOP:
 		w.halt(s, vm, true)
 		r.Recreating = true
