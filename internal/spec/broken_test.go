@@ -30,6 +30,9 @@ func golden(t *testing.T, dir, section string, print func(t *testing.T, data []b
 				files[f.Name] = string(f.Data)
 			}
 			got := print(t, []byte(files["homelab.yaml"]))
+			if strings.Contains(got, "hunter") {
+				t.Errorf("a password is shown:\n%s", got)
+			}
 			if *update {
 				archive.Files = []txtar.File{
 					{Name: "homelab.yaml", Data: []byte(files["homelab.yaml"])},

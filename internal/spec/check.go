@@ -13,6 +13,7 @@ import (
 // file, so that of two that clash the later one is at fault.
 func (p *parser) check() {
 	p.checkHosts()
+	p.checkTemplates()
 	vmids, nodes := map[int]owner{}, map[string]owner{}
 	macs, addresses := map[string]owner{}, p.hostAddresses()
 	devices := map[string]owner{}
@@ -23,7 +24,8 @@ func (p *parser) check() {
 		if g.VMID == 0 && !e.have["vmid"] {
 			unnamed++
 		}
-		p.checkImage(e)
+		p.checkImage(e, "image", g.Image, ImageDisk)
+		p.checkImage(e, "cdrom", g.CDROM, ImageISO)
 		for i, nic := range g.NICs {
 			p.checkNIC(e, i, nic, macs, addresses)
 		}
@@ -112,6 +114,9 @@ func (p *parser) checkVMID(e guestEntry, vmids map[int]owner) {
 	if p.spec.Protected(g.VMID) {
 		p.fault(at, e.path, "VMID %d is in protect", g.VMID)
 	}
+	if p.templates != nil && p.spec.Templates.Contains(g.VMID) {
+		p.fault(at, e.path, "VMID %d is in templates (line %d)", g.VMID, p.templates.Line)
+	}
 	claim(p, vmids, g.VMID, e, at, "", "VMID %d is also %s's (line %d)", g.VMID)
 }
 
@@ -159,11 +164,55 @@ func locateNode(root *yaml.Node, key string) (line, column int) {
 	return line, column
 }
 
-func (p *parser) checkImage(e guestEntry) {
-	g := e.guest
-	if g.Image != "" && p.nodes[join("images", g.Image)] == nil {
-		p.fault(p.at(e, "image"), join(e.path, "image"), "there is no image %s%s", g.Image, hint(g.Image, p.spec.ImageNames()))
+// checkTemplates wants the range that templates take their VMIDs from to be of no
+// other use. One that is not stated may overlap: the planner leaves out what is
+// taken.
+func (p *parser) checkTemplates() {
+	n, r := p.templates, p.spec.Templates
+	if n == nil {
+		return
 	}
+	if v := p.spec.VMIDs; r.overlaps(v) {
+		line, _ := locateNode(p.spec.root, "vmids")
+		p.fault(n, "templates", "%s overlaps vmids %s (line %d)", r, v, line)
+	}
+	_, protect := child(p.spec.root, "protect")
+	if protect == nil {
+		return
+	}
+	for i := range protect.Content {
+		item := p.nodes[index("protect", i)]
+		if item == nil {
+			continue // a fault already
+		}
+		if v := readRange(item.Value); r.overlaps(v) {
+			p.fault(n, "templates", "%s overlaps protect %s (line %d)", r, v, item.Line)
+		}
+	}
+}
+
+// checkImage wants the image that a guest names under a key to be there, and to be
+// of the type that belongs there.
+func (p *parser) checkImage(e guestEntry, key, name string, want ImageType) {
+	if name == "" {
+		return
+	}
+	at, path := p.at(e, key), join(e.path, key)
+	image := p.spec.Images[name]
+	switch {
+	case p.nodes[join("images", name)] == nil:
+		p.fault(at, path, "there is no image %s%s", name, hint(name, p.imagesOf(want)))
+	case image == nil || image.Type == "" || image.Type == want: // or a fault already
+	case want == ImageISO:
+		p.fault(at, path, "%s is a disk image; what is put into a drive has type: iso%s", name, hint(name, p.imagesOf(want)))
+	default:
+		p.fault(at, path, "%s is an ISO file, which no guest is made from; cdrom: %s puts it into the drive%s", name, name, hint(name, p.imagesOf(want)))
+	}
+}
+
+// imagesOf are the names of the images of a type.
+func (p *parser) imagesOf(t ImageType) []string {
+	return slices.DeleteFunc(p.spec.ImageNames(), func(name string) bool { return p.spec.Images[name].Type != t })
 }
 
 func (p *parser) checkNIC(e guestEntry, i int, nic NIC, macs map[string]owner, addresses map[netip.Addr]owner) {

@@ -65,7 +65,11 @@ func (p *parser) source(n *yaml.Node, path string) string {
 		return s
 	}
 	if reason := badURL(s); reason != "" {
-		p.fault(n, path, "%s %s, nor an absolute path on the hosts", show(s), reason)
+		p.fault(n, path, "%s %s, nor an absolute path on the hosts", showURL(s), reason)
+		return ""
+	}
+	if holdsUser(s) {
+		p.fault(n, path, "%s holds a password: a Spec is stored and shown", showURL(s))
 		return ""
 	}
 	if strings.HasPrefix(s, "http://") {

@@ -58,18 +58,22 @@ func seeds(t interface{ Fatal(...any) }) []string {
 		t.Fatal(err)
 	}
 	all := []string{string(text)}
-	entries, err := os.ReadDir("testdata/broken")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		b, err := os.ReadFile("testdata/broken/" + e.Name())
+	for _, dir := range []string{"testdata/broken/", "testdata/warnings/"} {
+		entries, err := os.ReadDir(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, yaml, _ := strings.Cut(string(b), "-- homelab.yaml --\n")
-		yaml, _, _ = strings.Cut(yaml, "-- faults --\n")
-		all = append(all, yaml)
+		for _, e := range entries {
+			b, err := os.ReadFile(dir + e.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, yaml, _ := strings.Cut(string(b), "-- homelab.yaml --\n")
+			for _, section := range []string{"-- faults --\n", "-- warnings --\n"} {
+				yaml, _, _ = strings.Cut(yaml, section)
+			}
+			all = append(all, yaml)
+		}
 	}
 	return all
 }
@@ -108,4 +112,32 @@ func TestNoTextMakesParsePanic(t *testing.T) {
 		}
 		checkParse(t, []byte(strings.Join(lines, "")))
 	})
+}
+
+// Wherever somebody puts a URL with a password, also as a key, no fault and no
+// warning shows it.
+func TestNoPasswordIsShown(t *testing.T) {
+	for _, secret := range []string{`"https://me:hunter2@example.org/a"`, `"http://me:hun/ter2 hunter2@example.org/a b"`, `"file://me:hunter2@/a"`} {
+		for _, text := range seeds(t) {
+			lines := strings.Split(text, "\n")
+			for i, line := range lines {
+				key, _, ok := strings.Cut(line, ": ")
+				if !ok {
+					continue
+				}
+				indent := line[:len(line)-len(strings.TrimLeft(line, " "))]
+				for _, put := range []string{key + ": " + secret, key + ": [" + secret + "]", key + ": {url: " + secret + "}", indent + secret + ": 1"} {
+					changed := slices.Clone(lines)
+					changed[i] = put
+					s, faults := Parse("f", []byte(strings.Join(changed, "\n")))
+					if s != nil {
+						faults = s.Warnings
+					}
+					if shown := faults.String(); strings.Contains(shown, "hunter") {
+						t.Fatalf("%s\n%s", put, shown)
+					}
+				}
+			}
+		}
+	}
 }

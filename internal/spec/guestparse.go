@@ -24,7 +24,7 @@ var ownOnly = []string{"host", "vmid", "dataDisks", "pci", "usb", "k3s"}
 // defaults reads what stands under every guest.
 func (p *parser) defaults(top *mapping) guestEntry {
 	base := guestEntry{have: map[string]bool{}, path: "defaults", guest: &Guest{
-		User: "ubuntu", Firmware: FirmwareSeaBIOS, State: StateRunning, OnUnhealthy: PolicyRecreate, Backup: true,
+		User: "ubuntu", Clone: CloneAuto, Firmware: FirmwareSeaBIOS, State: StateRunning, OnUnhealthy: PolicyRecreate, Backup: true,
 		Timeouts: Timeouts{Boot: 5 * time.Minute, CloudInit: 10 * time.Minute, Join: 10 * time.Minute,
 			UnwellAfter: 60 * time.Second, Soak: 30 * time.Second},
 	}}
@@ -104,6 +104,12 @@ func (p *parser) shared(m *mapping, e *guestEntry) {
 	}
 	if v, ok := m.text("image"); ok {
 		g.Image = v
+	}
+	if v, ok := m.text("cdrom"); ok {
+		g.CDROM = v
+	}
+	if v, ok := word(m, "clone", CloneAuto, CloneLinked, CloneFull, CloneOff); ok {
+		g.Clone = v
 	}
 	if v, ok := m.text("user"); ok {
 		switch {

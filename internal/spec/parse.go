@@ -1,7 +1,6 @@
 package spec
 
 import (
-	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -29,7 +28,7 @@ func Parse(name string, data []byte) (*Spec, Faults) {
 	p := &parser{
 		reader: &reader{file: name},
 		spec: &Spec{
-			File: name, Heal: HealOff, root: root,
+			File: name, Heal: HealOff, Templates: DefaultTemplates, root: root,
 			Networks: map[string]*Network{}, Hosts: map[string]*Host{},
 			Images: map[string]*Image{}, Guests: map[string]*Guest{},
 		},
@@ -50,9 +49,10 @@ func Parse(name string, data []byte) (*Spec, Faults) {
 // it was there, so that no second fault follows from the first.
 type parser struct {
 	*reader
-	spec   *Spec
-	guests []guestEntry          // in the order of the file
-	nodes  map[string]*yaml.Node // where an item stands, by path, for the checks across items
+	spec      *Spec
+	guests    []guestEntry          // in the order of the file
+	nodes     map[string]*yaml.Node // where an item stands, by path, for the checks across items
+	templates *yaml.Node            // the range of templates; nil when it is not stated, or faulty
 }
 
 func (p *parser) top(root *yaml.Node) {
@@ -73,6 +73,11 @@ func (p *parser) top(root *yaml.Node) {
 	if n := m.value("vmids"); n != nil {
 		if r, ok := p.vmidRange(n, "vmids"); ok {
 			p.spec.VMIDs = r
+		}
+	}
+	if n := m.value("templates"); n != nil {
+		if r, ok := p.vmidRange(n, "templates"); ok {
+			p.spec.Templates, p.templates = r, n
 		}
 	}
 	if v, ok := word(m, "heal", HealOff, HealAuto); ok {
@@ -133,6 +138,7 @@ func (p *parser) protect(m *mapping) {
 	}
 	for i, item := range p.list(n, "protect") {
 		if r, ok := p.vmidRange(item, index("protect", i)); ok {
+			p.nodes[index("protect", i)] = item
 			p.spec.Protect = append(p.spec.Protect, r)
 		}
 	}
@@ -147,25 +153,34 @@ func (p *parser) vmidRange(n *yaml.Node, path string) (VMIDRange, bool) {
 	if !ok {
 		return VMIDRange{}, false
 	}
-	found := rangePattern.FindStringSubmatch(s)
-	if found == nil {
+	if !rangePattern.MatchString(s) {
 		p.fault(n, path, "%s is neither a VMID nor a range (as 200-299)", show(s))
 		return VMIDRange{}, false
+	}
+	r := readRange(s)
+	switch {
+	case r.First < minVMID || r.Last > maxVMID:
+		p.fault(n, path, "%s is outside of %d to %d", show(s), minVMID, maxVMID)
+	case r.Last < r.First:
+		p.fault(n, path, "%s ends before it begins", show(s))
+	default:
+		return r, true
+	}
+	return VMIDRange{}, false
+}
+
+// readRange is the range of a text that rangePattern matches, zero of another one.
+func readRange(s string) VMIDRange {
+	found := rangePattern.FindStringSubmatch(s)
+	if found == nil {
+		return VMIDRange{}
 	}
 	first, _ := strconv.Atoi(found[1]) // ten digits
 	last := first
 	if found[2] != "" {
 		last, _ = strconv.Atoi(found[2])
 	}
-	switch {
-	case first < minVMID || last > maxVMID:
-		p.fault(n, path, "%s is outside of %d to %d", show(s), minVMID, maxVMID)
-	case last < first:
-		p.fault(n, path, "%s ends before it begins", show(s))
-	default:
-		return VMIDRange{First: first, Last: last}, true
-	}
-	return VMIDRange{}, false
+	return VMIDRange{First: first, Last: last}
 }
 
 func (p *parser) network(e entry, path string) {
@@ -237,7 +252,7 @@ func (p *parser) host(e entry, path string) {
 		for _, k := range s.order {
 			h.Storages[k] = ""
 			if !kindPattern.MatchString(k) {
-				p.fault(s.by[k].key, s.at(k), "%s is not the name of a kind of storage (as disks, images or snippets)", show(k))
+				p.fault(s.by[k].key, s.at(k), "%s is not the name of a kind of storage (as disks, images, iso or snippets)", show(k))
 			}
 			if v, ok := s.text(k); ok {
 				if !storagePattern.MatchString(v) {
@@ -256,80 +271,8 @@ func (p *parser) host(e entry, path string) {
 	if n := m.value("limits"); n != nil {
 		l := p.mapping(n, m.at("limits"))
 		h.Limits.CPUs, _ = l.whole("cpus", 1, 4096)
+		h.Limits.Images, _ = l.rate("images")
 		l.end()
 	}
 	m.end()
-}
-
-var sha256Pattern = regexp.MustCompile(`^[0-9a-fA-F]{64}$`)
-
-func (p *parser) image(e entry, path string) {
-	m := p.mapping(e.value, path)
-	image := &Image{Name: e.key.Value}
-	p.spec.Images[image.Name] = image
-	if n := m.value("url"); n != nil {
-		image.URL = p.url(n, m.at("url"))
-	} else if !m.has("url") {
-		m.missing(e.key, "url", "")
-	}
-	sum, sums := m.has("sha256"), m.has("checksums")
-	if n := m.value("sha256"); n != nil {
-		// Not text: sixty-four digits are a number to YAML, and the same file.
-		if s, ok := p.scalar(n, m.at("sha256")); ok {
-			if !sha256Pattern.MatchString(s) {
-				p.fault(n, m.at("sha256"), "%s is not a SHA-256 (64 hexadecimal digits)", show(s))
-			}
-			image.SHA256 = strings.ToLower(s)
-		}
-	}
-	if n := m.value("checksums"); n != nil {
-		image.Checksums = p.url(n, m.at("checksums"))
-		if strings.HasPrefix(image.Checksums, "http://") {
-			p.warn(n, m.at("checksums"), "checksums over http prove nothing: anyone on the way can change both")
-		}
-	}
-	switch {
-	case sum && sums:
-		p.fault(m.by["checksums"].key, m.at("checksums"), "stands beside sha256: one of the two is wanted")
-	case !sum && !sums:
-		m.missing(e.key, "sha256 and no checksums", ": an image that cannot be verified is not used")
-	}
-	m.end()
-}
-
-// url reads an https, http or file URL.
-func (p *parser) url(n *yaml.Node, path string) string {
-	s, ok := p.text(n, path)
-	if !ok {
-		return ""
-	}
-	if reason := badURL(s); reason != "" {
-		p.fault(n, path, "%s %s", show(s), reason)
-		return ""
-	}
-	return s
-}
-
-func badURL(s string) string {
-	u, err := url.Parse(s)
-	switch {
-	case err != nil || strings.ContainsAny(s, " \t\r\n"):
-		return "is not a URL"
-	case u.Scheme == "https" || u.Scheme == "http":
-		if u.Hostname() == "" {
-			return "names no host"
-		}
-		if u.User != nil {
-			return "holds a password: a Spec is stored and shown"
-		}
-	case u.Scheme == "file":
-		if u.Host != "" || !strings.HasPrefix(u.Path, "/") {
-			return "is not file:///an/absolute/path"
-		}
-	case u.Scheme == "":
-		return "is not a URL (https, http or file)"
-	default:
-		return "is not an https, http or file URL"
-	}
-	return ""
 }

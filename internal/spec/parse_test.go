@@ -39,7 +39,7 @@ func TestTheExampleIsReadWhole(t *testing.T) {
 	timeouts := Timeouts{Boot: 5 * time.Minute, CloudInit: 10 * time.Minute, Join: 10 * time.Minute, UnwellAfter: time.Minute, Soak: 30 * time.Second}
 	order, up := 3, 60
 	want := &Guest{
-		Name: "k3s-vm-still-fawn", Host: "still-fawn", VMID: 108, Image: "noble", User: "ubuntu",
+		Name: "k3s-vm-still-fawn", Host: "still-fawn", VMID: 108, Image: "noble", Clone: CloneAuto, User: "ubuntu",
 		KeyFiles: []string{"~/.ssh/id_ed25519.pub"},
 		NICs:     []NIC{{Network: "lan", Address: netip.MustParsePrefix("192.168.4.212/24")}},
 		CPUs:     4, Memory: Memory{Bytes: 24 * GiB}, Disk: 700 * GiB, Firmware: FirmwareSeaBIOS,

@@ -19,11 +19,25 @@ type reader struct {
 }
 
 func (r *reader) fault(n *yaml.Node, path, format string, args ...any) {
-	r.faults = append(r.faults, Fault{File: r.file, Line: n.Line, Column: n.Column, Path: path, Message: fmt.Sprintf(format, args...)})
+	r.faults = append(r.faults, r.said(n, path, format, args...))
 }
 
 func (r *reader) warn(n *yaml.Node, path, format string, args ...any) {
-	r.warnings = append(r.warnings, Fault{File: r.file, Line: n.Line, Column: n.Column, Path: path, Message: fmt.Sprintf(format, args...)})
+	r.warnings = append(r.warnings, r.said(n, path, format, args...))
+}
+
+// said is a fault. A URL may be in its path and in each of its values, wherever
+// somebody wrote one, and the password of that is nobody's business.
+func (r *reader) said(n *yaml.Node, path, format string, args ...any) Fault {
+	for i, arg := range args {
+		switch arg := arg.(type) {
+		case string:
+			args[i] = masked(arg)
+		case error:
+			args[i] = masked(arg.Error())
+		}
+	}
+	return Fault{File: r.file, Line: n.Line, Column: n.Column, Path: masked(path), Message: fmt.Sprintf(format, args...)}
 }
 
 // mapping is one mapping of the file being read. Every key that is asked for
@@ -279,6 +293,23 @@ func (m *mapping) size(key string, least int64) (int64, bool) {
 		return bytes, true
 	}
 	return 0, false
+}
+
+// rate reads bytes a second, as 50MiB/s.
+func (m *mapping) rate(key string) (int64, bool) {
+	n := m.value(key)
+	if n == nil {
+		return 0, false
+	}
+	s, ok := m.r.scalar(n, m.at(key))
+	if !ok {
+		return 0, false
+	}
+	v, err := parseRate(s)
+	if err != nil {
+		m.r.fault(n, m.at(key), "%s", err)
+	}
+	return v, err == nil
 }
 
 func (m *mapping) wait(key string, into *time.Duration, zero bool) {

@@ -7,8 +7,10 @@
 package spec
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -67,7 +69,7 @@ type Host struct {
 	Address  netip.Addr // zero when not stated
 	Enabled  bool
 	Bridges  map[string]string // network -> bridge
-	Storages map[string]string // kind (disks, images, snippets or one's own) -> Proxmox storage
+	Storages map[string]string // kind (disks, images, iso, snippets or one's own) -> Proxmox storage
 	Reserve  Reserve
 	Limits   Limits
 }
@@ -145,6 +147,19 @@ type Timeouts struct {
 // Contains says whether id lies in the range.
 func (r VMIDRange) Contains(id int) bool {
 	return r.First > 0 && r.First <= id && id <= r.Last
+}
+
+// overlaps says whether a VMID lies in both ranges.
+func (r VMIDRange) overlaps(o VMIDRange) bool {
+	return r.First > 0 && o.First > 0 && r.First <= o.Last && o.First <= r.Last
+}
+
+// String is the range as the Spec writes it.
+func (r VMIDRange) String() string {
+	if r.First == r.Last {
+		return strconv.Itoa(r.First)
+	}
+	return fmt.Sprintf("%d-%d", r.First, r.Last)
 }
 
 // Bridge is the host's bridge for a logical network.

@@ -77,6 +77,35 @@ func FormatSize(bytes int64) string {
 	return strconv.FormatInt(bytes, 10) + "B"
 }
 
+// parseRate reads 50MiB/s into bytes a second.
+func parseRate(s string) (int64, error) {
+	size, second := strings.CutSuffix(s, "/s")
+	size = strings.TrimRight(size, " ")
+	bytes, err := ParseSize(size)
+	switch {
+	case sizePattern.MatchString(size) && second && err != nil && sizeUnits[sizePattern.FindStringSubmatch(size)[2]] != 0:
+		return 0, fmt.Errorf("%s is not a rate: %w", show(s), err) // its unit is right
+	case err != nil || !second:
+		return 0, fmt.Errorf("%s is not a rate (try %s/s)", show(s), suggestRate(s))
+	case bytes == 0:
+		return 0, fmt.Errorf("%s lets nothing through (leave it out for no limit)", show(s))
+	}
+	return bytes, nil
+}
+
+// suggestRate keeps the number that was meant; without a unit it is MiB.
+func suggestRate(s string) string {
+	number := sizeNumber.FindString(s)
+	switch rest := strings.TrimSpace(s[len(number):]); {
+	case number == "" || len(number) > 12:
+		return "50MiB"
+	case rest == "" || rest == "/s":
+		return number + "MiB"
+	default:
+		return suggestSize(s)
+	}
+}
+
 var percentPattern = regexp.MustCompile(`^(\d{1,3})%$`)
 
 // parseMemory reads a size or a share of the host.
@@ -129,11 +158,11 @@ func parseWait(s string, zero bool) (time.Duration, error) {
 // show quotes a value for a message, shortened: it may be a pasted file.
 func show(s string) string {
 	const most = 60
-	runes := []rune(s)
+	runes := []rune(masked(s))
 	if len(runes) > most {
-		s = string(runes[:most]) + "…"
+		return strconv.Quote(string(runes[:most]) + "…")
 	}
-	return strconv.Quote(s)
+	return strconv.Quote(string(runes))
 }
 
 // nearest is the known word that was probably meant, "" when none is near.

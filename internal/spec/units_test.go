@@ -28,6 +28,29 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+func TestRates(t *testing.T) {
+	for text, want := range map[string]int64{"50MiB/s": 50 * MiB, "1.5GiB/s": GiB + GiB/2, "512 KiB/s": 512 * KiB, "50MiB /s": 50 * MiB} {
+		if got, err := parseRate(text); got != want || err != nil {
+			t.Errorf("%q: %d %v, want %d", text, got, err, want)
+		}
+	}
+	for text, want := range map[string]string{
+		"50MiB":        `"50MiB" is not a rate (try 50MiB/s)`,
+		"50":           `"50" is not a rate (try 50MiB/s)`,
+		"50MB/s":       `"50MB/s" is not a rate (try 50MiB/s)`,
+		"400 kbit/s":   `"400 kbit/s" is not a rate (try 400KiB/s)`,
+		"fast":         `"fast" is not a rate (try 50MiB/s)`,
+		"":             `"" is not a rate (try 50MiB/s)`,
+		"-1MiB/s":      `"-1MiB/s" is not a rate (try 50MiB/s)`,
+		"0MiB/s":       `"0MiB/s" lets nothing through (leave it out for no limit)`,
+		"9999999TiB/s": `"9999999TiB/s" is not a rate: "9999999TiB" is too large`,
+	} {
+		if got, err := parseRate(text); got != 0 || err == nil || err.Error() != want {
+			t.Errorf("%q: %d %v, want %s", text, got, err, want)
+		}
+	}
+}
+
 func TestASizeThatWasWrittenIsReadAgain(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		bytes := rapid.Int64Range(1, maxSize/KiB).Draw(t, "KiB") * KiB
