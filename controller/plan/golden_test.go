@@ -80,6 +80,9 @@ func render(p *homelabv1.Plan) string {
 		if s.GetDestroys() {
 			b.WriteString("    destroys\n")
 		}
+		if s.GetImageSha256() != "" && s.GetAction() != homelabv1.Action_ACTION_CREATE {
+			fmt.Fprintf(&b, "    sha256 %s\n", s.GetImageSha256()[:12])
+		}
 		if s.GetHolderVmid() != 0 {
 			fmt.Fprintf(&b, "    %s, holder VM %d\n", strings.Join(s.GetSlots(), " "), s.GetHolderVmid())
 		} else if len(s.GetSlots()) > 0 {
@@ -192,10 +195,15 @@ func (s *story) remember(t *testing.T, text []byte) {
 			Data       []string
 			Node       string
 			Role       string
+			Image      string // NAME or NAME DIGEST
 		}
+		Images map[string]string // the digest that a name stands for
 	}
 	read(t, text, &r)
-	s.want.Paused, s.want.LastVMIDs = r.Paused, r.LastVMIDs
+	s.want.Paused, s.want.LastVMIDs, s.want.Images = r.Paused, r.LastVMIDs, map[string]plan.Image{}
+	for name, digest := range r.Images {
+		s.want.Images[name] = plan.Image{Source: plan.SourceOf(s.want.Spec.Images[name]), SHA256: digest, Bytes: 600 << 20, VirtualBytes: 3584 << 20}
+	}
 	if r.Cluster != nil {
 		s.want.Cluster = &homelabv1.ClusterRecord{FirstGuest: r.Cluster.First, CaHash: r.Cluster.CA}
 	}
@@ -207,6 +215,7 @@ func (s *story) remember(t *testing.T, text []byte) {
 			NodeName: g.Node, Role: spec.Role(g.Role),
 		}
 		r := s.want.Guests[name]
+		r.Image, r.ImageSHA256, _ = strings.Cut(g.Image, " ")
 		if g.Generation == 0 && g.VMID != 0 && g.Adopted {
 			r.Generation = 0
 		}
@@ -369,6 +378,11 @@ func (s *story) vm(t *testing.T, host string, given map[string]any) *homelabv1.V
 	}
 	vm.Name = guest
 	fill(t, vm.ProtoReflect(), given)
+	if digits, ok := mark.TemplateOf(guest); ok {
+		vm.Name, vm.Template, vm.Power = "hl-template-noble", vm.GetLock() == "", homelabv1.Power_POWER_STOPPED
+		vm.Disks = []*homelabv1.Disk{{Slot: "scsi0", Storage: "local", SizeBytes: 3584 << 20}}
+		guest = "template@" + digits
+	}
 	if guest != "" && vm.GetMark() == "" {
 		vm.Uuid = uuidOf(vm.GetVmid())
 		vm.Mark = mark.Make(s.key, s.want.Fleet, guest, vm.GetVmid(), vm.GetUuid(), generation)
