@@ -105,6 +105,7 @@ func (r *run) update(vmid string, c *conf, p params) error {
 		r.freeAll(m)
 		return err
 	}
+	r.reached("set disks")
 	r.giveMACs(p)
 	for k, v := range p {
 		if slices.Contains(notStored, k) {
