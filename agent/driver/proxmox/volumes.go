@@ -198,10 +198,10 @@ func (d *Driver) leftoverVMIDs(node string, configs map[int32]*parse.Config, gue
 		return known
 	}
 	named := map[string]bool{}
-	building := map[int32]bool{}
+	unfinished := map[int32]bool{}
 	for id, c := range configs {
 		// What a create works on, or left, is told as a half-built VM.
-		building[id] = c.HalfBuilt()
+		unfinished[id] = building(c)
 		for _, v := range c.Volumes() {
 			named[v] = true
 		}
@@ -220,7 +220,7 @@ func (d *Driver) leftoverVMIDs(node string, configs map[int32]*parse.Config, gue
 	}
 	done := make(chan []int32, 1)
 	go func() {
-		ids := d.findLeftovers(node, named, building, elsewhere)
+		ids := d.findLeftovers(node, named, unfinished, elsewhere)
 		d.leftover.mu.Lock()
 		d.leftover.ids, d.leftover.looking = ids, false
 		d.leftover.mu.Unlock()
@@ -236,7 +236,7 @@ func (d *Driver) leftoverVMIDs(node string, configs map[int32]*parse.Config, gue
 	}
 }
 
-func (d *Driver) findLeftovers(node string, named map[string]bool, building, elsewhere map[int32]bool) []int32 {
+func (d *Driver) findLeftovers(node string, named map[string]bool, unfinished, elsewhere map[int32]bool) []int32 {
 	storages, err := d.storages(node)
 	if err != nil {
 		return nil
@@ -251,7 +251,7 @@ func (d *Driver) findLeftovers(node string, named map[string]bool, building, els
 			continue
 		}
 		for _, v := range all {
-			if named[v.Volid] || building[v.VMID] || s.Shared && elsewhere[v.VMID] {
+			if named[v.Volid] || unfinished[v.VMID] || s.Shared && elsewhere[v.VMID] {
 				continue
 			}
 			// A linked clone's name holds its base too.
