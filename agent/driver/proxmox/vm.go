@@ -25,7 +25,7 @@ func describe(vmid int32, c *parse.Config, p probe, ha bool, tasks []string) *ho
 		Vmid: vmid, Name: c.Name(), Uuid: c.UUID(), Mark: c.Mark(), Digest: c.Digest,
 		Power: p.life.power, PowerReason: p.life.reason, Lock: c.Lock(), Template: c.Template(),
 		Protection: c.Protection(), HaManaged: ha, MemoryBytes: c.MemoryBytes(), Cpus: c.CPUs(),
-		HalfBuilt: c.HalfBuilt(), PendingChanges: len(c.Pending.Keys) > 0, Snapshots: c.SnapshotNames(),
+		HalfBuilt: c.HalfBuilt() || c.CloneBegun(), PendingChanges: len(c.Pending.Keys) > 0, Snapshots: c.SnapshotNames(),
 		GuestAgent: p.agent, Addresses: p.addresses, Onboot: c.OnBoot(), Tags: c.Tags(), Tasks: tasks, Readable: yes(),
 		QemuStatus: p.life.status, Process: p.life.there,
 	}
