@@ -54,8 +54,8 @@ func Template(vmid int32) Call { return qm(vmid, "template") }
 func TemplateDisk(vmid int32, slot string) Call { return qm(vmid, "template", "--disk", slot) }
 
 // Clone makes a VM of a template, with the new VM's mark for its description and
-// whatever else the template has; Configure gives it the rest. Storage is for a full
-// clone that does not stay on the template's; a linked one cannot leave it.
+// whatever else the template has; Configure gives it the rest. Storage is where a full
+// clone's disk goes; a linked one cannot leave its template's.
 func Clone(req *driverv1.CreateRequest, storage string) (Call, error) {
 	if err := checkCreate(req); err != nil {
 		return Call{}, err
