@@ -137,16 +137,14 @@ type Full struct{ At int64 }
 
 func (e *Full) Error() string { return fmt.Sprintf("no space left on device at byte %d", e.At) }
 
-// Fill copies the contents of image from, and of what it stands on, into the volume
+// Fill copies the contents of image from, or of what it stands on, into the volume
 // to, which Create made. It writes at most budget bytes of data (holes cost nothing)
 // and calls progress with the bytes done. The volume keeps its own format and size.
 func Fill(ctx context.Context, to, from string, budget int64, progress func(done int64)) error {
-	begin := int64(0)
 	if base := below(from); base != "" {
-		if err := Fill(ctx, to, base, budget, progress); err != nil {
-			return err
-		}
-		begin = headerSize // of its own it has nothing there but its header
+		// Of its own it has a header and no more: nobody writes into it, since what a
+		// guest changes lies beside it.
+		return Fill(ctx, to, base, budget, progress)
 	}
 	src, err := os.Open(from)
 	if err != nil {
@@ -159,18 +157,18 @@ func Fill(ctx context.Context, to, from string, budget int64, progress func(done
 	}
 	format, _, err := Info(to)
 	if err == nil {
-		err = fill(ctx, dst, src, begin, format, budget, progress)
+		err = fill(ctx, dst, src, format, budget, progress)
 	}
 	return errors.Join(err, dst.Close())
 }
 
-func fill(ctx context.Context, dst, src *os.File, begin int64, format string, budget int64, progress func(int64)) error {
+func fill(ctx context.Context, dst, src *os.File, format string, budget int64, progress func(int64)) error {
 	st, err := src.Stat()
 	if err != nil {
 		return err
 	}
 	buf, written := make([]byte, 1<<20), int64(0)
-	for off := begin; off < st.Size(); {
+	for off := int64(0); off < st.Size(); {
 		data, err := src.Seek(off, seekData)
 		if errors.Is(err, syscall.ENXIO) {
 			return nil // only a hole is left

@@ -55,7 +55,7 @@ func Copy(from, to string) error {
 	}
 	err = dst.Truncate(st.Size())
 	if err == nil {
-		err = fill(context.Background(), dst, src, 0, "", math.MaxInt64, func(int64) {})
+		err = fill(context.Background(), dst, src, "", math.MaxInt64, func(int64) {})
 	}
 	return errors.Join(err, dst.Close(), CopyTree(from, to))
 }

@@ -28,6 +28,7 @@ func (r *run) set(p params) error {
 	if len(options) == 0 {
 		return fail(2, "no options specified")
 	}
+	r.reached("set begun")
 	if err := r.readKeys(p); err != nil {
 		return err
 	}

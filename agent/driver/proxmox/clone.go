@@ -127,8 +127,8 @@ func (d *Driver) templateFaults(req *driverv1.CreateRequest, storages []parse.St
 	if err != nil {
 		return nil, err
 	}
-	if err := ours(id, c); err != nil {
-		return []string{err.Error()}, nil
+	if other := ours(id, c); other != nil {
+		return []string{other.Error()}, nil
 	}
 	drive, ok := c.Drive(system.GetSlot())
 	switch {
