@@ -94,8 +94,13 @@ func (s *session) configure(ctx context.Context, req *driverv1.CreateRequest, be
 	if err == nil {
 		return nil
 	}
-	if c, lookErr := s.d.read(vmid); lookErr == nil && ours(s.id, c) == nil {
+	c, lookErr := s.d.read(vmid)
+	switch {
+	case lookErr == nil && ours(s.id, c) == nil:
 		return nil
+	case lookErr == nil && begun && halfCloned(s.id, c):
+		// Not Refused, whatever it was: the clone is there.
+		return rpc.Errorf(rpc.ErrUnavailable, "VM %d is cloned but has not got its identity; the next hlctl apply removes it and tries again: %w", vmid, err)
 	}
 	return err
 }
@@ -128,7 +133,7 @@ func (d *Driver) templateFaults(req *driverv1.CreateRequest, storages []parse.St
 		return nil, err
 	}
 	if other := ours(id, c); other != nil {
-		return []string{other.Error()}, nil
+		return []string{other.Error()}, nil //nolint:nilerr // it is one of the faults
 	}
 	drive, ok := c.Drive(system.GetSlot())
 	switch {

@@ -141,6 +141,19 @@ func TestACloneThatIsSeenWholeIsGoneOnWith(t *testing.T) {
 	}
 }
 
+// TestACloneThatCannotBeConfiguredIsNotCalledRefused: that would say that nothing was
+// changed.
+func TestACloneThatCannotBeConfiguredIsNotCalledRefused(t *testing.T) {
+	w := newTemplated(t)
+	w.wrap("qm", `if [ "$1" = set ]; then echo "unable to create image: No space left on device" >&2; exit 2; fi`)
+	if err := w.clone(true); rpc.KindOf(err) != rpc.ErrUnavailable || !strings.Contains(err.Error(), "No space left") {
+		t.Fatalf("error %v", err)
+	}
+	if err := w.back(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestARollBackOfACloneLeavesWhatMayNotBeOurs: only what qm clone leaves, and nothing
 // that ran, or that others name.
 func TestARollBackOfACloneLeavesWhatMayNotBeOurs(t *testing.T) {

@@ -157,8 +157,8 @@ func (d *Driver) volumesOn(ctx context.Context, s parse.StorageConfig, vmid int3
 	return all, nil
 }
 
-// imageSize is the size that a disk image gives a VM: of a qcow2 the one in its
-// header, of others the file's.
+// imageSize is the size that a disk image gives a VM: of a qcow2 or a vmdk the one in
+// its header, of others the file's.
 func imageSize(path string) (int64, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -166,8 +166,13 @@ func imageSize(path string) (int64, error) {
 	}
 	defer f.Close()
 	head := make([]byte, 32)
-	if n, _ := f.ReadAt(head, 0); n == len(head) && string(head[:4]) == "QFI\xfb" {
-		return int64(binary.BigEndian.Uint64(head[24:])), nil
+	if n, _ := f.ReadAt(head, 0); n == len(head) {
+		switch string(head[:4]) {
+		case "QFI\xfb":
+			return int64(binary.BigEndian.Uint64(head[24:])), nil
+		case "KDMV":
+			return int64(binary.LittleEndian.Uint64(head[12:])) * 512, nil // in sectors
+		}
 	}
 	info, err := f.Stat()
 	if err != nil {
