@@ -13,7 +13,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/homeiac/homelab/agent/guest"
-	"github.com/homeiac/homelab/agent/image"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -41,18 +40,16 @@ func (s *Service) create(ctx context.Context, req *agentv1.RunRequest, e emit) (
 	if err != nil {
 		return nil, err
 	}
+	s.unfinished(seen)
 	there, err := s.mayCreate(o, seen, want)
 	if err != nil {
 		return nil, err
 	}
-	folder, _, err := s.imageFolder(o, want.GetImagesStorage())
+	from, err := s.sourceOf(ctx, o, seen, want, there)
 	if err != nil {
 		return nil, err
 	}
-	img, ok := image.Find(want.GetImage(), folder)
-	if !ok {
-		return nil, rpc.Errorf(rpc.ErrRefused, "image %s is not on storage %s; it is fetched first", want.GetImage().GetName(), want.GetImagesStorage())
-	}
+	defer from.release()
 	snippets, err := usable(o, want.GetSnippetsStorage(), "snippets")
 	if err != nil {
 		return nil, err
@@ -61,7 +58,7 @@ func (s *Service) create(ctx context.Context, req *agentv1.RunRequest, e emit) (
 	if err != nil {
 		return nil, err
 	}
-	intent, err := s.intend(ctx, id, req.GetStep().GetId())
+	intent, err := s.intend(ctx, id, req.GetStep().GetId(), from.template)
 	if err != nil {
 		return nil, err
 	}
@@ -70,8 +67,9 @@ func (s *Service) create(ctx context.Context, req *agentv1.RunRequest, e emit) (
 		return nil, err
 	}
 	vm, err := s.driver.Create(ctx, &driverv1.CreateRequest{
-		Identity: id, Hardware: want.GetHardware(), ImagePath: img.Path, UserData: snip.volume,
+		Identity: id, Hardware: want.GetHardware(), ImagePath: from.path, UserData: snip.volume,
 		User: want.GetUser(), Deadline: remaining(ctx),
+		Template: from.template, Linked: want.GetClone() == homelabv1.CloneKind_CLONE_KIND_LINKED, Cdrom: from.cdrom,
 	}, e.report())
 	if err != nil {
 		if errors.Is(err, rpc.ErrRefused) && !there {
@@ -87,9 +85,62 @@ func (s *Service) create(ctx context.Context, req *agentv1.RunRequest, e emit) (
 		return nil, err
 	}
 	r := done(true, "created VM %d", id.GetVmid())
+	if from.template != nil {
+		r.Text = fmt.Sprintf("created VM %d from template %d", id.GetVmid(), from.template.GetVmid())
+	}
 	r.Learned.Macs, r.Learned.Volumes = vm.GetMacs(), vm.GetVolumes()
-	r.Learned.HostKeys, r.Learned.ImageSha256 = []string{key.Public}, img.Record.SHA256
+	r.Learned.HostKeys, r.Learned.ImageSha256 = []string{key.Public}, from.sha256
+	r.Learned.CdromSha256 = from.cdromSHA256
 	return r, nil
+}
+
+// source is what a VM is made of.
+type source struct {
+	path     string              // the file that its disk is imported from; empty for a clone
+	template *homelabv1.Identity // what it is cloned from; nil for an import
+	sha256   string              // of the image, in hex
+	// cdrom is the volume in its drive, and the SHA-256 of that file; empty is none.
+	cdrom, cdromSHA256 string
+	release            func() // to be called when the VM is made
+}
+
+// sourceOf finds what the VM is made of, all of which must be here: the image, or the
+// template of it, and the ISO file. For a VM that is there nothing is unpacked.
+func (s *Service) sourceOf(
+	ctx context.Context, o *homelabv1.Observation, seen *driverv1.ObserveResponse, want *homelabv1.GuestWant, there bool,
+) (*source, error) {
+	from := &source{release: func() {}}
+	if iso := want.GetCdrom(); iso != nil {
+		if _, err := usable(o, want.GetIsoStorage(), "iso"); err != nil {
+			return nil, err
+		}
+		img, err := s.imageOn(o, iso, want.GetIsoStorage())
+		if err != nil {
+			return nil, err
+		}
+		from.cdrom, from.cdromSHA256 = isoVolume(want.GetIsoStorage(), img), img.Record.SHA256
+	}
+	switch want.GetClone() {
+	case homelabv1.CloneKind_CLONE_KIND_LINKED, homelabv1.CloneKind_CLONE_KIND_FULL:
+		id := want.GetTemplate()
+		if !isTemplate(id) || id.GetFleet() != s.fleet {
+			return nil, rpc.Errorf(rpc.ErrInvalid, "guest %s is to be cloned from VM %d, which is no template of fleet %s", want.GetIdentity().GetGuest(), id.GetVmid(), s.fleet)
+		}
+		if templateOf(seen, id) == nil {
+			return nil, rpc.Errorf(rpc.ErrRefused, "template %d of image %s is not on this host; it is made first", id.GetVmid(), want.GetImage().GetName())
+		}
+		from.template, from.sha256 = id, want.GetImage().GetSha256()
+		return from, nil
+	}
+	img, err := s.imageOn(o, want.GetImage(), want.GetImagesStorage())
+	if err != nil {
+		return nil, err
+	}
+	from.sha256, from.path = img.Record.SHA256, img.Path
+	if !there {
+		from.path, from.release, err = s.importable(ctx, o, img, want.GetImagesStorage())
+	}
+	return from, err
 }
 
 // snippet is the user-data file of a guest's generation.

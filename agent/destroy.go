@@ -10,7 +10,6 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/homeiac/homelab/agent/image"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -47,7 +46,7 @@ func (s *Service) destroy(ctx context.Context, req *agentv1.RunRequest, e emit) 
 	if err := s.mayDestroy(s.host.Observe(s.now()), seen, vm, req); err != nil {
 		return nil, err
 	}
-	intent, err := s.intendDestroy(ctx, req, open)
+	intent, err := s.intendDestroy(ctx, id, req.GetStep().GetId(), open)
 	if err != nil {
 		return nil, err
 	}
@@ -90,6 +89,18 @@ func (s *Service) mayDestroy(o *homelabv1.Observation, seen *driverv1.ObserveRes
 	if err := s.settled(o); err != nil {
 		return err
 	}
+	if err := volumesUsable(o, vm); err != nil {
+		return err
+	}
+	if req.GetPurge() {
+		return nil
+	}
+	return s.remakable(o, seen, vm, req)
+}
+
+// volumesUsable is an error when a volume of the VM lies on a storage that is away:
+// its end could not be seen.
+func volumesUsable(o *homelabv1.Observation, vm *homelabv1.VirtualMachine) error {
 	for _, v := range vm.GetVolumes() {
 		if !strings.Contains(v.GetVolid(), ":") {
 			continue // none, cdrom or a path: nothing of it would go
@@ -98,10 +109,7 @@ func (s *Service) mayDestroy(o *homelabv1.Observation, seen *driverv1.ObserveRes
 			return fmt.Errorf("volume %s: %w", v.GetVolid(), err)
 		}
 	}
-	if req.GetPurge() {
-		return nil
-	}
-	return s.remakable(o, seen, vm, req)
+	return nil
 }
 
 // remakable says whether the guest could be made again now: nothing is destroyed
@@ -126,12 +134,16 @@ func (s *Service) remakable(o *homelabv1.Observation, seen *driverv1.ObserveResp
 		if _, err := usable(o, want.GetSnippetsStorage(), "snippets"); err != nil {
 			return err
 		}
-		folder, _, err := s.imageFolder(o, want.GetImagesStorage())
-		if err != nil {
-			return err
+		if want.GetCdrom() != nil {
+			if _, err := s.imageOn(o, want.GetCdrom(), want.GetIsoStorage()); err != nil {
+				return err
+			}
 		}
-		if _, ok := image.Find(want.GetImage(), folder); !ok {
-			return rpc.Errorf(rpc.ErrRefused, "image %s is not on storage %s; it is fetched first", want.GetImage().GetName(), want.GetImagesStorage())
+		// A template serves as well as the image; of the image it can be made.
+		if want.GetTemplate() == nil || templateOf(seen, want.GetTemplate()) == nil {
+			if _, err := s.imageOn(o, want.GetImage(), want.GetImagesStorage()); err != nil {
+				return err
+			}
 		}
 		others := seen.GetGuestsMemoryBytes()
 		if vm.GetOnboot() {
@@ -147,8 +159,7 @@ func (s *Service) remakable(o *homelabv1.Observation, seen *driverv1.ObserveResp
 
 // intendDestroy writes the intent, synced. What an earlier attempt saw beside the
 // VM's own volumes is not ours, whatever came since.
-func (s *Service) intendDestroy(ctx context.Context, req *agentv1.RunRequest, open *homelabv1.Intent) (*homelabv1.Intent, error) {
-	id := req.GetWant().GetIdentity()
+func (s *Service) intendDestroy(ctx context.Context, id *homelabv1.Identity, step string, open *homelabv1.Intent) (*homelabv1.Intent, error) {
 	now, err := s.inspect(ctx, id.GetVmid())
 	if err != nil {
 		return nil, err
@@ -156,7 +167,7 @@ func (s *Service) intendDestroy(ctx context.Context, req *agentv1.RunRequest, op
 	if err := ours(now.GetVm(), id); err != nil {
 		return nil, err
 	}
-	intent := &homelabv1.Intent{Identity: id, Step: req.GetStep().GetId(), At: timestamppb.New(s.now()), Destroying: true}
+	intent := &homelabv1.Intent{Identity: id, Step: step, At: timestamppb.New(s.now()), Destroying: true}
 	if open.GetDestroying() {
 		intent.VolumesBefore = open.GetVolumesBefore()
 	}
@@ -262,7 +273,7 @@ func (s *Service) finishDestroy(ctx context.Context, intent *homelabv1.Intent, e
 	if changed {
 		e.progress("destroying", fmt.Sprintf("removing what is left of VM %d", id.GetVmid()))
 		if _, err := s.driver.Destroy(ctx, &driverv1.DestroyRequest{
-			Identity: id, HalfBuilt: true, VolumesBefore: intent.GetVolumesBefore(), Deadline: remaining(ctx),
+			Identity: id, HalfBuilt: true, VolumesBefore: intent.GetVolumesBefore(), Template: isTemplate(id), Deadline: remaining(ctx),
 		}, e.report()); err != nil {
 			return nil, err
 		}

@@ -206,7 +206,7 @@ func (s *Service) makeHolder(ctx context.Context, req *agentv1.RunRequest, there
 			return err
 		}
 	}
-	intent, err := s.intend(ctx, id, req.GetStep().GetId())
+	intent, err := s.intend(ctx, id, req.GetStep().GetId(), nil)
 	if err != nil {
 		return err
 	}

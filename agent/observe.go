@@ -32,6 +32,7 @@ func (s *Service) Observe(ctx context.Context, req *agentv1.ObserveRequest) (*ag
 		o.VmsKnown, o.ClusterVmidsKnown = factUnknown(reason), factUnknown(reason)
 	} else {
 		o.Driver = factYes("")
+		s.unfinished(seen)
 		o.Vms, o.VmsKnown = seen.GetVms(), seen.GetVmsKnown()
 		o.ClusterVmids, o.ClusterVmidsKnown = seen.GetClusterVmids(), seen.GetClusterVmidsKnown()
 		o.LeftoverVmids, o.GuestsMemoryBytes = seen.GetLeftoverVmids(), seen.GetGuestsMemoryBytes()

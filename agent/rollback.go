@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
@@ -45,8 +46,8 @@ func (s *Service) nobodys(ctx context.Context, vmid int32) error {
 
 // intend writes the intent, synced, before anything of the VM exists. One that
 // is open already for the same VM stays: only it knows which volumes were there
-// before the first attempt.
-func (s *Service) intend(ctx context.Context, id *homelabv1.Identity, step string) (*homelabv1.Intent, error) {
+// before the first attempt. With a template the VM is to be cloned from that.
+func (s *Service) intend(ctx context.Context, id *homelabv1.Identity, step string, template *homelabv1.Identity) (*homelabv1.Intent, error) {
 	if open := s.intents.of(id.GetVmid()); open != nil {
 		switch {
 		case open.GetDestroying():
@@ -55,14 +56,17 @@ func (s *Service) intend(ctx context.Context, id *homelabv1.Identity, step strin
 		case !sameVM(open.GetIdentity(), id):
 			return nil, rpc.Errorf(rpc.ErrRefused, "VMID %d holds an unfinished create of guest %s, which must be rolled back first",
 				id.GetVmid(), open.GetIdentity().GetGuest())
+		case template == nil || proto.Equal(open.GetTemplate(), template):
+			return open, nil
 		}
-		return open, nil
+		open.Template = template
+		return open, s.intents.write(open)
 	}
 	was, err := s.inspect(ctx, id.GetVmid())
 	if err != nil {
 		return nil, err
 	}
-	intent := &homelabv1.Intent{Identity: id, Step: step, At: timestamppb.New(s.now())}
+	intent := &homelabv1.Intent{Identity: id, Step: step, At: timestamppb.New(s.now()), Template: template}
 	for _, v := range was.GetVolumes() {
 		intent.VolumesBefore = append(intent.VolumesBefore, v.GetVolid())
 	}
@@ -140,6 +144,7 @@ func (s *Service) rollback(ctx context.Context, req *agentv1.RunRequest, e emit)
 	// The intent's identity, not the request's: what was begun is what is undone.
 	_, err = s.driver.Destroy(ctx, &driverv1.DestroyRequest{
 		Identity: intent.GetIdentity(), HalfBuilt: true, VolumesBefore: intent.GetVolumesBefore(), Deadline: remaining(ctx),
+		ClonedFrom: intent.GetTemplate(), Template: isTemplate(intent.GetIdentity()),
 	}, e.report())
 	if err != nil {
 		return nil, err

@@ -52,7 +52,9 @@ type Driver interface {
 	Inspect(ctx context.Context, vmid int32) (*driverv1.InspectResponse, error)
 	// Create makes the VM, or finishes it when it is there already with the same
 	// identity. A VMID that anybody else uses, a storage that is missing, inactive
-	// or too full, and a half-built VM are Refused before any change.
+	// or too full, and a half-built VM are Refused before any change. With a template
+	// it is cloned from that, which must be the very one, be a template and have no
+	// other disk. A clone that was cut off before it had its identity is half-built.
 	Create(ctx context.Context, req *driverv1.CreateRequest, report Report) (*homelabv1.VirtualMachine, error)
 	// Update makes cores, memory and disks larger. What cannot be changed, or would
 	// shrink, is Refused before any change.
@@ -76,7 +78,11 @@ type Driver interface {
 	// are never destroyed by it. With half_built it removes only a half-built VM,
 	// and, also when there is no VM any more, the volumes of that VMID that are not
 	// in volumes_before and that no configuration names; a VM that is whole is
-	// Refused.
+	// Refused. Half-built is, with cloned_from, also a clone that has the identity's
+	// mark and not its uuid: that it is no clone that somebody made of a VM of ours
+	// the caller must know. A template is Refused without template, and with it goes
+	// only when no configuration of the cluster names its disk; a base volume is freed
+	// by nothing else.
 	Destroy(ctx context.Context, req *driverv1.DestroyRequest, report Report) (*homelabv1.VirtualMachine, error)
 	// Exec runs a command in the guest through its agent, its arguments as they are,
 	// and waits for its end until the deadline. The command's own failure is an exit

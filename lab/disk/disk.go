@@ -38,8 +38,8 @@ func MakeGuestImage(path string, size int64) error {
 	return errors.Join(werr, f.Truncate(size), f.Close())
 }
 
-// HasGuest reports whether the volume or image at path carries the lab's guest
-// OS.
+// HasGuest reports whether the volume or image at path, or what it stands on,
+// carries the lab's guest OS.
 func HasGuest(path string) (bool, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -47,10 +47,13 @@ func HasGuest(path string) (bool, error) {
 	}
 	defer f.Close()
 	got := make([]byte, len(Marker))
-	if n, _ := f.ReadAt(got, MarkerOffset); n < len(got) {
-		return false, nil
+	if n, _ := f.ReadAt(got, MarkerOffset); n == len(got) && bytes.Equal(got, []byte(Marker)) {
+		return true, nil
 	}
-	return bytes.Equal(got, []byte(Marker)), nil
+	if base := below(path); base != "" {
+		return HasGuest(base)
+	}
+	return false, nil
 }
 
 // Tree is the folder that holds the files of the guest whose boot volume is

@@ -152,3 +152,46 @@ func TestCloudInitVolumes(t *testing.T) {
 		t.Errorf("size %d, %v", size, err)
 	}
 }
+
+// TestALinkedVolumeShowsWhatItStandsOn, also from a snapshot and through a copy, and
+// takes no space for it.
+func TestALinkedVolumeShowsWhatItStandsOn(t *testing.T) {
+	dir := t.TempDir()
+	for _, d := range []string{"9000", "201"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	base, linked := filepath.Join(dir, "9000/base.raw"), filepath.Join(dir, "201/vm.qcow2")
+	if err := MakeGuestImage(base, 4<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := Create(linked, "qcow2", 4<<20, "../9000/base.raw"); err != nil {
+		t.Fatal(err)
+	}
+	if err := Resize(linked, 8<<20); err != nil {
+		t.Fatal(err)
+	}
+	mustHaveGuest(t, linked)
+	if err := Snapshot(linked, "s1"); err != nil {
+		t.Fatal(err)
+	}
+	mustHaveGuest(t, filepath.Join(snapshotDir(linked, "s1"), "vm.qcow2"))
+	copied := filepath.Join(dir, "full.raw")
+	if err := Create(copied, "raw", 8<<20, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := Fill(context.Background(), copied, linked, math.MaxInt64, func(int64) {}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Dir(base)); err != nil {
+		t.Fatal(err)
+	}
+	mustHaveGuest(t, copied)
+	if boot, err := os.ReadFile(copied); err != nil || boot[510] != 0x55 || boot[511] != 0xAA {
+		t.Errorf("the boot signature is gone: %v", err)
+	}
+	if has, err := HasGuest(linked); has || err == nil {
+		t.Errorf("without what it stands on: %v %v", has, err)
+	}
+}

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 )
 
@@ -71,6 +73,20 @@ func Backing(path string) string {
 	return string(head[off : off+uint64(size)])
 }
 
+// below is the path of the image that a volume stands on, or "". A snapshot's copy
+// of a volume lies one folder deeper and names the same image.
+func below(path string) string {
+	backing := Backing(path)
+	if backing == "" {
+		return ""
+	}
+	dir := filepath.Dir(path)
+	if strings.Contains(filepath.Base(dir), ".snap-") {
+		dir = filepath.Dir(dir)
+	}
+	return filepath.Join(dir, backing)
+}
+
 // Create makes an empty volume of size bytes in format raw or qcow2, sparse.
 // backing is written into a qcow2 header when it is not empty. A file that is
 // there already is fs.ErrExist.
@@ -121,10 +137,15 @@ type Full struct{ At int64 }
 
 func (e *Full) Error() string { return fmt.Sprintf("no space left on device at byte %d", e.At) }
 
-// Fill copies the contents of image from into the volume to, which Create made.
-// It writes at most budget bytes of data (holes cost nothing) and calls
-// progress with the bytes done. The volume keeps its own format and size.
+// Fill copies the contents of image from, or of what it stands on, into the volume
+// to, which Create made. It writes at most budget bytes of data (holes cost nothing)
+// and calls progress with the bytes done. The volume keeps its own format and size.
 func Fill(ctx context.Context, to, from string, budget int64, progress func(done int64)) error {
+	if base := below(from); base != "" {
+		// Of its own it has a header and no more: nobody writes into it, since what a
+		// guest changes lies beside it.
+		return Fill(ctx, to, base, budget, progress)
+	}
 	src, err := os.Open(from)
 	if err != nil {
 		return err

@@ -1,7 +1,6 @@
 package pve
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,18 +60,22 @@ func (r *run) clone(p params) error {
 func (r *run) cloneLocked(s section, p params, full bool) error {
 	vmid, newid := p["vmid"], p["newid"]
 	r.printf("creating a clone of VM %s with ID %s\n", vmid, newid)
-	n := newConf()
-	n.main["lock"] = "clone"
-	if err := r.store(newid, n); err != nil {
+	// Not what the real parser would write: this one is put there as it is
+	// (PVE/API2/Qemu.pm).
+	if err := r.writePVE("nodes/"+r.cfg.NodeName+"/qemu-server/"+newid+".conf", []byte("# qmclone temporary file\nlock: clone\n")); err != nil {
 		return err
 	}
-	main, m, err := r.cloneDrives(s, p, full)
+	r.reached("clone reserved")
+	n := newConf()
+	n.main["lock"] = "clone"
+	r.cloneSettings(s, n.main, p)
+	m, err := r.cloneDrives(s, n, p, full)
 	if err == nil {
-		r.cloneSettings(s, main, p)
-		n.main = main
+		delete(n.main, "lock")
 		err = r.store(newid, n)
 	}
 	if err == nil {
+		r.reached("clone done")
 		return nil
 	}
 	r.freeAll(m)
@@ -82,20 +85,24 @@ func (r *run) cloneLocked(s section, p params, full bool) error {
 	return fail(255, "clone failed: %v", err)
 }
 
-// cloneDrives copies the drives, and nothing else, into a new section.
-func (r *run) cloneDrives(s section, p params, full bool) (section, made, error) {
-	main, m := section{}, made{}
+// cloneDrives copies the drives. After each the configuration is written, with all
+// settings and its lock.
+func (r *run) cloneDrives(s section, n *conf, p params, full bool) (made, error) {
+	var m made
 	for _, d := range s.drives() {
-		if id, _ := splitVolume(d.file); id != "" {
+		id, _ := splitVolume(d.file)
+		if id != "" {
 			if _, err := r.usable(id); err != nil {
-				return nil, nil, err
+				return nil, err
 			}
+		}
+		if id == "" || d.cdrom() && !d.cloudInit() {
+			n.main[d.key] = s[d.key]
 		}
 	}
 	for _, d := range s.drives() {
 		id, _ := splitVolume(d.file)
 		if id == "" || d.cdrom() && !d.cloudInit() {
-			main[d.key] = s[d.key]
 			continue
 		}
 		var err error
@@ -105,11 +112,16 @@ func (r *run) cloneDrives(s section, p params, full bool) (section, made, error)
 			err = r.cloneLinked(&d, p["newid"], &m)
 		}
 		if err != nil {
-			return nil, m, err
+			return m, err
 		}
-		main[d.key] = d.String()
+		r.reached("clone copied")
+		n.main[d.key] = d.String()
+		if err := r.store(p["newid"], n); err != nil {
+			return m, err
+		}
+		r.reached("clone drive")
 	}
-	return main, m, nil
+	return m, nil
 }
 
 // cloneSettings copies what is not a drive; identities are made anew, the
@@ -226,10 +238,6 @@ func (r *run) cloneLinked(d *drive, newid string, m *made) error {
 	if err := disk.Create(r.path(v.path()), "qcow2", size, below); err != nil {
 		return err
 	}
-	// The lab's volumes have no tables of clusters: the contents are copied.
-	if err := disk.Fill(r.ctx, r.path(v.path()), r.path(base.path()), r.usage(base.store).free(), func(int64) {}); err != nil {
-		return fmt.Errorf("clone image: %w", err)
-	}
 	d.file = v.id
 	return disk.CopyTree(r.path(base.path()), r.path(v.path()))
 }
@@ -247,20 +255,26 @@ func (r *run) template(p params) error {
 	switch {
 	case len(c.snapshots) > 0:
 		return fail(255, "unable to create template, because VM contains snapshots")
-	case c.main["template"] == "1":
+	case c.main["template"] == "1" && p["disk"] == "":
 		return fail(255, "you can't convert a template to a template")
 	case r.running(vmid) != 0:
 		return fail(25, "you can't convert a VM to template if VM is running")
 	}
 	return r.task("qmtemplate", vmid, func(t *run) error {
-		return t.withLock(vmid, func() error { return t.templateLocked(vmid, c) })
+		return t.withLock(vmid, func() error { return t.templateLocked(vmid, p["disk"], c) })
 	})
 }
 
-func (r *run) templateLocked(vmid string, c *conf) error {
+// templateLocked marks the VM first and renames its volumes then, one after the other
+// (PVE::QemuServer::template_create).
+func (r *run) templateLocked(vmid, only string, c *conf) error {
 	c.main["template"] = "1"
+	if err := r.store(vmid, c); err != nil {
+		return err
+	}
+	r.reached("template marked")
 	for _, d := range c.main.drives() {
-		if d.cdrom() {
+		if d.cdrom() || only != "" && d.key != only {
 			continue
 		}
 		v, err := r.existing(d.file)
@@ -273,8 +287,12 @@ func (r *run) templateLocked(vmid string, c *conf) error {
 		if err := disk.Rename(r.path(v.path()), r.path(base.path())); err != nil {
 			return err
 		}
+		r.reached("template renamed")
 		d.file = base.id
 		c.main[d.key] = d.String()
+		if err := r.store(vmid, c); err != nil {
+			return err
+		}
 	}
-	return r.store(vmid, c)
+	return nil
 }

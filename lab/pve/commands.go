@@ -86,7 +86,7 @@ func init() {
 		{name: "clone", usage: "<vmid> <newid> [OPTIONS]", args: []string{"vmid", "newid"}, run: (*run).clone, opts: map[string]setting{
 			"name": {kind: format, check: dnsName}, "description": anyText, "full": flag, "storage": anyText, "format": oneOf("raw qcow2 vmdk"),
 			"snapname": anyText, "pool": anyText, "target": anyText, "bwlimit": natural}},
-		{name: "template", usage: "<vmid> [OPTIONS]", args: vmidArgs, run: (*run).template},
+		{name: "template", usage: "<vmid> [OPTIONS]", args: vmidArgs, run: (*run).template, opts: map[string]setting{"disk": diskKey}},
 		{name: "snapshot", usage: "<vmid> <snapname> [OPTIONS]", args: []string{"vmid", "snapname"}, run: (*run).snapshot, opts: map[string]setting{
 			"snapname": {kind: format, check: snapshotName}, "description": anyText, "vmstate": flag}},
 		{name: "delsnapshot", usage: "<vmid> <snapname> [OPTIONS]", args: []string{"vmid", "snapname"}, run: (*run).delSnapshot, opts: map[string]setting{"force": flag}},

@@ -70,6 +70,7 @@ func (r *run) reserve(vmid string) error {
 func (r *run) build(vmid string, p params) error {
 	values, m, _, err := r.createDisks(vmid, section{}, p)
 	if err == nil {
+		r.reached("create disks")
 		err = r.finish(vmid, p, values)
 	}
 	if err == nil {

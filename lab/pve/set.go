@@ -28,6 +28,7 @@ func (r *run) set(p params) error {
 	if len(options) == 0 {
 		return fail(2, "no options specified")
 	}
+	r.reached("set begun")
 	if err := r.readKeys(p); err != nil {
 		return err
 	}
@@ -105,6 +106,7 @@ func (r *run) update(vmid string, c *conf, p params) error {
 		r.freeAll(m)
 		return err
 	}
+	r.reached("set disks")
 	r.giveMACs(p)
 	for k, v := range p {
 		if slices.Contains(notStored, k) {

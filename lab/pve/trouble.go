@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -20,6 +21,9 @@ type Trouble struct {
 	// Fail are the commands of qm that end at once ("destroy", "disk move"), "*" for
 	// all that change a VM.
 	Fail []string `json:"fail,omitempty"`
+	// Die is the point at which the next program that comes to it is killed: one that
+	// reached tells of. It is killed once.
+	Die string `json:"die,omitempty"`
 	// StorageOff are storages that are away.
 	StorageOff []string `json:"storageOff,omitempty"`
 	// ClockSkew is how far the host's clock is ahead.
@@ -54,6 +58,16 @@ func (r *run) failing(lock string) error {
 		}
 	}
 	return nil
+}
+
+// reached kills the program, as kill -9 would, at the point where it is to die.
+func (r *run) reached(point string) {
+	if r.cfg.Trouble.Die != point {
+		return
+	}
+	_ = r.Update(func(c *HostConfig) { c.Trouble.Die = "" })
+	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	select {} // the signal is on its way
 }
 
 // away says why a storage that was taken away cannot be activated.

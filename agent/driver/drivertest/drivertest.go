@@ -28,6 +28,8 @@ type World struct {
 	Image string
 	// UserData is a snippet's volume; empty when the driver needs none.
 	UserData string
+	// ISO is the volume of an ISO file.
+	ISO string
 	// Storage holds disks and has some free space, less than 1 PiB.
 	Storage string
 	// Bridge is a bridge that is there and up.
@@ -205,6 +207,7 @@ func Run(t *testing.T, newWorld func(t *testing.T) World) {
 	run(t, aboutVolumes, newWorld)
 	run(t, aboutTheRest, newWorld)
 	run(t, aboutPowers, newWorld)
+	run(t, aboutClones, newWorld)
 }
 
 // RunVolumes tests what of the contract has to do with volumes, for a driver that

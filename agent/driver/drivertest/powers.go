@@ -432,6 +432,24 @@ func foreignSurvives(c *caller) {
 			_, err := c.w.Driver.Adopt(ctx, &driverv1.AdoptRequest{Identity: id, Deadline: deadline}, c.report)
 			return err
 		},
+		"clone": func() error { _, err := c.clone(vmid, true); return err },
+		"clone from it": func() error {
+			req := CloneRequest(c.w, another, true)
+			req.Template = id
+			_, err := c.w.Driver.Create(ctx, req, c.report)
+			return err
+		},
+		"make a template": func() error {
+			req := TemplateRequest(c.w)
+			req.Identity = id
+			_, err := c.w.Driver.CreateTemplate(ctx, req, c.report)
+			return err
+		},
+		"remove a template": func() error { _, err := c.destroy(&driverv1.DestroyRequest{Identity: id, Template: true}); return err },
+		"roll back a clone": func() error {
+			_, err := c.destroy(&driverv1.DestroyRequest{Identity: id, HalfBuilt: true, ClonedFrom: Template()})
+			return err
+		},
 		"hold": func() error {
 			_, err := c.w.Driver.CreateHolder(ctx, &driverv1.CreateHolderRequest{Identity: id, Name: "hl-holder-x", Deadline: deadline}, c.report)
 			return err

@@ -64,7 +64,8 @@ func (d *Driver) atWork() (map[int32]workers, error) {
 	for _, r := range d.records(0) {
 		for _, id := range r.vmids() {
 			if len(all[id].names) == 0 {
-				add(id, fmt.Sprintf("%s (process %d)", r.Call, r.PID), strings.HasPrefix(r.Call, "qm create "))
+				creates := strings.HasPrefix(r.Call, "qm create ") || strings.HasPrefix(r.Call, "qm clone ") && id == r.VMID
+				add(id, fmt.Sprintf("%s (process %d)", r.Call, r.PID), creates)
 			}
 		}
 	}
@@ -127,6 +128,8 @@ type session struct {
 	id     *homelabv1.Identity
 	phase  string
 	report driver.Report
+	// from is the template that the VM is, or was, cloned from; nil when it is no clone.
+	from *homelabv1.Identity
 	// overrule tells that a shutdown at work is not waited for.
 	overrule bool
 }
@@ -180,8 +183,8 @@ func checkIdentity(id *homelabv1.Identity) error {
 }
 
 // idle waits until nobody is at work on the VM and its configuration has no lock,
-// and says what it waits for. The lock of a create that nobody works at any more
-// is not waited for: it would never end. At the deadline it is Busy.
+// and says what it waits for. The lock of a create or a
+// clone that nobody works at any more is not waited for: it would never end. At the deadline it is Busy.
 func (s *session) idle(ctx context.Context) error {
 	vmid := s.id.GetVmid()
 	var told time.Time
@@ -201,7 +204,7 @@ func (s *session) idle(ctx context.Context) error {
 			case errors.Is(err, rpc.ErrNotFound):
 			case err != nil:
 				return err
-			case c.Lock() != "" && !c.HalfBuilt():
+			case c.Lock() != "" && !c.HalfBuilt() && !(s.from != nil && halfCloned(s.id, c)):
 				why = fmt.Sprintf("it is locked (%s)", c.Lock())
 			}
 		}

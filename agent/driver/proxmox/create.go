@@ -18,6 +18,9 @@ import (
 // Create implements driver.Driver: one pvesm status, one qm create, and a resize
 // when the image is smaller than the system disk.
 func (d *Driver) Create(ctx context.Context, req *driverv1.CreateRequest, report driver.Report) (*homelabv1.VirtualMachine, error) {
+	if req.GetTemplate() != nil {
+		return d.clone(ctx, req, report)
+	}
 	call, err := args.Create(req)
 	if err != nil {
 		return nil, err
@@ -33,15 +36,15 @@ func (d *Driver) Create(ctx context.Context, req *driverv1.CreateRequest, report
 
 // create makes the VM unless it is there.
 func (s *session) create(ctx context.Context, req *driverv1.CreateRequest, call args.Call) error {
-	return s.make(ctx, call, "from "+req.GetImagePath(), func() error { return s.d.preflight(ctx, req, s.report) })
+	return s.make(ctx, call, "from "+req.GetImagePath(), s.there, func() error { return s.d.preflight(ctx, req, s.report) })
 }
 
-// make runs the call that makes the VM, unless it is there, once check has nothing
-// against it.
-func (s *session) make(ctx context.Context, call args.Call, how string, check func() error) error {
+// make runs the call that makes the VM, unless isThere says that there is one
+// already, once check has nothing against it.
+func (s *session) make(ctx context.Context, call args.Call, how string, isThere func() (bool, error), check func() error) error {
 	checked := false
 	_, err := s.attempt(ctx, func() (args.Call, bool, error) {
-		there, err := s.there()
+		there, err := isThere()
 		if there || err != nil {
 			return call, true, err
 		}
@@ -51,7 +54,7 @@ func (s *session) make(ctx context.Context, call args.Call, how string, check fu
 			}
 			checked = true
 			// Looking took a second; somebody may have taken the VMID meanwhile.
-			if there, err := s.there(); there || err != nil {
+			if there, err := isThere(); there || err != nil {
 				return call, true, err
 			}
 		}
@@ -63,7 +66,7 @@ func (s *session) make(ctx context.Context, call args.Call, how string, check fu
 	}
 	if errors.Is(err, rpc.ErrExists) {
 		// Somebody was faster: this says who, and whether it was an earlier try of ours.
-		there, lookErr := s.there()
+		there, lookErr := isThere()
 		if there && lookErr == nil {
 			return nil
 		}
@@ -106,7 +109,7 @@ func (s *session) finish(ctx context.Context, req *driverv1.CreateRequest) (*hom
 		return nil, err
 	}
 	hw := req.GetHardware()
-	if missing := missingParts(c, hw); missing != "" {
+	if missing := missingParts(c, req); missing != "" {
 		return nil, rpc.Errorf(rpc.ErrRefused, "VM %d was created but lacks %s (qm config %d)", s.id.GetVmid(), missing, s.id.GetVmid())
 	}
 	if err := s.grow(ctx, hw.GetSystemDisk()); err != nil {
@@ -116,7 +119,8 @@ func (s *session) finish(ctx context.Context, req *driverv1.CreateRequest) (*hom
 }
 
 // missingParts says what a VM lacks of what it was created with; empty is nothing.
-func missingParts(c *parse.Config, hw *homelabv1.Hardware) string {
+func missingParts(c *parse.Config, req *driverv1.CreateRequest) string {
+	hw := req.GetHardware()
 	var missing []string
 	for _, want := range append([]*homelabv1.Disk{hw.GetSystemDisk()}, hw.GetDataDisks()...) {
 		if drive, ok := c.Drive(want.GetSlot()); !ok || !drive.Disk() {
@@ -127,6 +131,11 @@ func missingParts(c *parse.Config, hw *homelabv1.Hardware) string {
 	}
 	if drive, ok := c.Drive(args.CloudInitSlot); !ok || !strings.Contains(drive.Volid, "cloudinit") {
 		missing = append(missing, "the cloud-init drive "+args.CloudInitSlot)
+	}
+	if want := req.GetCdrom(); want != "" {
+		if drive, ok := c.Drive(args.CDROMSlot); !ok || drive.Volid != want || !drive.CDROM {
+			missing = append(missing, fmt.Sprintf("%s in its drive %s", want, args.CDROMSlot))
+		}
 	}
 	nics := c.NICs()
 	for i, want := range hw.GetNics() {

@@ -23,7 +23,7 @@ func (d *Driver) Destroy(ctx context.Context, req *driverv1.DestroyRequest, repo
 	return d.change(ctx, "destroying", req.GetIdentity(), req.GetDeadline().AsDuration(), report,
 		func(ctx context.Context, s *session) (*homelabv1.VirtualMachine, error) {
 			var err error
-			if req.GetHalfBuilt() {
+			if s.from = req.GetClonedFrom(); req.GetHalfBuilt() {
 				err = s.rollback(ctx, req)
 			} else {
 				err = s.destroy(ctx, req)
@@ -159,6 +159,14 @@ func (s *session) destroyable(req *driverv1.DestroyRequest) (*parse.Config, erro
 	}
 	if len(clones) > 0 {
 		return nil, refuse("other VMs stand on its disks: %s", strings.Join(clones, ", "))
+	}
+	switch {
+	case c.Template() && !req.GetTemplate():
+		return nil, refuse("it is a template")
+	case req.GetTemplate() && !c.Template():
+		return nil, refuse("it is no template")
+	case req.GetTemplate() && c.Lock() != "":
+		return nil, rpc.Errorf(rpc.ErrBusy, "template %d is locked (%s)", vmid, c.Lock())
 	}
 	others, err := s.d.naming(vmid)
 	if err != nil {

@@ -232,7 +232,7 @@ func words(call args.Call) string {
 func phaseOf(call args.Call) string {
 	switch {
 	case len(call.Args) == 0:
-	case call.Args[0] == "create":
+	case call.Args[0] == "create", call.Args[0] == "clone", call.Args[0] == "template":
 		return "creating"
 	case call.Args[0] == "start", call.Args[0] == "resume":
 		return "starting"

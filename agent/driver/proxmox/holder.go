@@ -25,7 +25,7 @@ func (d *Driver) CreateHolder(ctx context.Context, req *driverv1.CreateHolderReq
 	return d.change(ctx, "creating", req.GetIdentity(), req.GetDeadline().AsDuration(), report,
 		func(ctx context.Context, s *session) (*homelabv1.VirtualMachine, error) {
 			vmid := s.id.GetVmid()
-			if err := s.make(ctx, call, "to hold disks", s.d.writable); err != nil {
+			if err := s.make(ctx, call, "to hold disks", s.there, s.d.writable); err != nil {
 				return nil, err
 			}
 			if _, err := s.mine(); errors.Is(err, rpc.ErrNotFound) {

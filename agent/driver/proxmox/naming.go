@@ -53,6 +53,9 @@ func (d *Driver) naming(except int32) (*naming, error) {
 		}
 		for _, v := range volumes {
 			n.volumes[v] = true
+			if base := parse.BaseVolume(v); base != "" {
+				n.volumes[base] = true // a linked clone's name holds the volume it stands on
+			}
 		}
 		for _, p := range paths {
 			n.paths[filepath.Clean(p)] = true

@@ -104,6 +104,11 @@ func (d *Driver) observeVMs(ctx context.Context, now bool, configs map[int32]*pa
 			continue
 		}
 		configs[id] = c
+		if w := atWork[id]; c.Lock() == "clone" && len(w.names) == 0 && d.locked(id) {
+			// A clone's task goes by its template's VMID.
+			w.names = []string{"another program holds its lock file"}
+			atWork[id] = w
+		}
 		asking.Go(func() {
 			atOnce <- struct{}{}
 			defer func() { <-atOnce }()

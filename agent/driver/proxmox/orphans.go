@@ -82,8 +82,12 @@ func (d *Driver) allVolumes(ctx context.Context, storages []parse.StorageConfig)
 	return all, unseen, nil
 }
 
+// building tells whether volumes of a VM's VMID may be on their way into its
+// configuration, or out of it.
+func building(c *parse.Config) bool { return c.HalfBuilt() || c.CloneBegun() || c.Lock() == "clone" }
+
 // unfinished tells whether the VM of a VMID is half-built here.
 func (d *Driver) unfinished(vmid int32) bool {
 	c, err := d.read(vmid)
-	return err == nil && c.HalfBuilt()
+	return err == nil && building(c)
 }

@@ -21,35 +21,54 @@ import (
 // all the reasons at once: qm checks neither space nor image nor snippet. It takes
 // one pvesm status.
 func (d *Driver) preflight(ctx context.Context, req *driverv1.CreateRequest, report driver.Report) error {
+	node, faults, storages, err := d.storageCheck(ctx, needed(req.GetHardware()), report)
+	if err != nil {
+		return err
+	}
+	if req.GetTemplate() != nil {
+		more, err := d.templateFaults(req, storages)
+		if err != nil {
+			return err
+		}
+		faults = append(faults, more...)
+	} else if fault := d.imageFault(req); fault != "" {
+		faults = append(faults, fault)
+	}
+	for _, fault := range []string{
+		d.fileFault("the user-data", req.GetUserData(), "snippets", "snippets", storages),
+		d.fileFault("the ISO file", req.GetCdrom(), "iso", "template/iso", storages),
+		d.cloudInitFault(req, storages),
+	} {
+		if fault != "" {
+			faults = append(faults, fault)
+		}
+	}
+	if len(faults) > 0 {
+		return rpc.Errorf(rpc.ErrRefused, "VM %d cannot be created on %s: %s", req.GetIdentity().GetVmid(), node, strings.Join(faults, "; "))
+	}
+	return nil
+}
+
+// storageCheck looks at this node's storages with one pvesm status and says what
+// speaks against taking what is needed of them.
+func (d *Driver) storageCheck(ctx context.Context, needed map[string]int64, report driver.Report) (
+	node string, faults []string, storages []parse.StorageConfig, err error,
+) {
 	m, err := d.members()
 	if err != nil {
-		return err
+		return "", nil, nil, err
 	}
 	if err := d.quorate(m); err != nil {
-		return err
+		return "", nil, nil, err
 	}
-	storages, err := d.storages(m.NodeName)
-	if err != nil {
-		return err
+	if storages, err = d.storages(m.NodeName); err != nil {
+		return "", nil, nil, err
 	}
 	out, err := d.exec(ctx, args.Storages(), nil, report)
 	if err != nil {
-		return err
+		return "", nil, nil, err
 	}
-	faults := storageFaults(needed(req.GetHardware()), storages, parse.PvesmStatus(out.stdout), out.stderr)
-	if fault := d.imageFault(req); fault != "" {
-		faults = append(faults, fault)
-	}
-	if fault := d.snippetFault(req.GetUserData(), storages); fault != "" {
-		faults = append(faults, fault)
-	}
-	if fault := d.cloudInitFault(req, storages); fault != "" {
-		faults = append(faults, fault)
-	}
-	if len(faults) > 0 {
-		return rpc.Errorf(rpc.ErrRefused, "VM %d cannot be created on %s: %s", req.GetIdentity().GetVmid(), m.NodeName, strings.Join(faults, "; "))
-	}
-	return nil
+	return m.NodeName, storageFaults(needed, storages, parse.PvesmStatus(out.stdout), out.stderr), storages, nil
 }
 
 // needed is how many bytes a new VM takes of each storage.
@@ -101,44 +120,52 @@ func names(storages []parse.StorageConfig) string {
 	return strings.Join(all, ", ")
 }
 
-// imageFault says what is wrong with the image: Proxmox takes any file for a disk,
-// an empty one too, and cannot make a disk smaller than its image.
+// imageFault says what is wrong with the image. Proxmox cannot make a disk smaller
+// than its image.
 func (d *Driver) imageFault(req *driverv1.CreateRequest) string {
-	size, err := imageSize(d.host(req.GetImagePath()))
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return fmt.Sprintf("the image %s is not there", req.GetImagePath())
-	case err != nil:
-		return fmt.Sprintf("the image %s cannot be read: %v", req.GetImagePath(), err)
-	case size == 0:
-		return fmt.Sprintf("the image %s is empty", req.GetImagePath())
-	case size > req.GetHardware().GetSystemDisk().GetSizeBytes():
-		return fmt.Sprintf("the system disk is to have %s, but the image %s has %s",
-			human.Size(req.GetHardware().GetSystemDisk().GetSizeBytes()), req.GetImagePath(), human.Size(size))
+	size, fault := d.importable(req.GetImagePath())
+	if want := req.GetHardware().GetSystemDisk().GetSizeBytes(); fault == "" && size > want {
+		return fmt.Sprintf("the system disk is to have %s, but the image %s has %s", human.Size(want), req.GetImagePath(), human.Size(size))
 	}
-	return ""
+	return fault
 }
 
-// snippetFault says what is wrong with the user-data, which Proxmox notices at the
-// start only.
-func (d *Driver) snippetFault(volid string, storages []parse.StorageConfig) string {
+// importable is the size of the disk in an image, or what is wrong with it: Proxmox
+// takes any file for a disk, an empty one too.
+func (d *Driver) importable(path string) (size int64, fault string) {
+	size, err := imageSize(d.host(path))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return 0, fmt.Sprintf("the image %s is not there", path)
+	case err != nil:
+		return 0, fmt.Sprintf("the image %s cannot be read: %v", path, err)
+	case size == 0:
+		return 0, fmt.Sprintf("the image %s is empty", path)
+	}
+	return size, ""
+}
+
+// fileFault says what is wrong with a file that the VM is to have from a storage's
+// folder, which Proxmox notices at the start only. what is what it is for people.
+func (d *Driver) fileFault(what, volid, content, folder string, storages []parse.StorageConfig) string {
 	if volid == "" {
 		return ""
 	}
 	name := parse.Storage(volid)
 	i := slices.IndexFunc(storages, func(s parse.StorageConfig) bool { return s.Name == name })
 	if i < 0 {
-		return fmt.Sprintf("there is no storage %q for this host, for the user-data %s", name, volid)
+		return fmt.Sprintf("there is no storage %q for this host, for %s %s", name, what, volid)
 	}
-	if !storages[i].Holds("snippets") {
-		return fmt.Sprintf("storage %s may not hold snippets (its content is %s)", name, strings.Join(storages[i].Content, ", "))
+	if !storages[i].Holds(content) {
+		return fmt.Sprintf("storage %s may not hold %s (its content is %s)", name, content, strings.Join(storages[i].Content, ", "))
 	}
 	if storages[i].Path == "" {
-		return fmt.Sprintf("storage %s has no folder for snippets", name)
+		return fmt.Sprintf("storage %s has no folder for %s", name, content)
 	}
-	there, err := exists(d.host(storages[i].Path, strings.TrimPrefix(volid, name+":")))
-	if err != nil || !there {
-		return fmt.Sprintf("the user-data %s is not there", volid)
+	_, file, _ := strings.Cut(volid, "/")
+	there, err := exists(d.host(storages[i].Path, folder, file))
+	if err != nil || !there || file == "" {
+		return fmt.Sprintf("%s %s is not there", what, volid)
 	}
 	return ""
 }

@@ -25,7 +25,7 @@ func describe(vmid int32, c *parse.Config, p probe, ha bool, tasks []string) *ho
 		Vmid: vmid, Name: c.Name(), Uuid: c.UUID(), Mark: c.Mark(), Digest: c.Digest,
 		Power: p.life.power, PowerReason: p.life.reason, Lock: c.Lock(), Template: c.Template(),
 		Protection: c.Protection(), HaManaged: ha, MemoryBytes: c.MemoryBytes(), Cpus: c.CPUs(),
-		HalfBuilt: c.HalfBuilt(), PendingChanges: len(c.Pending.Keys) > 0, Snapshots: c.SnapshotNames(),
+		HalfBuilt: c.HalfBuilt() || c.CloneBegun(), PendingChanges: len(c.Pending.Keys) > 0, Snapshots: c.SnapshotNames(),
 		GuestAgent: p.agent, Addresses: p.addresses, Onboot: c.OnBoot(), Tags: c.Tags(), Tasks: tasks, Readable: yes(),
 		QemuStatus: p.life.status, Process: p.life.there,
 	}
@@ -36,8 +36,8 @@ func describe(vmid int32, c *parse.Config, p probe, ha bool, tasks []string) *ho
 		vm.GuestAgent = unknown("no guest agent configured") // one that is not there is not mute
 	}
 	for _, drive := range c.Main.Drives() {
-		if !drive.Volume() {
-			continue
+		if !drive.Volume() || parse.ISO(drive.Volid) {
+			continue // an ISO file is nobody's data
 		}
 		vm.Volumes = append(vm.Volumes, &homelabv1.Volume{Volid: drive.Volid, Slot: drive.Slot, SizeBytes: drive.SizeBytes})
 		if drive.Disk() {
@@ -120,7 +120,7 @@ func (s *session) mine() (*parse.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.HalfBuilt() {
+	if c.HalfBuilt() || s.from != nil && halfCloned(s.id, c) {
 		return nil, s.halfBuilt()
 	}
 	return c, ours(s.id, c)
@@ -154,7 +154,7 @@ func (s *session) unheld(c *parse.Config) error {
 }
 
 func (s *session) halfBuilt() error {
-	return rpc.Errorf(rpc.ErrRefused, "VM %d is half-built: a create or destroy of it was broken off; it must be rolled back first", s.id.GetVmid())
+	return rpc.Errorf(rpc.ErrRefused, "VM %d is half-built: a create, clone or destroy of it was broken off; it must be rolled back first", s.id.GetVmid())
 }
 
 // exists tells whether a file is there.

@@ -157,8 +157,8 @@ func (d *Driver) volumesOn(ctx context.Context, s parse.StorageConfig, vmid int3
 	return all, nil
 }
 
-// imageSize is the size that a disk image gives a VM: of a qcow2 the one in its
-// header, of others the file's.
+// imageSize is the size that a disk image gives a VM: of a qcow2 or a vmdk the one in
+// its header, of others the file's.
 func imageSize(path string) (int64, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -166,8 +166,13 @@ func imageSize(path string) (int64, error) {
 	}
 	defer f.Close()
 	head := make([]byte, 32)
-	if n, _ := f.ReadAt(head, 0); n == len(head) && string(head[:4]) == "QFI\xfb" {
-		return int64(binary.BigEndian.Uint64(head[24:])), nil
+	if n, _ := f.ReadAt(head, 0); n == len(head) {
+		switch string(head[:4]) {
+		case "QFI\xfb":
+			return int64(binary.BigEndian.Uint64(head[24:])), nil
+		case "KDMV":
+			return int64(binary.LittleEndian.Uint64(head[12:])) * 512, nil // in sectors
+		}
 	}
 	info, err := f.Stat()
 	if err != nil {
@@ -198,10 +203,10 @@ func (d *Driver) leftoverVMIDs(node string, configs map[int32]*parse.Config, gue
 		return known
 	}
 	named := map[string]bool{}
-	building := map[int32]bool{}
+	unfinished := map[int32]bool{}
 	for id, c := range configs {
 		// What a create works on, or left, is told as a half-built VM.
-		building[id] = c.HalfBuilt()
+		unfinished[id] = building(c)
 		for _, v := range c.Volumes() {
 			named[v] = true
 		}
@@ -220,7 +225,7 @@ func (d *Driver) leftoverVMIDs(node string, configs map[int32]*parse.Config, gue
 	}
 	done := make(chan []int32, 1)
 	go func() {
-		ids := d.findLeftovers(node, named, building, elsewhere)
+		ids := d.findLeftovers(node, named, unfinished, elsewhere)
 		d.leftover.mu.Lock()
 		d.leftover.ids, d.leftover.looking = ids, false
 		d.leftover.mu.Unlock()
@@ -236,7 +241,7 @@ func (d *Driver) leftoverVMIDs(node string, configs map[int32]*parse.Config, gue
 	}
 }
 
-func (d *Driver) findLeftovers(node string, named map[string]bool, building, elsewhere map[int32]bool) []int32 {
+func (d *Driver) findLeftovers(node string, named map[string]bool, unfinished, elsewhere map[int32]bool) []int32 {
 	storages, err := d.storages(node)
 	if err != nil {
 		return nil
@@ -251,7 +256,7 @@ func (d *Driver) findLeftovers(node string, named map[string]bool, building, els
 			continue
 		}
 		for _, v := range all {
-			if named[v.Volid] || building[v.VMID] || s.Shared && elsewhere[v.VMID] {
+			if named[v.Volid] || unfinished[v.VMID] || s.Shared && elsewhere[v.VMID] {
 				continue
 			}
 			// A linked clone's name holds its base too.

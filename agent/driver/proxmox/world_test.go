@@ -88,6 +88,7 @@ func newHost(t testing.TB, change ...func(*pve.HostConfig)) *host {
 	}
 	h := &host{t: t, lab: cfg.LabDir, name: cfg.Name, pve: p}
 	h.write("var/lib/vz/snippets/u.yaml", "#cloud-config\n")
+	h.write("var/lib/vz/template/iso/tools-001122334455.iso", "CD001")
 	if err := os.MkdirAll(h.path("var/lib/vz/template/homelab"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +239,7 @@ func (h *host) world(d driver.Full, storage string) drivertest.World {
 	t := h.t
 	return drivertest.World{
 		Driver: d, Storage: storage, Bridge: "vmbr0", UserData: "local:snippets/u.yaml",
-		Image: "/var/lib/vz/template/homelab/noble.raw",
+		Image: "/var/lib/vz/template/homelab/noble.raw", ISO: "local:iso/tools-001122334455.iso",
 		MakeForeign: func(vmid int32, name string) {
 			h.qm("create", fmt.Sprint(vmid), "--name", name, "--memory", "64")
 		},

@@ -130,7 +130,7 @@ func calls(t *rapid.T) []args.Call {
 		args.Storages(), args.Volumes("local", id), args.Free("local:"+text, id), args.GuestExec(id, 5, true, []string{"sh", "-c", "x"}),
 	}
 	r := whole()
-	r.Identity.Vmid = id
+	r.Identity.Vmid = max(id, 102)
 	create, err := args.Create(r)
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +139,106 @@ func calls(t *rapid.T) []args.Call {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return append(all, create, holder)
+	template, err := args.CreateTemplate(&driverv1.CreateTemplateRequest{
+		Identity: r.GetIdentity(), Name: "hl-template-x", ImagePath: r.GetImagePath(), Storage: "local"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Template = &homelabv1.Identity{Vmid: 100 + id%2, Uuid: r.GetIdentity().GetUuid(), Mark: "hl1:x"}
+	r.Linked, r.Cdrom = n%2 == 0, "local:iso/x.iso"
+	clone, err := args.Clone(r, "local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(all, create, holder, template, clone, args.Template(id), args.TemplateDisk(id, "scsi0"), args.Configure(r, "local:1/x.raw", "d"))
+}
+
+func cloned(linked bool) *driverv1.CreateRequest {
+	r := whole()
+	r.ImagePath, r.Linked, r.Cdrom = "", linked, "local:iso/tools.iso"
+	r.Template = &homelabv1.Identity{Fleet: "home", Guest: "template@0011", Vmid: 9000, Uuid: "0c5a1c9e-5b0a-4a51-9d8e-000000009000", Mark: "hl1:home:template@0011:1:00ff"}
+	return r
+}
+
+// TestACloneGetsAllThatACreateGives, in two calls: what qm create is told qm clone and
+// qm set are told too, but for what the system disk is made of.
+func TestACloneGetsAllThatACreateGives(t *testing.T) {
+	for _, linked := range []bool{true, false} {
+		r := cloned(linked)
+		clone, err := args.Clone(r, "hdd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := "clone 9000 201 --name k3s-1 --description " + r.GetIdentity().GetMark() + " --full 1 --storage hdd"
+		if linked {
+			want = strings.Replace(want, "1 --storage hdd", "0", 1)
+		}
+		if got := strings.Join(clone.Args, " "); got != want || !clone.Mutating() || !slices.Equal(clone.VMIDs(), []int32{201, 9000}) {
+			t.Errorf("%s, want %s", got, want)
+		}
+		set := args.Configure(r, "local:9000/base-9000-disk-0.raw/201/vm-201-disk-0.qcow2", "aa")
+		r.Template, r.ImagePath = nil, "/x.img"
+		create, err := args.Create(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		given := map[string]string{}
+		for _, argv := range [][]string{clone.Args[3:], set.Args[2:]} {
+			for i := 0; i < len(argv); i += 2 {
+				given[argv[i]] = argv[i+1]
+			}
+		}
+		for i := 2; i < len(create.Args); i += 2 {
+			key, value := create.Args[i], create.Args[i+1]
+			if key == "--scsi0" {
+				value = "local:9000/base-9000-disk-0.raw/201/vm-201-disk-0.qcow2,discard=on,backup=0"
+			}
+			if given[key] != value {
+				t.Errorf("%s %q, a create says %q", key, given[key], value)
+			}
+			delete(given, key)
+		}
+		delete(given, "--full")
+		delete(given, "--storage")
+		if len(given) != 1 || given["--digest"] != "aa" || !slices.Contains(set.Args, "local:iso/tools.iso,media=cdrom") {
+			t.Errorf("beyond that it is told %v", given)
+		}
+	}
+}
+
+func TestWhatCannotBeClonedIsInvalid(t *testing.T) {
+	for name, spoil := range map[string]func(*driverv1.CreateRequest){
+		"the template of nobody": func(r *driverv1.CreateRequest) { r.Template.Mark = "" },
+		"itself":                 func(r *driverv1.CreateRequest) { r.Template.Vmid = r.GetIdentity().GetVmid() },
+		"two ISO files":          func(r *driverv1.CreateRequest) { r.Cdrom = "local:iso/a.iso,file=/etc/shadow" },
+		"without a network":      func(r *driverv1.CreateRequest) { r.Hardware.Nics = nil },
+	} {
+		r := cloned(true)
+		spoil(r)
+		if _, err := args.Clone(r, ""); !errors.Is(err, rpc.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestATemplateHasOneDiskAndNoNetwork(t *testing.T) {
+	id := cloned(true).GetTemplate()
+	req := &driverv1.CreateTemplateRequest{Identity: id, Name: "hl-template-noble", ImagePath: "/i.img", Storage: "local"}
+	call, err := args.CreateTemplate(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Join(call.Args, " ")
+	want := "create 9000 --name hl-template-noble --description hl1:home:template@0011:1:00ff --smbios1 uuid=" + id.GetUuid() +
+		" --ostype l26 --cores 1 --memory 512 --scsihw virtio-scsi-single --scsi0 local:0,import-from=/i.img,discard=on" +
+		" --boot order=scsi0 --serial0 socket --agent enabled=1 --onboot 0"
+	if got != want || !args.Template(9000).Mutating() {
+		t.Errorf("%s\nwant\n%s", got, want)
+	}
+	req.Name, req.ImagePath = "a_b", "i.img"
+	if _, err := args.CreateTemplate(req); !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "a_b") || !strings.Contains(err.Error(), "i.img") {
+		t.Errorf("a bad one: %v", err)
+	}
 }
 
 func TestAHolderVMHasNeitherDisksNorNetwork(t *testing.T) {
@@ -220,7 +319,7 @@ func TestPurgeOnlyWhenAsked(t *testing.T) {
 func TestWhatCountsAsAChange(t *testing.T) {
 	for text, want := range map[string]bool{
 		"qm create 201": true, "qm set 201 --x 1": true, "qm start 201": true, "qm stop 201": true, "qm shutdown 201": true,
-		"qm destroy 201": true, "qm unlock 201": true, "qm disk resize 201 scsi0 4G": true, "qm cloudinit update 201": true,
+		"qm destroy 201": true, "qm clone 9000 201": true, "qm template 9000": true, "qm unlock 201": true, "qm disk resize 201 scsi0 4G": true, "qm cloudinit update 201": true,
 		"qm something-new 201": true, "pvesm free local:x": true, "pvesm alloc local 1 x 1G": true, "pvesh create /x": true, "pvesh set /x": true,
 		"qm config 201": false, "qm list": false, "qm cloudinit dump 201 user": false, "qm guest exec 201 -- sh": false,
 		"pvesm status": false, "pvesm list local": false, "pvesh get /x": false, "qm": true,

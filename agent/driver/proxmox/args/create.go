@@ -12,8 +12,12 @@ import (
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
-// CloudInitSlot is where the cloud-init drive is attached.
-const CloudInitSlot = "ide2"
+// Where drives that are no disks are attached: the cloud-init drive, and the one with
+// an ISO file.
+const (
+	CloudInitSlot = "ide2"
+	CDROMSlot     = "ide0"
+)
 
 // Proxmox's own sizes of the small volumes that a create allocates, in bytes.
 const (
@@ -38,14 +42,21 @@ func Create(req *driverv1.CreateRequest) (Call, error) {
 	if err := checkCreate(req); err != nil {
 		return Call{}, err
 	}
+	system := fmt.Sprintf("%s:0,import-from=%s", hw.GetSystemDisk().GetStorage(), req.GetImagePath())
+	argv := append([]string{"--name", hw.GetName(), "--description", id.GetMark()}, settings(req, system)...)
+	return qm(id.GetVmid(), "create", argv...), nil
+}
+
+// settings are what a new VM gets beside its name and its mark. system is what its
+// system disk is, or is made of.
+func settings(req *driverv1.CreateRequest, system string) []string {
+	id, hw := req.GetIdentity(), req.GetHardware()
 	backup := ""
 	if hw.GetExcludeFromBackup() {
 		backup = ",backup=0"
 	}
-	system := hw.GetSystemDisk()
+	slot, storage := hw.GetSystemDisk().GetSlot(), hw.GetSystemDisk().GetStorage()
 	argv := []string{
-		"--name", hw.GetName(),
-		"--description", id.GetMark(),
 		"--smbios1", "uuid=" + id.GetUuid(),
 		"--ostype", "l26",
 		// Guests do not migrate live, and the default model hides AES from k3s.
@@ -53,19 +64,22 @@ func Create(req *driverv1.CreateRequest) (Call, error) {
 		"--cores", strconv.Itoa(int(hw.GetCpus())),
 		"--memory", strconv.FormatInt(mebibytes(hw.GetMemoryBytes()), 10),
 		"--scsihw", controller,
-		"--" + system.GetSlot(), fmt.Sprintf("%s:0,import-from=%s,discard=on%s", system.GetStorage(), req.GetImagePath(), backup),
+		"--" + slot, system + ",discard=on" + backup,
 	}
 	for _, d := range hw.GetDataDisks() {
 		argv = append(argv, "--"+d.GetSlot(), fmt.Sprintf("%s:%d,discard=on%s", d.GetStorage(), gibibytes(d.GetSizeBytes()), backup))
 	}
+	argv = append(argv, "--"+CloudInitSlot, storage+":cloudinit")
+	if req.GetCdrom() != "" {
+		argv = append(argv, "--"+CDROMSlot, req.GetCdrom()+",media=cdrom")
+	}
 	argv = append(argv,
-		"--"+CloudInitSlot, system.GetStorage()+":cloudinit",
-		"--boot", "order="+system.GetSlot(),
+		"--boot", "order="+slot,
 		"--serial0", "socket",
 		"--agent", "enabled=1",
 	)
 	if hw.GetFirmware() == homelabv1.Firmware_FIRMWARE_OVMF {
-		argv = append(argv, "--bios", "ovmf", "--efidisk0", system.GetStorage()+":1,efitype=4m,pre-enrolled-keys=0")
+		argv = append(argv, "--bios", "ovmf", "--efidisk0", storage+":1,efitype=4m,pre-enrolled-keys=0")
 	}
 	if hw.GetMachine() != "" {
 		argv = append(argv, "--machine", hw.GetMachine())
@@ -101,7 +115,7 @@ func Create(req *driverv1.CreateRequest) (Call, error) {
 	if hw.GetOnboot() {
 		argv = append(argv, "--onboot", "1")
 	}
-	return qm(id.GetVmid(), "create", argv...), nil
+	return argv
 }
 
 // controller is the SCSI controller of every VM of ours: a disk that moves from one
@@ -200,7 +214,12 @@ func checkCreate(req *driverv1.CreateRequest) error {
 	fault(!guestName.MatchString(hw.GetName()), "name %q", hw.GetName())
 	fault(hw.GetCpus() < 1, "%d cores", hw.GetCpus())
 	fault(hw.GetMemoryBytes() < 16<<20, "%d bytes of memory", hw.GetMemoryBytes())
-	fault(!strings.HasPrefix(req.GetImagePath(), "/") || strings.ContainsAny(req.GetImagePath(), ",\n"), "image path %q", req.GetImagePath())
+	if req.GetTemplate() == nil {
+		fault(!imagePath(req.GetImagePath()), "image path %q", req.GetImagePath())
+	} else {
+		faults = append(faults, templateFaults(id, req.GetTemplate())...)
+	}
+	fault(req.GetCdrom() != "" && !propText.MatchString(req.GetCdrom()), "ISO file %q", req.GetCdrom())
 	fault(req.GetUserData() != "" && !propText.MatchString(req.GetUserData()), "user-data %q", req.GetUserData())
 	fault(len(hw.GetNics()) == 0, "no network interface")
 	slots := map[string]bool{}

@@ -131,6 +131,19 @@ func (c *Config) HalfBuilt() bool {
 	return len(c.Main.Keys) == 0 || len(c.Main.Keys) == 1 && (lock == "create" || lock == "destroyed")
 }
 
+// cloneBegun is the description that a clone has until its settings are copied
+// (PVE/API2/Qemu.pm).
+const cloneBegun = "qmclone temporary file"
+
+// CloneBegun tells whether there is nothing but what qm clone writes first, or what
+// unlocking it leaves.
+func (c *Config) CloneBegun() bool {
+	if c.odd || len(c.Snapshots) > 0 || len(c.Pending.Keys) > 0 || strings.TrimSpace(c.Main.Description) != cloneBegun {
+		return false
+	}
+	return len(c.Main.Keys) == 0 || len(c.Main.Keys) == 1 && c.Lock() == "clone"
+}
+
 // Mark is the first mark in the description; empty when there is none.
 func (c *Config) Mark() string {
 	if m := markText.FindStringSubmatch(c.Main.Description); m != nil {

@@ -48,6 +48,23 @@ func Base(volid string) string {
 	return ""
 }
 
+// BaseVolume is the id of the volume that a linked clone stands on; empty when the
+// name tells of none.
+func BaseVolume(volid string) string {
+	base := Base(volid)
+	if base == "" {
+		return ""
+	}
+	before, _, _ := strings.Cut(volid, base+"/")
+	return before + base
+}
+
+// ISO tells whether a volume is an ISO file: nobody's disk, and many may have it.
+func ISO(volid string) bool {
+	storage := Storage(volid)
+	return storage != "" && strings.HasPrefix(strings.TrimPrefix(volid, storage+":"), "iso/")
+}
+
 // Size reads a size as Proxmox writes it (98K, 64M, 1G, 2T, or bytes).
 func Size(s string) (bytes int64, ok bool) {
 	m := sizeText.FindStringSubmatch(s)
