@@ -24,10 +24,10 @@ func deadline(req *agentv1.RunRequest) time.Duration {
 	want := req.GetWant()
 	switch req.GetStep().GetAction() {
 	case homelabv1.Action_ACTION_FETCH:
-		return 2 * time.Hour // gigabytes over a home's line; a stall ends it earlier
+		return 24 * time.Hour // there is no limit to what a line can take; a stall ends it
 	case homelabv1.Action_ACTION_ROLLBACK:
 		return 10 * time.Minute
-	case homelabv1.Action_ACTION_CREATE:
+	case homelabv1.Action_ACTION_CREATE, homelabv1.Action_ACTION_TEMPLATE:
 		return time.Hour // copying the image onto a slow disk
 	case homelabv1.Action_ACTION_START:
 		return 10 * time.Minute
@@ -47,6 +47,8 @@ func deadline(req *agentv1.RunRequest) time.Duration {
 		return 5 * time.Minute
 	case homelabv1.Action_ACTION_CLEAN:
 		return 10 * time.Minute
+	case homelabv1.Action_ACTION_PRUNE:
+		return 15 * time.Minute
 	case homelabv1.Action_ACTION_DETACH, homelabv1.Action_ACTION_ATTACH, homelabv1.Action_ACTION_DESTROY:
 		return 15 * time.Minute // of waiting for locks: each is quick in itself
 	case homelabv1.Action_ACTION_SOAK:
