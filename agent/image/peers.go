@@ -50,11 +50,15 @@ func (f *fetch) fromPeers(ctx context.Context) (Image, bool, error) {
 			if f.out[peer.Name()] {
 				continue
 			}
+			together := !f.alone
 			img, gave, ok, err := f.fromPeer(ctx, peer)
 			if ok || err != nil {
 				return img, ok, err
 			}
 			progress = progress || gave
+			if together && f.alone {
+				break // from the first one on, so that the liar is found
+			}
 		}
 		if ctx.Err() != nil {
 			return Image{}, false, ctx.Err()
