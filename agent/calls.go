@@ -15,7 +15,7 @@ type program string
 
 // What the agent itself calls; qm, pvesm and pvesh are the driver's.
 const (
-	callImage   program = "image"   // writes an image file
+	callImage   program = "image"   // writes or removes an image file
 	callSnippet program = "snippet" // writes or removes a user-data snippet
 	callGuest   program = "guest"   // runs a script in a guest
 	callEtcd    program = "etcd"    // changes etcd's membership, or copies it
@@ -26,7 +26,7 @@ const (
 // agent's own calls by their first argument. The driver marks its programs' by
 // itself. A call that is not in it does not count.
 var mutatingCalls = map[program][]string{
-	callImage:   {"fetch"},
+	callImage:   {"fetch", "remove"},
 	callSnippet: {"write", "remove"},
 	callGuest:   {"config", "token", "script", "binary", "images", "install", "stop", "clean"},
 	callEtcd:    {"remove-learner", "remove-member"}, // a snapshot changes nothing there

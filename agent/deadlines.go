@@ -24,7 +24,7 @@ func deadline(req *agentv1.RunRequest) time.Duration {
 	want := req.GetWant()
 	switch req.GetStep().GetAction() {
 	case homelabv1.Action_ACTION_FETCH:
-		return 2 * time.Hour // gigabytes over a home's line; a stall ends it earlier
+		return 30 * 24 * time.Hour // there is no limit to what a line can take; a stall ends it
 	case homelabv1.Action_ACTION_ROLLBACK:
 		return 10 * time.Minute
 	case homelabv1.Action_ACTION_CREATE, homelabv1.Action_ACTION_TEMPLATE:

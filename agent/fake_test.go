@@ -244,6 +244,7 @@ func (w *world) request(action homelabv1.Action) *agentv1.RunRequest {
 	}
 	if action == homelabv1.Action_ACTION_FETCH {
 		req.Want, req.Image, req.ImagesStorage, req.Step.Guest, req.Step.Vmid = nil, want.Image, "local", "", 0
+		req.Wan = true
 	}
 	return req
 }

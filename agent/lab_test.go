@@ -200,7 +200,7 @@ func (l *lab) try(n int, action homelabv1.Action, turn ...func(*agentv1.RunReque
 		Step: &homelabv1.Step{Id: action.String() + "/" + host, Action: action, Host: host, Guest: want.GetIdentity().GetGuest(), Vmid: want.GetIdentity().GetVmid()},
 	}
 	if action == fetchStep {
-		req.Want, req.Image, req.ImagesStorage = nil, want.GetImage(), "local"
+		req.Want, req.Image, req.ImagesStorage, req.Wan = nil, want.GetImage(), "local", true
 	}
 	if action == initStep || action == joinStep {
 		req.K3S = &homelabv1.K3SWant{

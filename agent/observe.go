@@ -16,6 +16,7 @@ import (
 // Observe tells everything the host holds. It starts no process, and what
 // cannot be seen is unknown in the answer rather than an error.
 func (s *Service) Observe(ctx context.Context, req *agentv1.ObserveRequest) (*agentv1.ObserveResponse, error) {
+	s.images.SetRate(req.GetImagesRate())
 	// The steps first: one that ends while we look is told as in flight, and
 	// nobody takes its half-done work for the whole.
 	steps, intents := s.flights.list(), s.intents.list()
@@ -41,7 +42,11 @@ func (s *Service) Observe(ctx context.Context, req *agentv1.ObserveRequest) (*ag
 		i.Worker = s.worker(i, seen)
 		o.Intents = append(o.Intents, i)
 	}
-	o.Images = image.List(s.imageFolders(o))
+	// Parts first: one that becomes a whole file while we look is told twice rather
+	// than not at all.
+	folders := s.imageFolders(o)
+	o.ImageParts = s.images.Parts(folders)
+	o.Images = image.List(folders)
 	o.Looks = s.looks(ctx, req.GetLooks(), seen)
 	return &agentv1.ObserveResponse{Observation: o}, nil
 }

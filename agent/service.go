@@ -35,6 +35,8 @@ type Service struct {
 	host    *host.Host
 	images  *image.Store
 	files   image.Roots
+	peers   peers // nil asks nobody
+	liars   *liars
 	keys    *guest.Keys
 	fence   *fence
 	intents *intents
@@ -71,7 +73,7 @@ func NewService(cfg Config, fleet string, d driver.Full, log *slog.Logger) (*Ser
 		saved: filepath.Join(cfg.State, "saved"), snapshots: &snapshots{dir: filepath.Join(cfg.State, "snapshots"), host: cfg.Name},
 		wrongFor: wrongFor, soakGrace: soakGrace,
 		name: cfg.Name, fleet: fleet, root: cfg.Root, pauseFile: cfg.PauseFile, sshPort: cfg.SSHPort,
-		driver: d, host: host.New(cfg.Root), images: image.New(files), files: files, keys: keys,
+		driver: d, host: host.New(cfg.Root), images: image.New(files), files: files, liars: new(liars), keys: keys,
 		fence: fence, intents: intents, flights: newFlights(cfg.Name, log), now: clock(cfg.Clock),
 	}, nil
 }

@@ -52,7 +52,7 @@ func limit(req *agentv1.RunRequest) time.Duration {
 	want := req.GetWant()
 	switch req.GetStep().GetAction() {
 	case homelabv1.Action_ACTION_FETCH:
-		return 25 * time.Hour // tens of GiB over a slow line; the agent ends one that stands still
+		return 31 * 24 * time.Hour // whatever a line takes; the agent ends one that stands still
 	case homelabv1.Action_ACTION_CREATE, homelabv1.Action_ACTION_TEMPLATE:
 		return 2 * time.Hour
 	case homelabv1.Action_ACTION_DETACH, homelabv1.Action_ACTION_ATTACH:

@@ -28,7 +28,7 @@ var folders = []string{
 	"agent/driver/proxmox/args", "agent/driver/proxmox/parse", "agent/guest", "agent/guest/guesttest", "agent/image",
 	"controller", "controller/hl-controller", "controller/plan", "controller/plan/plantest", "controller/store",
 	"cli", "cli/hlctl",
-	"lab", "lab/hl-lab", "lab/disk", "lab/pve",
+	"lab", "lab/hl-lab", "lab/disk", "lab/pve", "lab/wan",
 	"lab/guest", "lab/guest/cloudinit", "lab/guest/k3s", "lab/guest/qga", "lab/guest/qmp", "lab/guest/shell",
 	"lab/guest/sshd", "lab/guest/system", "lab/guest/tree",
 	"internal/config", "internal/daemon", "internal/durable", "internal/gossip", "internal/human", "internal/k3s", "internal/mark",

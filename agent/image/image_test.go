@@ -42,6 +42,21 @@ func sum(b []byte) string { s := sha256.Sum256(b); return hex.EncodeToString(s[:
 
 func quiet(int64, int64) {}
 
+// fetch is a fetch from the source with that much room.
+func fetch(ctx context.Context, s *image.Store, src *homelabv1.ImageSource, to image.Folder, free int64, told func(n, total int64)) (image.Image, bool, error) {
+	job := image.Job{Source: src, To: to, WAN: true, Progress: func(t image.Told) { told(t.Done, t.Total) }}
+	if free >= 0 {
+		job.Check = func(seen image.Seen) (int64, error) {
+			if seen.Bytes > free {
+				return 0, rpc.Errorf(rpc.ErrRefused, "it needs %d bytes, storage local has %d free", seen.Bytes, free)
+			}
+			return free, nil
+		}
+	}
+	img, changed, _, err := s.Fetch(ctx, job)
+	return img, changed, err
+}
+
 // store has one file root with one image in it, and a folder to fetch into.
 func store(t *testing.T, content []byte) (s *image.Store, url string, to image.Folder) {
 	t.Helper()
@@ -65,7 +80,7 @@ func TestFetchAFileAndFindItAgain(t *testing.T) {
 		t.Error("found before it was fetched")
 	}
 	var told int64
-	img, changed, err := s.Fetch(t.Context(), src, to, -1, func(n, total int64) {
+	img, changed, err := fetch(t.Context(), s, src, to, -1, func(n, total int64) {
 		told = n
 		if total != int64(len(content)) {
 			t.Errorf("total %d", total)
@@ -85,7 +100,7 @@ func TestFetchAFileAndFindItAgain(t *testing.T) {
 	if err != nil || !bytes.Equal(got, content) {
 		t.Errorf("content differs: %v", err)
 	}
-	if _, changed, err := s.Fetch(t.Context(), src, to, -1, quiet); changed || err != nil {
+	if _, changed, err := fetch(t.Context(), s, src, to, -1, quiet); changed || err != nil {
 		t.Errorf("again: %v %v", changed, err)
 	}
 	list := image.List([]image.Folder{to})
@@ -100,7 +115,7 @@ func TestFetchAFileAndFindItAgain(t *testing.T) {
 
 func TestAnotherDigestIsAnotherImage(t *testing.T) {
 	s, url, to := store(t, raw(1<<20))
-	if _, _, err := s.Fetch(t.Context(), &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, quiet); err != nil {
+	if _, _, err := fetch(t.Context(), s, &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, quiet); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := image.Find(&homelabv1.ImageSource{Name: "noble", Url: url}, to); !ok {
@@ -110,7 +125,7 @@ func TestAnotherDigestIsAnotherImage(t *testing.T) {
 	if _, ok := image.Find(wrong, to); ok {
 		t.Error("an image with another digest was found")
 	}
-	if _, _, err := s.Fetch(t.Context(), wrong, to, -1, quiet); !errors.Is(err, rpc.ErrRefused) {
+	if _, _, err := fetch(t.Context(), s, wrong, to, -1, quiet); !errors.Is(err, rpc.ErrRefused) {
 		t.Errorf("got %v", err)
 	}
 	if n := len(image.List([]image.Folder{to})); n != 1 {
@@ -122,7 +137,7 @@ func TestATouchedOrCutImageIsNoImage(t *testing.T) {
 	content := raw(1 << 20)
 	s, url, to := store(t, content)
 	src := &homelabv1.ImageSource{Name: "noble", Url: url}
-	img, _, err := s.Fetch(t.Context(), src, to, -1, quiet)
+	img, _, err := fetch(t.Context(), s, src, to, -1, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +156,7 @@ func TestATouchedOrCutImageIsNoImage(t *testing.T) {
 	if n := len(image.List([]image.Folder{to})); n != 0 {
 		t.Error("a cut file is listed")
 	}
-	if _, changed, err := s.Fetch(t.Context(), src, to, -1, quiet); err != nil || !changed {
+	if _, changed, err := fetch(t.Context(), s, src, to, -1, quiet); err != nil || !changed {
 		t.Errorf("it must be fetched again: %v %v", changed, err)
 	}
 }
@@ -153,7 +168,7 @@ func TestWhatIsNoDiskImageIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, url, to := store(t, content)
-			_, _, err := s.Fetch(t.Context(), &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, quiet)
+			_, _, err := fetch(t.Context(), s, &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, quiet)
 			if !errors.Is(err, rpc.ErrRefused) {
 				t.Errorf("got %v", err)
 			}
@@ -164,7 +179,7 @@ func TestWhatIsNoDiskImageIsRefused(t *testing.T) {
 		})
 	}
 	s, url, to := store(t, qcow2(0, 0))
-	img, _, err := s.Fetch(t.Context(), &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, quiet)
+	img, _, err := fetch(t.Context(), s, &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, quiet)
 	if err != nil || img.Record.Format != "qcow2" || !strings.HasSuffix(img.Path, ".qcow2") {
 		t.Errorf("qcow2 by content: %+v %v", img, err)
 	}
@@ -230,7 +245,7 @@ func TestHTTP(t *testing.T) {
 			s, _, to := store(t, nil)
 			src := tc.src
 			src.Name, src.Url = "noble", strings.Replace(srv.URL, "http://", "http://me:secret@", 1)+src.GetUrl()+"?sig=secret"
-			img, _, err := s.Fetch(t.Context(), src, to, -1, quiet)
+			img, _, err := fetch(t.Context(), s, src, to, -1, quiet)
 			if rpc.KindOf(err) != tc.kind {
 				t.Fatalf("got %v, want kind %q", err, tc.kind)
 			}
@@ -255,8 +270,8 @@ func TestHTTP(t *testing.T) {
 
 func TestAnImageLargerThanTheRoomIsRefusedBeforeAnyChange(t *testing.T) {
 	s, url, to := store(t, raw(1<<20))
-	_, _, err := s.Fetch(t.Context(), &homelabv1.ImageSource{Name: "noble", Url: url}, to, 1<<19, quiet)
-	if !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "needs 1048576 bytes, storage local has 524288 free") {
+	_, _, err := fetch(t.Context(), s, &homelabv1.ImageSource{Name: "noble", Url: url}, to, 1<<19, quiet)
+	if !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "it needs 1048576 bytes, storage local has 524288 free") {
 		t.Errorf("got %v", err)
 	}
 	if _, err := os.Stat(to.Local); !os.IsNotExist(err) {
@@ -267,7 +282,7 @@ func TestAnImageLargerThanTheRoomIsRefusedBeforeAnyChange(t *testing.T) {
 func TestACancelledFetchLeavesNothing(t *testing.T) {
 	s, url, to := store(t, raw(4<<20))
 	ctx, cancel := context.WithCancel(t.Context())
-	_, _, err := s.Fetch(ctx, &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, func(int64, int64) { cancel() })
+	_, _, err := fetch(ctx, s, &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, func(int64, int64) { cancel() })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
@@ -275,10 +290,13 @@ func TestACancelledFetchLeavesNothing(t *testing.T) {
 		t.Errorf("left over: %v", left)
 	}
 	// What a killed process left is dropped by the next fetch.
+	if err := os.MkdirAll(to.Local, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(filepath.Join(to.Local, ".noble.1.part"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s.Fetch(t.Context(), &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, quiet); err != nil {
+	if _, _, err := fetch(t.Context(), s, &homelabv1.ImageSource{Name: "noble", Url: url}, to, -1, quiet); err != nil {
 		t.Fatal(err)
 	}
 	if left, _ := filepath.Glob(filepath.Join(to.Local, ".*")); len(left) > 0 {
@@ -295,7 +313,7 @@ func TestAServerThatNeverStopsDoesNotFillTheDisk(t *testing.T) {
 	}))
 	defer srv.Close()
 	s, _, to := store(t, nil)
-	_, _, err := s.Fetch(t.Context(), &homelabv1.ImageSource{Name: "noble", Url: srv.URL + "/noble.img"}, to, 3<<20, quiet)
+	_, _, err := fetch(t.Context(), s, &homelabv1.ImageSource{Name: "noble", Url: srv.URL + "/noble.img"}, to, 3<<20, quiet)
 	if !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "3145728 bytes") {
 		t.Errorf("got %v", err)
 	}

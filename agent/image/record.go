@@ -3,8 +3,10 @@ package image
 import (
 	"cmp"
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/hex"
 	"encoding/json"
+	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -16,20 +18,55 @@ import (
 	"github.com/homeiac/homelab/internal/durable"
 )
 
-// Record is what is remembered of an image, in a file beside it.
+// Record is what is remembered of an image, in a file in the folder for images. It
+// is there before its file is, so that no file is without one; a record whose file
+// is not there, or has another size, says nothing.
 type Record struct {
-	Name     string    `json:"name"`
-	URL      string    `json:"url"` // without user, password and query
-	SHA256   string    `json:"sha256"`
-	SHA512   string    `json:"sha512"`
-	Verified bool      `json:"verified"` // compared with a checksum of the Spec
-	Format   string    `json:"format"`
-	Bytes    int64     `json:"bytes"`
-	File     string    `json:"file"`    // in the same folder
-	Changed  time.Time `json:"changed"` // the file's modification time when it was hashed
+	Name   string `json:"name"`
+	URL    string `json:"url"` // without user, password and query
+	SHA256 string `json:"sha256"`
+	SHA512 string `json:"sha512,omitempty"` // only when it was asked for
+	// Verified is whether it was compared with a checksum; Verification with which:
+	// spec, list or no. Agents before templates wrote only the former.
+	Verified     bool   `json:"verified"`
+	Verification string `json:"verification,omitempty"`
+	Type         string `json:"type,omitempty"` // iso; empty is a disk image
+	Format       string `json:"format"`         // of what is in it
+	Compression  string `json:"compression,omitempty"`
+	Bytes        int64  `json:"bytes"`
+	Virtual      int64  `json:"virtual,omitempty"`  // size of the disk in it
+	Unpacked     int64  `json:"unpacked,omitempty"` // size of what is in it, when it is compressed
+	// File is its name, in the folder for images; an ISO file's is in the storage's
+	// own folder for them.
+	File    string    `json:"file"`
+	Changed time.Time `json:"changed"` // the file's modification time when it was hashed
 }
 
-const recordSuffix = ".json"
+const (
+	recordSuffix = ".json"
+	typeISO      = "iso"
+)
+
+// Proof is what the digest was compared with.
+func (r Record) Proof() homelabv1.Verification {
+	switch {
+	case r.Verification == "list":
+		return homelabv1.Verification_VERIFICATION_LIST
+	case r.Verification == "no", !r.Verified:
+		return homelabv1.Verification_VERIFICATION_NO
+	}
+	return homelabv1.Verification_VERIFICATION_SPEC
+}
+
+func proofText(v homelabv1.Verification) string {
+	switch v {
+	case homelabv1.Verification_VERIFICATION_SPEC:
+		return "spec"
+	case homelabv1.Verification_VERIFICATION_LIST:
+		return "list"
+	}
+	return "no"
+}
 
 func (r Record) write(dir string) error {
 	data, err := json.MarshalIndent(r, "", "  ")
@@ -37,6 +74,29 @@ func (r Record) write(dir string) error {
 		return err
 	}
 	return durable.Write(filepath.Join(dir, r.File+recordSuffix), data)
+}
+
+// Copy is the record as the protos have it.
+func (r Record) Copy(storage string) *homelabv1.ImageCopy {
+	c := &homelabv1.ImageCopy{
+		Name: r.Name, Storage: storage, Sha256: r.SHA256, Sha512: r.SHA512, Bytes: r.Bytes, Verified: r.Verified, Url: r.URL,
+		Format: r.Format, Compression: r.Compression, Verification: r.Proof(), Type: homelabv1.ImageType_IMAGE_TYPE_DISK,
+		VirtualBytes: r.Virtual, UnpackedBytes: r.Unpacked,
+	}
+	if r.Type == typeISO {
+		c.Type = homelabv1.ImageType_IMAGE_TYPE_ISO
+	}
+	return c
+}
+
+// image is the file of a record.
+func (r Record) image(in Folder) Image {
+	dir := in.files(r.Type == typeISO)
+	img := Image{Path: filepath.Join(dir.Host, r.File), Record: r, local: filepath.Join(dir.Local, r.File), in: in}
+	if r.Type == typeISO {
+		img.Volume = in.Storage + ":iso/" + r.File
+	}
+	return img
 }
 
 // records gives the records of whole files in a folder, by name.
@@ -55,7 +115,7 @@ func records(f Folder) []Record {
 		if err != nil || json.Unmarshal(data, &r) != nil || r.File != strings.TrimSuffix(e.Name(), recordSuffix) {
 			continue
 		}
-		st, err := os.Stat(filepath.Join(f.Local, r.File))
+		st, err := os.Stat(r.image(f).local)
 		if err != nil || st.Size() != r.Bytes {
 			continue
 		}
@@ -70,10 +130,7 @@ func List(folders []Folder) []*homelabv1.ImageCopy {
 	var out []*homelabv1.ImageCopy
 	for _, f := range folders {
 		for _, r := range records(f) {
-			out = append(out, &homelabv1.ImageCopy{
-				Name: r.Name, Storage: f.Storage, Sha256: r.SHA256, Bytes: r.Bytes,
-				Verified: r.Verified, Url: r.URL, Format: r.Format,
-			})
+			out = append(out, r.Copy(f.Storage))
 		}
 	}
 	return out
@@ -81,33 +138,72 @@ func List(folders []Folder) []*homelabv1.ImageCopy {
 
 // Find gives the image if the folder holds it as the source wants it. With a
 // checksum only that content counts; without one, what was fetched first from
-// that address. A file that was touched since it was hashed is hashed again.
+// one of its addresses. A file that was touched since it was hashed is hashed again.
 func Find(src *homelabv1.ImageSource, in Folder) (Image, bool) {
 	for _, r := range records(in) {
-		if !r.answers(src) || !r.intact(in) {
-			continue
+		if r.answers(src, in) && r.intact(in) {
+			return r.image(in), true
 		}
-		return Image{Path: filepath.Join(in.Host, r.File), Record: r}, true
 	}
 	return Image{}, false
 }
 
-func (r Record) answers(src *homelabv1.ImageSource) bool {
+// findDigest gives a file with that content, whatever its name is.
+func findDigest(want Digests, folders []Folder) (Image, bool) {
+	for _, f := range folders {
+		for _, r := range records(f) {
+			same := want.SHA256 != "" && r.SHA256 == want.SHA256 || want.SHA256 == "" && want.SHA512 != "" && r.SHA512 == want.SHA512
+			if same && r.intact(f) {
+				return r.image(f), true
+			}
+		}
+	}
+	return Image{}, false
+}
+
+func isISO(src *homelabv1.ImageSource) bool {
+	return src.GetType() == homelabv1.ImageType_IMAGE_TYPE_ISO
+}
+
+func (r Record) answers(src *homelabv1.ImageSource, in Folder) bool {
 	switch {
-	case r.Name != src.GetName():
+	case r.Name != src.GetName() || (r.Type == typeISO) != isISO(src):
 		return false
 	case src.GetSha256() != "":
 		return strings.EqualFold(r.SHA256, src.GetSha256())
 	case src.GetSha512() != "":
-		return strings.EqualFold(r.SHA512, src.GetSha512())
-	case src.GetChecksumsUrl() != "":
-		return r.URL == Masked(src.GetUrl()) && r.Verified
+		return strings.EqualFold(r.sha512(in), src.GetSha512())
 	}
-	return r.URL == Masked(src.GetUrl())
+	if src.GetChecksumsUrl() != "" && !r.Verified {
+		return false
+	}
+	for _, address := range addresses(src) {
+		if r.URL == Masked(address) {
+			return true
+		}
+	}
+	return false
+}
+
+// addresses are those that a source has, in order.
+func addresses(src *homelabv1.ImageSource) []string {
+	return append([]string{src.GetUrl()}, src.GetMirrors()...)
+}
+
+// sha512 is computed now when nobody asked for it before.
+func (r *Record) sha512(in Folder) string {
+	if r.SHA512 != "" {
+		return r.SHA512
+	}
+	if sum, err := hashFile(r.image(in).local, sha512.New()); err == nil {
+		r.SHA512 = sum
+		_ = r.write(in.Local) // else it is computed again next time
+	}
+	return r.SHA512
 }
 
 func (r Record) intact(in Folder) bool {
-	path := filepath.Join(in.Local, r.File)
+	path := r.image(in).local
 	st, err := os.Stat(path)
 	if err != nil {
 		return false
@@ -115,16 +211,22 @@ func (r Record) intact(in Folder) bool {
 	if st.ModTime().Equal(r.Changed) {
 		return true
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil || hex.EncodeToString(h.Sum(nil)) != r.SHA256 {
+	if sum, err := hashFile(path, sha256.New()); err != nil || sum != r.SHA256 {
 		return false
 	}
 	r.Changed = st.ModTime()
 	_ = r.write(in.Local) // else it is hashed again next time
 	return true
+}
+
+func hashFile(path string, h hash.Hash) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, burst)); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }

@@ -1,21 +1,14 @@
 package image
 
 import (
-	"bufio"
 	"context"
-	"errors"
-	"fmt"
 	"io"
-	"net/http"
 	"net/url"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 
-	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -83,173 +76,33 @@ func Masked(address string) string {
 // Open gives the content at an address (file:, http:, https:, or an absolute
 // path) and its length in bytes, 0 when it is not known.
 func (s *Store) Open(ctx context.Context, address string) (io.ReadCloser, int64, error) {
-	p, ok := FilePath(address)
+	if p, ok := localPath(address); ok {
+		return s.openFile(p)
+	}
+	got, err := s.get(ctx, address, 0, "")
+	if err != nil {
+		return nil, 0, err
+	}
+	return got.body, got.total, nil
+}
+
+// localPath is the path of an address that is a file of this machine.
+func localPath(address string) (string, bool) {
 	if filepath.IsAbs(address) {
-		p, ok = address, true
+		return address, true
 	}
-	if ok {
-		f, err := s.files.Open(p)
-		if err != nil {
-			return nil, 0, err
-		}
-		st, err := f.Stat()
-		if err != nil {
-			_ = f.Close()
-			return nil, 0, err
-		}
-		return f, st.Size(), nil
-	}
-	return s.get(ctx, address)
+	return FilePath(address)
 }
 
-func (s *Store) get(ctx context.Context, address string) (io.ReadCloser, int64, error) {
-	if !strings.HasPrefix(address, "http://") && !strings.HasPrefix(address, "https://") {
-		return nil, 0, rpc.Errorf(rpc.ErrUnsupported, "address %s: only file:, http: and https: are known", Masked(address))
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+func (s *Store) openFile(p string) (*os.File, int64, error) {
+	f, err := s.files.Open(p)
 	if err != nil {
-		cancel(nil)
-		return nil, 0, rpc.Errorf(rpc.ErrInvalid, "address %s: %w", Masked(address), cause(err))
+		return nil, 0, err
 	}
-	resp, err := s.client.Do(req)
+	st, err := f.Stat()
 	if err != nil {
-		cancel(nil)
-		kind := rpc.ErrUnavailable
-		if errors.Is(err, rpc.ErrRefused) {
-			kind = rpc.ErrRefused
-		}
-		return nil, 0, rpc.Errorf(kind, "get %s: %w", Masked(address), cause(err))
+		_ = f.Close()
+		return nil, 0, err
 	}
-	if resp.StatusCode != http.StatusOK {
-		_ = resp.Body.Close()
-		cancel(nil)
-		kind := rpc.ErrUnavailable
-		if resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusGone {
-			kind = rpc.ErrNotFound
-		}
-		return nil, 0, rpc.Errorf(kind, "get %s: the server answers %s", Masked(address), resp.Status)
-	}
-	stalled := fmt.Errorf("the server sent nothing for %s", s.stall)
-	b := &watched{body: resp.Body, ctx: ctx, cancel: cancel, limit: s.stall}
-	b.timer = time.AfterFunc(s.stall, func() { cancel(stalled) })
-	return b, max(resp.ContentLength, 0), nil
-}
-
-// cause is an error of net/http or net/url without the address that it quotes,
-// which may hold a password or a signature.
-func cause(err error) error {
-	var ue *url.Error
-	if errors.As(err, &ue) {
-		return ue.Err
-	}
-	return err
-}
-
-// watched ends a download that stands still.
-type watched struct {
-	body   io.ReadCloser
-	ctx    context.Context // of this one request, to tell why it ended
-	cancel context.CancelCauseFunc
-	timer  *time.Timer
-	limit  time.Duration
-}
-
-func (w *watched) Read(p []byte) (int, error) {
-	n, err := w.body.Read(p)
-	w.timer.Reset(w.limit)
-	if err != nil && !errors.Is(err, io.EOF) {
-		if cause := context.Cause(w.ctx); cause != nil {
-			err = cause
-		}
-		// Also a connection that was cut: io.ReadFull must not take it for the end.
-		err = rpc.Errorf(rpc.ErrUnavailable, "after a part of it: %v", err)
-	}
-	return n, err
-}
-
-func (w *watched) Close() error {
-	w.timer.Stop()
-	err := w.body.Close()
-	w.cancel(nil)
-	return err
-}
-
-// expectation is what the source says of the content; empty strings say nothing.
-type expectation struct {
-	sha256, sha512 string
-}
-
-func (e expectation) any() bool { return e.sha256 != "" || e.sha512 != "" }
-
-func (e expectation) check(got sums) error {
-	switch {
-	case e.sha256 != "" && e.sha256 != got.sha256:
-		return rpc.Errorf(rpc.ErrRefused, "its SHA-256 is %s and should be %s", got.sha256, e.sha256)
-	case e.sha512 != "" && e.sha512 != got.sha512:
-		return rpc.Errorf(rpc.ErrRefused, "its SHA-512 is %s and should be %s", got.sha512, e.sha512)
-	}
-	return nil
-}
-
-// maxList bounds a checksum list, in bytes.
-const maxList = 1 << 20
-
-func (s *Store) expected(ctx context.Context, src *homelabv1.ImageSource) (expectation, error) {
-	want := expectation{sha256: strings.ToLower(src.GetSha256()), sha512: strings.ToLower(src.GetSha512())}
-	if src.GetChecksumsUrl() == "" {
-		return want, nil
-	}
-	body, _, err := s.Open(ctx, src.GetChecksumsUrl())
-	if err != nil {
-		return want, fmt.Errorf("checksums of image %s: %w", src.GetName(), err)
-	}
-	defer body.Close()
-	u, err := url.Parse(src.GetUrl())
-	if err != nil {
-		return want, rpc.Errorf(rpc.ErrInvalid, "image %s: its address does not parse", src.GetName())
-	}
-	listed, err := fromList(io.LimitReader(body, maxList), path.Base(u.Path))
-	if err != nil {
-		return want, fmt.Errorf("checksums of image %s (%s): %w", src.GetName(), Masked(src.GetChecksumsUrl()), err)
-	}
-	if want.sha256 == "" {
-		want.sha256 = listed.sha256
-	}
-	if want.sha512 == "" {
-		want.sha512 = listed.sha512
-	}
-	return want, nil
-}
-
-// fromList finds a file in a list of "DIGEST  NAME" or "DIGEST *NAME" lines, or
-// of BSD's "SHA256 (NAME) = DIGEST" (as Fedora has it).
-func fromList(r io.Reader, name string) (expectation, error) {
-	var e expectation
-	lines := bufio.NewScanner(r)
-	for lines.Scan() {
-		line := strings.TrimSpace(lines.Text())
-		digest, file, ok := strings.Cut(line, " ")
-		file = strings.TrimPrefix(strings.TrimSpace(file), "*")
-		if before, after, bsd := strings.Cut(line, ") = "); bsd {
-			_, file, ok = strings.Cut(before, " (")
-			digest = after
-		}
-		if !ok || path.Base(file) != name || strings.Trim(strings.ToLower(digest), "0123456789abcdef") != "" {
-			continue
-		}
-		switch len(digest) {
-		case 64:
-			e.sha256 = strings.ToLower(digest)
-		case 128:
-			e.sha512 = strings.ToLower(digest)
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return e, err
-	}
-	if !e.any() {
-		return e, rpc.Errorf(rpc.ErrRefused, "the list does not name %s", name)
-	}
-	return e, nil
+	return f, st.Size(), nil
 }

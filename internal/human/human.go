@@ -37,3 +37,13 @@ func Span(d time.Duration) string {
 	}
 	return fmt.Sprintf("%d days", int(d.Hours()/24))
 }
+
+// Clock is a duration as a clock shows it, rounded up to seconds: 0:06, 12:30,
+// 1:02:03. A negative one is 0:00.
+func Clock(d time.Duration) string {
+	n := max(0, int((d+time.Second-1)/time.Second))
+	if n < 3600 {
+		return fmt.Sprintf("%d:%02d", n/60, n%60)
+	}
+	return fmt.Sprintf("%d:%02d:%02d", n/3600, n/60%60, n%60)
+}

@@ -28,3 +28,14 @@ func TestSpan(t *testing.T) {
 		}
 	}
 }
+
+func TestAClockShowsMinutesAndHoursWhenThereAreAny(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0:00", 5500 * time.Millisecond: "0:06", 12*time.Minute + 30*time.Second: "12:30",
+		time.Hour + 2*time.Minute + 3*time.Second: "1:02:03",
+	} {
+		if got := human.Clock(d); got != want {
+			t.Errorf("%s: %s, want %s", d, got, want)
+		}
+	}
+}
