@@ -58,6 +58,11 @@ func (s *Service) fetch(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 		return 0, err
 	})
 	if err != nil {
+		if req.GetWan() && image.SourceFault(src, err) {
+			e(&homelabv1.Event{
+				Kind: homelabv1.EventKind_EVENT_KIND_STEP_PROGRESS, Phase: "fetching", Text: "its source does not give it", ImageFault: err.Error(),
+			})
+		}
 		return nil, err
 	}
 	text := "fetched image %s (%s, %s) from %s"

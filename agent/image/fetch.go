@@ -213,6 +213,20 @@ type errChecked struct{ error }
 
 func (e errChecked) Unwrap() error { return e.error }
 
+// SourceFault says whether a fetch failed because of what its sources gave, so that
+// another host would get no better from them. What lies in files is each host's own.
+func SourceFault(src *homelabv1.ImageSource, err error) bool {
+	if errors.As(err, new(errChecked)) {
+		return false
+	}
+	for _, address := range append([]string{src.GetUrl()}, src.GetMirrors()...) {
+		if _, file := FilePath(address); file {
+			return false
+		}
+	}
+	return errors.Is(err, rpc.ErrRefused)
+}
+
 // allowed is how many bytes the file may have.
 func (f *fetch) allowed(seen Seen) (int64, error) {
 	if f.Check == nil {
