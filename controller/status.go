@@ -40,6 +40,7 @@ func (c *Controller) status(ctx context.Context, fresh, looks bool) (*controller
 			sights = c.seeing.observe(ctx, targets)
 		}
 		resp.Hosts, resp.At = hostStatuses(sights), oldest(sights, c.now())
+		resp.Images = c.imageStatuses(nil, world{sights: sights})
 		return resp, nil
 	}
 	w, err := c.present(ctx, sp, fresh, looks)
