@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,8 +39,8 @@ type Job struct {
 	// WAN is whether the file may be read from its source.
 	WAN bool
 	// Check judges what is known of the file before it is fetched, and says how many
-	// bytes it may have; its error ends the fetch. Nil allows what is free on the
-	// file system.
+	// bytes it may have (negative: what is free on the file system); its error ends
+	// the fetch. Nil is a check of what is free there.
 	Check func(Seen) (allowed int64, err error)
 	// Progress is told often how far it is; nil is nobody.
 	Progress func(Told)
@@ -241,9 +240,10 @@ func (f *fetch) allowed(seen Seen) (int64, error) {
 		return 0, errChecked{err}
 	}
 	if n < 0 {
-		return math.MaxInt64, nil
+		n, err = freeIn(f.To)
+		n += seen.Done
 	}
-	return n, nil
+	return n, err
 }
 
 // judge says whether what is there is the file, and gives it its name if so. The

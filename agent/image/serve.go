@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 
@@ -127,7 +128,7 @@ func (t *Passing) Each(ctx context.Context, piece int, send func([]byte) error) 
 	buf := make([]byte, piece)
 	for {
 		n, err := t.next(ctx, buf)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
