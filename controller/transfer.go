@@ -18,8 +18,10 @@ import (
 // reads the source fails, the one that is furthest on takes over.
 type transfer struct {
 	image  *spec.Image
-	old    bool // only hosts can have it: its source gives another one now
-	newest bool // its name is resolved anew
+	old    bool   // only hosts can have it: its source gives another one now
+	newest bool   // its name is resolved anew
+	before string // the digest that the name stood for; for newest
+	told   bool   // it was said what the name stands for now
 	// held tells how much of the image hosts have now, in bytes, of those that
 	// answer. It is asked when the reader was lost.
 	held func(ctx context.Context, hosts []string) map[string]int64

@@ -38,6 +38,9 @@ type Job struct {
 	Peers []Peer
 	// WAN is whether the file may be read from its source.
 	WAN bool
+	// Anew is whether the source is read although a file of its address is there, when
+	// nothing is known of the one that it has now.
+	Anew bool
 	// Check judges what is known of the file before it is fetched, and says how many
 	// bytes it may have (negative: what is free on the file system); its error ends
 	// the fetch. Nil is a check of what is free there.
@@ -47,6 +50,11 @@ type Job struct {
 	// Wrong is told that a peer sent bytes that are not the file's, and why; nil is
 	// nobody. It is not to be asked again in this run.
 	Wrong func(peer, text string)
+}
+
+// readsAnew says whether the source is read whatever is there.
+func (j Job) readsAnew() bool {
+	return j.Anew && j.Source.GetSha256() == "" && j.Source.GetSha512() == ""
 }
 
 // fetch is one Fetch at work.
@@ -70,7 +78,7 @@ func (s *Store) Fetch(ctx context.Context, job Job) (img Image, changed bool, fr
 	if !nameRE.MatchString(src.GetName()) {
 		return Image{}, false, "", rpc.Errorf(rpc.ErrInvalid, "image name %q", src.GetName())
 	}
-	if img, ok := Find(src, job.To); ok {
+	if img, ok := Find(src, job.To); ok && !job.readsAnew() {
 		return img, false, "", nil
 	}
 	want, proof, err := s.expected(ctx, job)
