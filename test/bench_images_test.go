@@ -7,17 +7,22 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -238,4 +243,144 @@ func serveWAN(t *testing.T, s *wan.Server) string {
 	web := httptest.NewServer(s)
 	t.Cleanup(web.Close)
 	return web.URL + "/bench.img"
+}
+
+// imageSpec is the lab's Spec with another image and other guests: each on a host,
+// made and not started.
+func (b *bench) imageSpec(image source, clone string, hosts ...int) {
+	b.t.Helper()
+	text, _, ok := strings.Cut(read(b.t, b.spec), "\nguests:\n")
+	if !ok {
+		b.t.Fatalf("the lab's Spec has no guests:\n%s", text)
+	}
+	for key, value := range map[string]string{"url": image.url, "sha256": image.sha256} {
+		text = regexp.MustCompile("(?m)^    "+key+": .*$").ReplaceAllLiteralString(text, "    "+key+": "+value)
+	}
+	text = strings.Replace(text, "  memory: 4GiB\n  disk: 8GiB\n", "  memory: 1GiB\n  disk: 1GiB\n  state: stopped\n  clone: "+clone+"\n", 1)
+	text += "\nguests:\n"
+	for i, host := range hosts {
+		text += fmt.Sprintf("  g%d: {host: pve%d, vmid: %d, networks: [{network: lan, ip: %s.%d/24}]}\n", i+1, host, 201+i, b.net, 101+i)
+	}
+	b.spec = filepath.Join(b.dir, "images.yaml")
+	if err := os.WriteFile(b.spec, []byte(text), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// Five hosts get an image of 512 MiB, which is read once from where it comes from.
+func TestBenchImageOnce(t *testing.T) {
+	b := newBench(t, "--hosts", "5")
+	content := wan.Synthetic{Seed: 2, Size: transferBytes}
+	server := wan.Of(content, content.Size)
+	hash := sha256.New()
+	if _, err := io.Copy(hash, io.NewSectionReader(content, 0, content.Size)); err != nil {
+		t.Fatal(err)
+	}
+	b.imageSpec(source{url: serveWAN(t, server), sha256: hex.EncodeToString(hash.Sum(nil))}, "off", 1, 2, 3, 4, 5)
+	took, readers := b.fetches()
+	times := float64(server.Count()) / float64(content.Size)
+	figure(times <= 1.005, "an image of 512 MiB on 5 hosts, wan bytes / image size: %.2f (bound 1.00); %.1f s until the last has it, %d of 4 got all of it from the one that read the source",
+		times, took.Seconds(), readers)
+}
+
+// fetches applies, and gives the time that the longest fetch took and how many
+// hosts got the image from no other than the host that read the source.
+func (b *bench) fetches() (longest time.Duration, fromReader int) {
+	b.t.Helper()
+	_, out := b.run(0, "hlctl", "--config", filepath.Join(b.dir, "hlctl.yaml"), "apply", "-f", b.spec, "--yes", "-o", "json")
+	reader, from := "", []string(nil)
+	for line := range strings.Lines(out) {
+		var e struct {
+			Kind, Step, Host, Text string
+			Seconds                float64
+		}
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			b.t.Fatal(err)
+		}
+		if e.Kind != "step-done" || !strings.HasPrefix(e.Step, "fetch/") {
+			continue
+		}
+		longest = max(longest, time.Duration(e.Seconds*float64(time.Second)))
+		_, who, _ := strings.Cut(e.Text, ") from ")
+		if who == "its source" {
+			reader = e.Host
+		}
+		from = append(from, who)
+	}
+	for _, who := range from {
+		if who == reader {
+			fromReader++
+		}
+	}
+	return longest, fromReader
+}
+
+// Ten guests of one image on one host: linked clones of a template, against a copy
+// of the image for each.
+func TestBenchImageClones(t *testing.T) {
+	const guests, random = 10, 64 << 20
+	type outcome struct {
+		took      time.Duration
+		allocated int64
+		calls     string
+	}
+	all := make(map[string]outcome)
+	var size int64
+	for _, clone := range []string{"linked", "off"} {
+		b := newBench(t, "--hosts", "1", "--qm-cost", "real")
+		lab := []byte(read(t, filepath.Join(b.dir, "files/lab.img")))
+		image := b.padded("bench.img", lab, int64(len(lab))+random)
+		b.imageSpec(image, clone, slices.Repeat([]int{1}, guests)...)
+		took := b.apply()
+		all[clone] = outcome{took, allocated(t, b.below(1, "var/lib/vz/images")), b.programs()}
+		size = allocated(t, b.below(1, "var/lib/vz/template/homelab"))
+		if clone == "linked" {
+			b.run(0, "hl-lab", "down", "--dir", b.dir) // the other one has the machine for itself
+		}
+	}
+	linked, off := all["linked"], all["off"]
+	ratio := float64(linked.allocated) / float64(size)
+	figure(ratio <= 1.2, "%d guests of an image with %d MiB of data on one host, --qm-cost real, clone: linked: %.2f times the image allocated for their disks (bound 1.2), %.1f s, calls: %s",
+		guests, size>>20, ratio, linked.took.Seconds(), linked.calls)
+	figure(true, "the same with clone: off: %.2f times the image, %.1f s, calls: %s", float64(off.allocated)/float64(size), off.took.Seconds(), off.calls)
+}
+
+// allocated is what a file, or all below a folder, takes of the disk.
+func allocated(t *testing.T, path string) int64 {
+	t.Helper()
+	var sum int64
+	err := filepath.WalkDir(path, func(path string, _ fs.DirEntry, err error) error {
+		var st syscall.Stat_t
+		if err == nil {
+			err = syscall.Lstat(path, &st)
+		}
+		sum += st.Blocks * 512
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sum
+}
+
+// programs counts the lab's calls of programs: qm clone 10, qm create 1.
+func (b *bench) programs() string {
+	b.t.Helper()
+	counts := make(map[string]int)
+	for line := range strings.Lines(read(b.t, filepath.Join(b.dir, "calls.jsonl"))) {
+		var call struct{ Argv []string }
+		if err := json.Unmarshal([]byte(line), &call); err != nil || len(call.Argv) == 0 {
+			b.t.Fatalf("calls.jsonl: %v: %s", err, line)
+		}
+		name := filepath.Base(call.Argv[0])
+		if name == "qm" && len(call.Argv) > 1 {
+			name += " " + call.Argv[1]
+		}
+		counts[name]++
+	}
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(counts)) {
+		all = append(all, fmt.Sprintf("%s %d", name, counts[name]))
+	}
+	return strings.Join(all, ", ")
 }
