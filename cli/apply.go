@@ -20,12 +20,17 @@ type applyOptions struct {
 	destroy []string
 }
 
-// applyFlags adds them to a command.
-func applyFlags(cmd *cobra.Command, o *applyOptions) {
+// runFlags adds to a command what every run can be told.
+func runFlags(cmd *cobra.Command, o *applyOptions) {
 	f := cmd.Flags()
 	f.BoolVarP(&o.yes, "yes", "y", false, "do not ask; destroys no guest that needs its name")
 	f.BoolVar(&o.verbose, "verbose", false, "show each call of qm and the like, in plain lines")
-	f.StringSliceVar(&o.destroy, "destroy", nil, "confirm by its name that this guest is destroyed")
+}
+
+// applyFlags adds them, and what can be told where guests may be destroyed.
+func applyFlags(cmd *cobra.Command, o *applyOptions) {
+	runFlags(cmd, o)
+	cmd.Flags().StringSliceVar(&o.destroy, "destroy", nil, "confirm by its name that this guest is destroyed")
 }
 
 func (a *app) applyCommand() *cobra.Command {
@@ -45,9 +50,9 @@ from it; apply waits until then and says so.
 report: each of them needs --destroy NAME. On a terminal and without --yes apply asks
 for the name of each.
 
-On a terminal there is one line for each guest while it works; elsewhere, and with
---verbose, plain lines. -o json prints one event a line and last the summary; it does
-not ask, so it needs --yes.
+On a terminal there is one line for each guest while it works, and one for each image
+that is fetched to a host; elsewhere, and with --verbose, plain lines. -o json prints
+one event a line and last the summary; it does not ask, so it needs --yes.
 
 Exit codes: 0 done or nothing to do, 1 failed, 3 partial: something was skipped,
 refused or failed, and something else was done or is healthy, or the k3s API is silent.`,

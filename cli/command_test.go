@@ -318,6 +318,7 @@ func TestCommandsOfTheContract(t *testing.T) {
 		"apply", "exec",
 		"guests", "guests adopt", "guests delete", "guests ip", "guests recreate", "guests restart", "guests show", "guests start", "guests stop",
 		"hosts",
+		"images", "images fetch", "images prune",
 		"k3s join", "k3s kubeconfig", "k3s members", "k3s rejoin", "k3s remove", "k3s snapshot", "k3s snapshot ls", "k3s status",
 		"orphans", "pause", "plan", "resume", "runs", "runs follow", "runs show", "status", "validate", "version", "why",
 	}

@@ -73,7 +73,9 @@ var takes = map[homelabv1.Action]struct {
 	wait string
 	call []string
 }{
-	homelabv1.Action_ACTION_FETCH:    {6 * time.Second, "", []string{"image", "noble"}},
+	homelabv1.Action_ACTION_FETCH:    {6 * time.Second, "48 MiB of 96 MiB, 16 MiB/s, 0:03 left, from pve2", []string{"image", "noble"}},
+	homelabv1.Action_ACTION_TEMPLATE: {3 * time.Second, "", []string{"qm", "create", "9000"}},
+	homelabv1.Action_ACTION_PRUNE:    {time.Second, "", []string{"qm", "destroy", "9000"}},
 	homelabv1.Action_ACTION_ROLLBACK: {2 * time.Second, "", []string{"qm", "destroy", "202"}},
 	homelabv1.Action_ACTION_CREATE:   {4 * time.Second, "", []string{"qm", "create", "201", "--name", "k3s 1"}},
 	homelabv1.Action_ACTION_START:    {time.Second, "", []string{"qm", "start", "201"}},
@@ -99,8 +101,8 @@ func (f *fake) Version(context.Context, *controllerv1.VersionRequest) (*controll
 }
 
 func (f *fake) Plan(_ context.Context, req *controllerv1.PlanRequest) (*controllerv1.PlanResponse, error) {
-	if (len(req.GetSpec()) == 0) != (req.GetOperation() != nil) {
-		return nil, rpc.Errorf(rpc.ErrInvalid, "either a Spec or an operation")
+	if len(req.GetSpec()) == 0 && req.GetOperation() == nil {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "neither a Spec nor an operation")
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

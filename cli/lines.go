@@ -13,6 +13,7 @@ type lineShow struct {
 	a       *app
 	story   *story
 	verbose bool
+	pace    pace
 }
 
 func (l *lineShow) close() {}
@@ -35,15 +36,19 @@ func (l *lineShow) line(e *homelabv1.Event, changed bool) string {
 	step := l.story.steps[e.GetStep()]
 	style := actions[step.GetAction()]
 	about := ""
-	if step.GetAction() == homelabv1.Action_ACTION_FETCH {
-		about = " " + step.GetImage()
+	if onImage(step) {
+		about = " " + imageObject(step)
 	}
 	switch e.GetKind() {
 	case homelabv1.EventKind_EVENT_KIND_STEP_STARTED:
+		l.pace.begin(e)
 		return style.doing + about
 	case homelabv1.EventKind_EVENT_KIND_STEP_PROGRESS:
+		if onImage(step) && !l.pace.due(e) {
+			return ""
+		}
 		if changed {
-			return strings.TrimSpace(e.GetPhase() + "  " + e.GetText())
+			return strings.TrimSpace(e.GetPhase() + about + "  " + e.GetText())
 		}
 	case homelabv1.EventKind_EVENT_KIND_STEP_DONE:
 		return style.done + about + "  " + clockTime(e.GetTook().AsDuration())
@@ -66,6 +71,30 @@ func (l *lineShow) line(e *homelabv1.Event, changed bool) string {
 		}
 	}
 	return ""
+}
+
+// pace holds back what is told again every second: how far a transfer has come
+// needs a line now and then.
+type pace struct {
+	told map[string]time.Time // step -> when something was said of it last
+}
+
+// paceOf is how much time there is between two lines at least.
+const paceOf = 10 * time.Second
+
+func (p *pace) begin(e *homelabv1.Event) {
+	if p.told == nil {
+		p.told = map[string]time.Time{}
+	}
+	p.told[e.GetStep()] = timeOf(e.GetTime())
+}
+
+func (p *pace) due(e *homelabv1.Event) bool {
+	if timeOf(e.GetTime()).Sub(p.told[e.GetStep()]) < paceOf {
+		return false
+	}
+	p.begin(e)
+	return true
 }
 
 func (l *lineShow) summary(s *homelabv1.Summary, took time.Duration) { l.a.tell(l.story, s, took) }

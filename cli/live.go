@@ -12,8 +12,8 @@ import (
 	"golang.org/x/term"
 )
 
-// liveShow keeps one line a guest on a terminal while a run goes on, and leaves
-// nothing of it behind.
+// liveShow keeps one line a guest on a terminal while a run goes on, and one for
+// each image and host that is being worked on; it leaves nothing of it behind.
 type liveShow struct {
 	a      *app
 	story  *story
@@ -49,21 +49,34 @@ func (l *liveShow) picture(width, lines int) []string {
 	s, now := l.story, l.a.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	keys := s.order
+	var keys []string
+	for _, key := range s.order {
+		// An image is worth a line while it comes; what was made of it is for the end.
+		if g := s.guests[key]; g.image == "" || g.phase != "" || g.failed != "" {
+			keys = append(keys, key)
+		}
+	}
+	hidden := 0
 	if len(keys) > lines-1 {
 		// What works comes first when not all fit.
 		keys = slices.Clone(keys)
 		slices.SortStableFunc(keys, func(a, b string) int { return s.urgency(s.guests[a]) - s.urgency(s.guests[b]) })
+		for _, key := range keys[lines-1:] {
+			if s.guests[key].image == "" {
+				hidden++
+			}
+		}
 		keys = keys[:lines-1]
 	}
 	var text []string
 	for _, key := range keys {
 		text = append(text, l.guestLine(s.guests[key], now, width))
 	}
-	for len(text) < lines-1 {
+	text = append(text, fit(s.sumLine(now, hidden), "", width))
+	for len(text) < lines {
 		text = append(text, "")
 	}
-	return append(text, fit(s.sumLine(now, len(s.order)-len(keys)), "", width))
+	return text
 }
 
 func (s *story) urgency(g *progress) int {
@@ -95,7 +108,7 @@ func (l *liveShow) guestLine(g *progress, now time.Time, width int) string {
 		phase, text = "waiting", s.waitsFor(g)
 	default:
 		clock = clockTime(now.Sub(g.since))
-		if g.limit > 0 {
+		if g.limit > 0 && g.image == "" { // a transfer tells itself how long it will take
 			clock += " / ~" + clockTime(g.limit)
 		}
 	}

@@ -190,9 +190,10 @@ func (r *rig) held(kind homelabv1.EventKind, steps ...string) (release func()) {
 }
 
 const livePlan = `
+image noble
+  + fetch       on pve1 and pve2: the host does not hold it
 k3s-1  on pve1
   + create      VMID 201, 2 CPUs, 2 GiB, 10 GiB on local
-      fetch       noble: the host does not hold it; for k3s-1 and k3s-2
       start       so that it boots
       boot        wait until it has booted
       new cluster no cluster is remembered and no server was seen: it is the
@@ -204,14 +205,13 @@ k3s-2  on pve1
       join        as server, through k3s-1
 k3s-3  on pve2
   + create      VMID 201, 2 CPUs, 2 GiB, 10 GiB on local
-      fetch       noble: the host does not hold it
       start       so that it boots
       boot        wait until it has booted
       join        as server, through k3s-1
 k3s-5  on pve5
   - skipped     host silent since 13:58 (4 min)
 
-3 to create, 1 skipped.
+3 to create, 1 image to fetch, 1 skipped.
 Do it? [y/N] y
 `
 
@@ -228,11 +228,13 @@ func TestLivePicture(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	term.until(t, "fetching", 3)
+	term.until(t, "fetching   48 MiB", 2)
 	r.clock.add(3 * time.Second)
-	term.same(t, "while images are fetched", livePlan+`k3s-1  pve1  fetching                                                      0:03
-k3s-2  pve1  fetching                                                      0:03
-k3s-3  pve2  fetching                                                      0:03
+	term.same(t, "while images are fetched", livePlan+`noble  pve1  fetching   48 MiB of 96 MiB, 16 MiB/s, 0:03 left, from pve2   0:03
+noble  pve2  fetching   48 MiB of 96 MiB, 16 MiB/s, 0:03 left, from pve2   0:03
+k3s-1  pve1  waiting    until image noble is fetched
+k3s-2  pve1  waiting    until image noble is fetched
+k3s-3  pve2  waiting    until image noble is fetched
 k3s-5  pve5  skipped    host silent since 13:58 (4 min)
 -- 0 of 14 steps, 0:03
 `)
@@ -248,7 +250,7 @@ k3s-5  pve5  skipped    host silent since 13:58 (4 min)
 	release()
 	term.until(t, "promoted", 1)
 	r.clock.add(9 * time.Second)
-	term.same(t, "while one joins", livePlan+`k3s-1  pve1  created, new cluster                                          0:56
+	term.same(t, "while one joins", livePlan+`k3s-1  pve1  created, new cluster                                          0:50
 k3s-2  pve1  joining    waiting to be promoted from learner        0:09 / ~0:44
 k3s-3  pve2  waiting    until k3s-2 has joined
 k3s-5  pve5  skipped    host silent since 13:58 (4 min)
@@ -258,10 +260,11 @@ k3s-5  pve5  skipped    host silent since 13:58 (4 min)
 	if code := <-term.done; code != exitPartial {
 		t.Errorf("exit %d", code)
 	}
-	term.same(t, "at the end", livePlan+`k3s-1  created, new cluster  0:56   (boot 0:31, new cluster 0:14)
-k3s-2  created and joined    1:18   (boot 0:31, join 0:22)
-k3s-3  created and joined    1:40   (boot 0:31, join 0:22)
-k3s-5  skipped                      host silent since 13:58 (4 min)
+	term.same(t, "at the end", livePlan+`image noble  fetched on 2 hosts    0:06
+k3s-1        created, new cluster  0:50   (boot 0:31, new cluster 0:14)
+k3s-2        created and joined    1:12   (boot 0:31, join 0:22)
+k3s-3        created and joined    1:34   (boot 0:31, join 0:22)
+k3s-5        skipped                      host silent since 13:58 (4 min)
 3 done, 1 skipped in 2:04.  Partial: run it again when pve5 is back.
 `)
 	if !strings.Contains(term.raw.String(), "\x1b["+green+"m") {

@@ -114,6 +114,11 @@ type stepDoc struct {
 	Destroys   bool     `json:"destroys"`
 	HolderVMID *int32   `json:"holderVmid"`
 	Slots      []string `json:"slots"`
+	// Of images:
+	ImageSHA256  string `json:"imageSha256"`
+	Storage      string `json:"storage"`
+	Clone        string `json:"clone"`
+	TemplateVMID *int32 `json:"templateVmid"`
 }
 
 type noteDoc struct {
@@ -137,6 +142,14 @@ func numberOrNull[N int32 | int64](n N) *N {
 	return &n
 }
 
+// cloneWord is how a system disk comes to be; empty for a step that makes none.
+func cloneWord(c homelabv1.CloneKind) string {
+	if c == homelabv1.CloneKind_CLONE_KIND_UNSPECIFIED {
+		return ""
+	}
+	return enumWord(c.String(), "CLONE_KIND_")
+}
+
 func planJSON(p *homelabv1.Plan) planDoc {
 	doc := planDoc{Digest: p.GetDigest(), Steps: []stepDoc{}, Notes: []noteDoc{}, ByName: list(p.GetByName())}
 	for _, s := range p.GetSteps() {
@@ -145,6 +158,7 @@ func planJSON(p *homelabv1.Plan) planDoc {
 			After: list(s.GetAfter()), Reason: s.GetReason(), VMID: numberOrNull(s.GetVmid()), UUID: s.GetUuid(),
 			Image: s.GetImage(), Generation: s.GetGeneration(),
 			Through: s.GetThrough(), Destroys: destroys(s), HolderVMID: numberOrNull(s.GetHolderVmid()), Slots: list(s.GetSlots()),
+			ImageSHA256: s.GetImageSha256(), Storage: s.GetStorage(), Clone: cloneWord(s.GetClone()), TemplateVMID: numberOrNull(s.GetTemplateVmid()),
 		})
 	}
 	for _, n := range p.GetNotes() {

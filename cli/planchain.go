@@ -19,8 +19,8 @@ type chainLine struct{ text, why string }
 // is that of the last of them that is named in tells. SAVE goes without saying.
 var links = []struct{ actions, tells []homelabv1.Action }{
 	{
-		of(homelabv1.Action_ACTION_FETCH, homelabv1.Action_ACTION_SNAPSHOT, homelabv1.Action_ACTION_DRAIN, homelabv1.Action_ACTION_HALT,
-			homelabv1.Action_ACTION_STOP, homelabv1.Action_ACTION_LEAVE),
+		of(homelabv1.Action_ACTION_SNAPSHOT, homelabv1.Action_ACTION_DRAIN, homelabv1.Action_ACTION_HALT, homelabv1.Action_ACTION_STOP,
+			homelabv1.Action_ACTION_LEAVE),
 		of(homelabv1.Action_ACTION_LEAVE),
 	},
 	{of(homelabv1.Action_ACTION_CLEAN), nil},
@@ -74,8 +74,6 @@ func sums(reason string) string {
 // phrase is what a step does, as a part of a sentence.
 func phrase(s *homelabv1.Step, d *deed) string {
 	switch s.GetAction() {
-	case homelabv1.Action_ACTION_FETCH:
-		return "fetch " + s.GetImage()
 	case homelabv1.Action_ACTION_SNAPSHOT:
 		return strings.TrimSuffix("snapshot etcd on "+s.GetThrough(), " on ")
 	case homelabv1.Action_ACTION_LEAVE:
@@ -136,31 +134,36 @@ func chainLoss(g *group, d *deed) string {
 }
 
 // destroys says whether a step destroys what cannot be had again. What undoes a
-// half-built VM does, also when nobody said so.
+// half-built VM does, and what removes an image, also when nobody said so.
 func destroys(s *homelabv1.Step) bool {
-	return s.GetDestroys() || s.GetAction() == homelabv1.Action_ACTION_ROLLBACK
+	return s.GetDestroys() || s.GetAction() == homelabv1.Action_ACTION_ROLLBACK || s.GetAction() == homelabv1.Action_ACTION_PRUNE
 }
 
-// destroyed are the steps of a plan that destroy something, by VM.
+// destroyed are the steps of a plan that destroy something, by VM, or by template
+// or file of an image.
 func destroyed(p *homelabv1.Plan) map[string]*homelabv1.Step {
 	found := map[string]*homelabv1.Step{}
 	for _, s := range p.GetSteps() {
-		if destroys(s) {
+		switch {
+		case !destroys(s):
+		case onImage(s):
+			found[fmt.Sprint("image ", s.GetHost(), " ", s.GetVmid(), " ", s.GetStorage(), " ", s.GetImage(), " ", s.GetImageSha256())] = s
+		default:
 			found[fmt.Sprint(s.GetHost(), " ", s.GetVmid(), " ", s.GetGuest())] = s
 		}
 	}
 	return found
 }
 
-// destroysMore names the guests of which the plan now destroys something that the
-// plan shown did not announce; empty when there are none. What apply waits for is
+// destroysMore names the guests, and what of images, of which the plan now destroys
+// something that the plan shown did not announce; empty when there are none. What apply waits for is
 // an announcement of what may follow when the wait is over.
 func destroysMore(shown, now *homelabv1.Plan) string {
 	announced, waits := destroyed(shown), awaited(shown)
 	var names []string
 	for key, s := range destroyed(now) {
 		if announced[key] == nil && !slices.Contains(waits, s.GetGuest()) {
-			names = append(names, s.GetGuest())
+			names = append(names, loses(s))
 		}
 	}
 	slices.Sort(names)

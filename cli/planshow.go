@@ -17,8 +17,8 @@ type group struct {
 	byName      bool // its destruction must be confirmed by its name
 }
 
-// groups gathers a plan by guest, in the order of the steps, then of the notes.
-// A fetch stands with the first of the guests that wait for it.
+// groups gathers a plan by guest, in the order of the steps, then of the notes. What
+// is done to images is in none: see imageGroups.
 func groups(p *homelabv1.Plan) []*group {
 	var order []*group
 	byGuest := map[string]*group{}
@@ -38,29 +38,16 @@ func groups(p *homelabv1.Plan) []*group {
 		}
 		return g
 	}
-	homes, fetches := homesOf(p), map[string]*homelabv1.Step{}
+	homes := homesOf(p)
 	for _, s := range p.GetSteps() {
-		if s.GetAction() == homelabv1.Action_ACTION_FETCH {
-			fetches[s.GetId()] = s
+		if onImage(s) {
 			continue
 		}
 		g := at(s.GetGuest(), homes[s.GetGuest()])
 		if s.GetGuest() == "" {
 			g = at("", s.GetHost())
 		}
-		for _, id := range s.GetAfter() {
-			if f := fetches[id]; f != nil {
-				g.steps = append(g.steps, f)
-				delete(fetches, id)
-			}
-		}
 		g.steps = append(g.steps, s)
-	}
-	for _, s := range p.GetSteps() {
-		if fetches[s.GetId()] != nil {
-			g := at("", s.GetHost())
-			g.steps = append(g.steps, s)
-		}
 	}
 	for _, n := range p.GetNotes() {
 		g := at(n.GetGuest(), n.GetHost())
@@ -84,33 +71,21 @@ func homesOf(p *homelabv1.Plan) map[string]string {
 	return homes
 }
 
-// sharers are the guests that wait for each fetch.
-func sharers(p *homelabv1.Plan) map[string][]string {
-	byStep := map[string][]string{}
-	for _, s := range p.GetSteps() {
-		for _, id := range s.GetAfter() {
-			if s.GetGuest() != "" && !slices.Contains(byStep[id], s.GetGuest()) {
-				byStep[id] = append(byStep[id], s.GetGuest())
-			}
-		}
-	}
-	return byStep
-}
-
 // showPlan prints a plan as people read it: grouped by guest, the reason in the
 // sentence, what is left alone said, a sum at the end and, where it is known, what
 // to type next.
 func (a *app) showPlan(p *homelabv1.Plan, next string) {
-	all, shared := groups(p), sharers(p)
+	a.showImages(p)
+	all := groups(p)
 	for _, g := range all {
-		a.showGroup(g, shared)
+		a.showGroup(g)
 	}
 	c := countNotes(p)
 	if len(p.GetSteps()) == 0 && c.skipped+c.refused+c.waiting == 0 {
 		fmt.Fprintf(a.out, "%s, nothing to do.\n", allHealthy(c.unchanged))
 		return
 	}
-	var sum []string
+	sum, had := imageSums(p)
 	for _, d := range deeds {
 		n := 0
 		for _, g := range all {
@@ -120,6 +95,7 @@ func (a *app) showPlan(p *homelabv1.Plan, next string) {
 		}
 		sum = append(sum, parts(part{n, d.sum()})...)
 	}
+	sum = append(sum, had...)
 	if len(p.GetSteps()) == 0 {
 		sum = append(sum, "nothing to do now")
 	}
@@ -166,7 +142,7 @@ func allHealthy(n int) string {
 // markWidth is where a sentence begins behind its mark and its word.
 const markWidth = 16
 
-func (a *app) showGroup(g *group, shared map[string][]string) {
+func (a *app) showGroup(g *group) {
 	visible := len(g.steps) > 0
 	for _, n := range g.notes {
 		_, shown := notes[n.GetKind()]
@@ -183,7 +159,7 @@ func (a *app) showGroup(g *group, shared map[string][]string) {
 	default:
 		fmt.Fprintln(a.out, "cluster")
 	}
-	a.showSteps(g, shared)
+	a.showSteps(g)
 	for _, n := range g.notes {
 		if style, ok := notes[n.GetKind()]; ok {
 			a.sentence(style.mark, style.word, style.colour, n.GetText()+a.until(n), "")
@@ -193,7 +169,7 @@ func (a *app) showGroup(g *group, shared map[string][]string) {
 
 // showSteps prints what is done to a guest: its deed with the reason, and below
 // it what else belongs to that.
-func (a *app) showSteps(g *group, shared map[string][]string) {
+func (a *app) showSteps(g *group) {
 	d := deedOf(g.steps)
 	if d == nil {
 		return
@@ -206,10 +182,10 @@ func (a *app) showSteps(g *group, shared map[string][]string) {
 		return
 	}
 	first := leading(g.steps, d)
-	a.sentence(d.mark, d.word, d.colour, why(first, shared), loss(first))
+	a.sentence(d.mark, d.word, d.colour, first.GetReason(), loss(first))
 	for _, s := range g.steps {
 		if s != first {
-			fmt.Fprintf(a.out, "      %-11s %s\n", actions[s.GetAction()].word, a.beside(why(s, shared), loss(s), red, 18, 18))
+			fmt.Fprintf(a.out, "      %-11s %s\n", actions[s.GetAction()].word, a.beside(s.GetReason(), loss(s), red, 18, 18))
 		}
 	}
 }
@@ -259,19 +235,6 @@ func (a *app) until(n *homelabv1.Note) string {
 		return ""
 	}
 	return "; until " + upTo(n.GetUntil().AsTime(), a.now())
-}
-
-// why is a step's reason with what it is about: the image that is fetched and for
-// whom else.
-func why(s *homelabv1.Step, shared map[string][]string) string {
-	if s.GetAction() != homelabv1.Action_ACTION_FETCH {
-		return s.GetReason()
-	}
-	text := s.GetImage() + ": " + s.GetReason()
-	if guests := shared[s.GetId()]; len(guests) > 1 {
-		text += "; for " + strings.Join(guests, " and ")
-	}
-	return text
 }
 
 // loss is what a step destroys; empty for nothing.

@@ -33,6 +33,8 @@ var actions = map[homelabv1.Action]action{
 	homelabv1.Action_ACTION_RESUME:   {"resume", "resuming", "resumed"},
 	homelabv1.Action_ACTION_SOAK:     {"soak", "soaking", "stayed well"},
 	homelabv1.Action_ACTION_ADOPT:    {"adopt", "adopting", "adopted"},
+	homelabv1.Action_ACTION_TEMPLATE: {"template", "making", "made"},
+	homelabv1.Action_ACTION_PRUNE:    {"remove", "removing", "removed"},
 }
 
 // deed is what happens to a guest as a whole, named by the actions of which it is
@@ -78,7 +80,10 @@ var deeds = []*deed{
 	{needs: of(homelabv1.Action_ACTION_DETACH), mark: "~", word: "detach", to: "to lose data disks to a holder", did: "data disks detached", colour: yellow},
 	{needs: of(homelabv1.Action_ACTION_SAVE), mark: "+", word: "save", did: "configuration saved", colour: green, minor: true},
 	{needs: of(homelabv1.Action_ACTION_DRAIN), mark: "~", word: "drain", did: "drained", colour: yellow, minor: true},
+	// Of images, which are no guests.
+	{needs: of(homelabv1.Action_ACTION_PRUNE), mark: "!", word: "remove", did: "removed", colour: red},
 	{needs: of(homelabv1.Action_ACTION_FETCH), mark: "+", word: "fetch", did: "fetched", colour: green, minor: true},
+	{needs: of(homelabv1.Action_ACTION_TEMPLATE), mark: "+", word: "template", did: "template made", colour: green, minor: true},
 }
 
 // Deeds that are asked for by name elsewhere.

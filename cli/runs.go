@@ -168,6 +168,7 @@ func (a *app) showRecord(r *controllerv1.RunRecord) {
 type teller struct {
 	a    *app
 	last map[string]string // step -> what it said last
+	pace pace
 }
 
 // eventWords are kinds of events for people.
@@ -197,7 +198,12 @@ func (t *teller) event(e *homelabv1.Event) {
 		text = callLine(e.GetCall())
 	case homelabv1.EventKind_EVENT_KIND_WAITING:
 		text = strings.TrimPrefix(text, "waiting: ")
+	case homelabv1.EventKind_EVENT_KIND_STEP_STARTED:
+		t.pace.begin(e)
 	case homelabv1.EventKind_EVENT_KIND_STEP_PROGRESS:
+		if strings.HasPrefix(e.GetStep(), "fetch/") && !t.pace.due(e) {
+			return
+		}
 		text = strings.TrimSpace(e.GetPhase() + "  " + text)
 		if t.last[e.GetStep()] == text {
 			return

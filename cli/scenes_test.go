@@ -53,6 +53,13 @@ var scenes = map[string]func(*fake){
 	"clean": func(f *fake) {
 		f.left, f.snaps = new(controllerv1.OrphansResponse), new(controllerv1.ListSnapshotsResponse)
 	},
+	"images":  func(f *fake) { f.status, f.plan = heldImages(), fetchingImages() },
+	"prune":   func(f *fake) { f.plan = pruning() },
+	"cloning": func(f *fake) { f.plan = cloning() },
+	"bad mirror": func(f *fake) {
+		f.plan = fetchingImages()
+		f.fails = map[string]string{"fetch/pve2/noble": "fetch image noble on pve2: 212 MiB of 512 MiB came from https://mirror.example.org/noble.img, then it ended"}
+	},
 	"sick":    func(f *fake) { f.status, f.why = sick(), tales() },
 	"fleet":   func(f *fake) { f.status = fleet() },
 	"nothing": func(*fake) {},

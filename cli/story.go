@@ -17,15 +17,14 @@ type story struct {
 	guests   map[string]*progress
 	order    []string
 	steps    map[string]*homelabv1.Step
-	over     map[string]bool     // steps done, failed or skipped
-	waiting  map[string][]string // step id of a fetch -> guests that wait for it
+	over     map[string]bool // steps done, failed or skipped
 	warnings []*homelabv1.Note
 	told     []*homelabv1.Note // what the plan says of a guest that needs nothing
 	named    bool              // one thing was asked for by name, not a whole Spec
 	started  time.Time         // zero before the run's first step may begin
 	wait     wait              // of the whole run
 	heard    bool              // whether anything came from the controller
-	wide     [2]int            // of the longest guest and host
+	wide     [2]int            // of the longest guest or image, and host
 }
 
 // wait is what a run waits for before it can go on.
@@ -35,9 +34,11 @@ type wait struct {
 	limit time.Duration // 0 is none
 }
 
-// progress is one guest's part in a run; of a host's when it has no guest.
+// progress is one guest's part in a run; an image's on one host, or a host's, when it
+// has no guest.
 type progress struct {
 	guest, host string
+	image       string
 	steps       []*homelabv1.Step
 	phase, text string
 	since       time.Time     // of the present step
@@ -53,16 +54,23 @@ type progress struct {
 
 // lasted is how long one of a guest's steps took.
 type lasted struct {
-	word string
-	d    time.Duration
+	action homelabv1.Action
+	d      time.Duration
+	end    time.Time
 }
 
 func newStory(p *homelabv1.Plan) *story {
-	s := &story{guests: map[string]*progress{}, steps: map[string]*homelabv1.Step{}, over: map[string]bool{}, waiting: sharers(p)}
+	s := &story{guests: map[string]*progress{}, steps: map[string]*homelabv1.Step{}, over: map[string]bool{}}
+	for _, steps := range imageGroups(p) {
+		for _, step := range steps {
+			g := s.imageAt(imageName(step), step.GetHost())
+			g.steps = append(g.steps, step)
+		}
+	}
 	homes := homesOf(p)
 	for _, step := range p.GetSteps() {
 		s.steps[step.GetId()] = step
-		if step.GetAction() == homelabv1.Action_ACTION_FETCH {
+		if onImage(step) {
 			continue
 		}
 		host := homes[step.GetGuest()]
@@ -107,12 +115,21 @@ func (s *story) at(guest, host string) *progress {
 	if guest == "" {
 		key = "host " + host
 	}
+	return s.under(key, progress{guest: guest, host: host})
+}
+
+func (s *story) imageAt(image, host string) *progress {
+	return s.under("image "+image+" "+host, progress{image: image, host: host})
+}
+
+// under is what there is under a key, or begins it.
+func (s *story) under(key string, empty progress) *progress {
 	g, ok := s.guests[key]
 	if !ok {
-		g = &progress{guest: guest, host: host}
+		g = &empty
 		s.guests[key] = g
 		s.order = append(s.order, key)
-		s.wide = [2]int{max(s.wide[0], len(g.name())), max(s.wide[1], len(host))}
+		s.wide = [2]int{max(s.wide[0], len(g.name())), max(s.wide[1], len(g.host))}
 	}
 	return g
 }
@@ -122,30 +139,27 @@ func (g *progress) name() string {
 	switch {
 	case g.guest != "":
 		return g.guest
+	case g.image != "":
+		return g.image
 	case g.host != "":
 		return g.host
 	}
 	return "cluster"
 }
 
-// concerned are the guests that an event is about: for a fetch those that wait
-// for it.
-func (s *story) concerned(e *homelabv1.Event) []*progress {
-	if e.GetGuest() != "" {
-		return []*progress{s.at(e.GetGuest(), e.GetHost())}
-	}
+// concerned is whom an event is about: a guest, an image on a host, or a host; nil
+// for nobody.
+func (s *story) concerned(e *homelabv1.Event) *progress {
 	step := s.steps[e.GetStep()]
-	if step == nil || step.GetGuest() != "" {
+	switch {
+	case e.GetGuest() != "":
+		return s.at(e.GetGuest(), e.GetHost())
+	case step == nil || step.GetGuest() != "":
 		return nil
+	case onImage(step):
+		return s.imageAt(imageName(step), step.GetHost())
 	}
-	if step.GetAction() != homelabv1.Action_ACTION_FETCH {
-		return []*progress{s.at("", step.GetHost())}
-	}
-	var list []*progress
-	for _, guest := range s.waiting[e.GetStep()] {
-		list = append(list, s.at(guest, e.GetHost()))
-	}
-	return list
+	return s.at("", step.GetHost())
 }
 
 // event takes an event in and tells whether anything to be seen changed.
@@ -173,7 +187,7 @@ func (s *story) event(e *homelabv1.Event, now time.Time) bool {
 		return changed
 	case homelabv1.EventKind_EVENT_KIND_STEP_STARTED:
 		s.wait = wait{}
-		for _, g := range s.concerned(e) {
+		if g := s.concerned(e); g != nil {
 			g.phase, g.text, g.since, g.limit = style.doing, "", now, e.GetLimit().AsDuration()
 			if g.begun.IsZero() {
 				g.begun = at
@@ -183,16 +197,14 @@ func (s *story) event(e *homelabv1.Event, now time.Time) bool {
 		return s.progressed(e)
 	case homelabv1.EventKind_EVENT_KIND_STEP_DONE:
 		s.over[e.GetStep()] = true
-		for _, g := range s.concerned(e) {
+		if g := s.concerned(e); g != nil {
 			g.phase, g.text, g.end = "", "", at
-			if step.GetAction() != homelabv1.Action_ACTION_FETCH {
-				g.done = append(g.done, step.GetAction())
-				g.lasted = append(g.lasted, lasted{style.word, e.GetTook().AsDuration()})
-			}
+			g.done = append(g.done, step.GetAction())
+			g.lasted = append(g.lasted, lasted{step.GetAction(), e.GetTook().AsDuration(), at})
 		}
 	case homelabv1.EventKind_EVENT_KIND_STEP_FAILED, homelabv1.EventKind_EVENT_KIND_STEP_SKIPPED:
 		s.over[e.GetStep()] = true
-		for _, g := range s.concerned(e) {
+		if g := s.concerned(e); g != nil {
 			g.phase, g.text, g.end = "", "", at
 			if g.failed == "" && e.GetKind() == homelabv1.EventKind_EVENT_KIND_STEP_FAILED {
 				g.failed = e.GetText()
@@ -207,20 +219,21 @@ func (s *story) event(e *homelabv1.Event, now time.Time) bool {
 }
 
 func (s *story) progressed(e *homelabv1.Event) bool {
-	changed := false
-	for _, g := range s.concerned(e) {
-		phase := e.GetPhase()
-		if len(phase) > phaseWidth {
-			phase = "" // its own word is short
-		}
-		changed = changed || g.text != e.GetText() || phase != "" && g.phase != phase
-		if phase != "" {
-			g.phase = phase
-		}
-		g.text = e.GetText()
-		if e.GetLimit() != nil {
-			g.limit = e.GetLimit().AsDuration()
-		}
+	g := s.concerned(e)
+	if g == nil {
+		return false
+	}
+	phase := e.GetPhase()
+	if len(phase) > phaseWidth {
+		phase = "" // its own word is short
+	}
+	changed := g.text != e.GetText() || phase != "" && g.phase != phase
+	if phase != "" {
+		g.phase = phase
+	}
+	g.text = e.GetText()
+	if e.GetLimit() != nil {
+		g.limit = e.GetLimit().AsDuration()
 	}
 	return changed
 }
@@ -243,7 +256,7 @@ func (g *progress) mostly() string {
 		case l.d > total*9/10:
 			return ""
 		default:
-			all = append(all, l.word+" "+clockTime(l.d))
+			all = append(all, actions[l.action].word+" "+clockTime(l.d))
 		}
 	}
 	if len(all) == 0 {
@@ -258,7 +271,11 @@ func (s *story) atWork() []string {
 	defer s.mu.Unlock()
 	var list []string
 	for _, key := range s.order {
-		if g := s.guests[key]; g.phase != "" {
+		switch g := s.guests[key]; {
+		case g.phase == "":
+		case g.image != "":
+			list = append(list, "image "+g.image+" on "+g.host+" ("+g.phase+")")
+		default:
 			list = append(list, g.name()+" ("+g.phase+")")
 		}
 	}
@@ -287,9 +304,12 @@ func (s *story) waitsFor(g *progress) string {
 		for _, id := range step.GetAfter() {
 			first := s.steps[id]
 			switch {
-			case first == nil || s.over[id] || first.GetGuest() == g.guest:
-			case first.GetGuest() == "":
-				return "until image " + first.GetImage() + " is fetched"
+			case first == nil || s.over[id]:
+			case first.GetAction() == homelabv1.Action_ACTION_FETCH:
+				return "until image " + imageName(first) + " is fetched"
+			case first.GetAction() == homelabv1.Action_ACTION_TEMPLATE:
+				return "until the " + imageObject(first) + " is made"
+			case first.GetGuest() == g.guest || first.GetGuest() == "":
 			default:
 				return "until " + first.GetGuest() + " has " + actions[first.GetAction()].done
 			}

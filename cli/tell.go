@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,12 +21,7 @@ func (a *app) tell(s *story, sum *homelabv1.Summary, took time.Duration) {
 	bad := sum.GetFailed() + sum.GetSkipped() + sum.GetRefused()
 	if len(s.steps)+len(s.guests) == 0 && bad == 0 && !sum.GetApiSilent() {
 		if s.named {
-			for _, n := range s.told {
-				if n.GetText() == "nothing to do" {
-					continue // it is said below
-				}
-				fmt.Fprintln(a.out, a.wrap(strings.TrimPrefix(n.GetGuest()+": ", ": ")+n.GetText(), 2))
-			}
+			a.showTold(s)
 			fmt.Fprintf(a.out, "Nothing to do.  (%.1f s)\n", took.Seconds())
 			return
 		}
@@ -47,27 +43,46 @@ func (a *app) tell(s *story, sum *homelabv1.Summary, took time.Duration) {
 	}
 }
 
+// showTold prints what the plan says of those that need nothing.
+func (a *app) showTold(s *story) {
+	for _, n := range s.told {
+		if n.GetText() == "nothing to do" {
+			continue // it is said elsewhere
+		}
+		fmt.Fprintln(a.out, a.wrap(strings.TrimPrefix(cmp.Or(n.GetGuest(), n.GetHost())+": ", ": ")+n.GetText(), 2))
+	}
+}
+
 // thinnest is how narrow a column of sentences may be.
 const thinnest = 40
 
-// tellGuests prints a line a guest: name, what became of it, how long it took,
+// tellGuests prints what became of images, and a line a guest: name, what became of it, how long it took,
 // and the parts of that or the reason.
 func (a *app) tellGuests(s *story) {
 	type row struct{ name, word, colour, clock, rest string }
 	var rows []row
 	var wide [3]int
-	for _, key := range s.order {
-		g := s.guests[key]
-		r := row{name: g.name()}
-		r.word, r.colour, r.rest = g.outcome()
-		if !g.begun.IsZero() {
-			r.clock = clockTime(g.end.Sub(g.begun))
-		}
-		if r.rest == "" {
-			r.rest = g.mostly()
+	add := func(r row, begun, end time.Time) {
+		if !begun.IsZero() {
+			r.clock = clockTime(end.Sub(begun))
 		}
 		rows = append(rows, r)
 		wide = [3]int{max(wide[0], len(r.name)), max(wide[1], len(r.word)), max(wide[2], len(r.clock))}
+	}
+	for _, e := range s.imageEnds() {
+		add(row{name: "image " + e.image, word: e.word, colour: e.colour, rest: e.rest}, e.begun, e.end)
+	}
+	for _, key := range s.order {
+		g := s.guests[key]
+		if g.image != "" {
+			continue
+		}
+		r := row{name: g.name()}
+		r.word, r.colour, r.rest = g.outcome()
+		if r.rest == "" {
+			r.rest = g.mostly()
+		}
+		add(r, g.begun, g.end)
 	}
 	for _, r := range rows {
 		start := fmt.Sprintf("%-*s  %s", wide[0], r.name, a.paint(r.colour, fmt.Sprintf("%-*s", wide[1], r.word)))
@@ -89,11 +104,17 @@ func (a *app) tellGuests(s *story) {
 	}
 }
 
-// tally counts guests by what became of them.
+// tally counts guests by what became of them. An image that could not be had is
+// counted too; one that was, only where it was all that was asked for.
 func (s *story) tally(sum *homelabv1.Summary) []string {
 	n := map[string]int{}
+	images := true
+	for _, g := range s.guests {
+		images = images && g.image != ""
+	}
 	for _, g := range s.guests {
 		switch {
+		case g.image != "" && g.failed == "" && !images:
 		case g.failed != "":
 			n["failed"]++
 		case g.note == "refused" || g.note == "waiting":

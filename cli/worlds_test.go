@@ -16,7 +16,7 @@ func step(id, reason string, after ...string) *homelabv1.Step {
 	s := &homelabv1.Step{Id: id, Host: host, Guest: what, Reason: reason, After: after, Vmid: 201, Generation: 1}
 	s.Action = homelabv1.Action(homelabv1.Action_value["ACTION_"+strings.ToUpper(word)])
 	s.Destroys = word == "destroy" || word == "rollback"
-	if s.GetAction() == homelabv1.Action_ACTION_FETCH {
+	if onImage(s) {
 		s.Guest, s.Image, s.Vmid, s.Generation = "", what, 0, 0
 	}
 	return s

@@ -117,14 +117,16 @@ func TestNoTextMakesParsePanic(t *testing.T) {
 // Wherever somebody puts a URL with a password, also as a key, no fault and no
 // warning shows it.
 func TestNoPasswordIsShown(t *testing.T) {
+	tried := map[string]bool{}
 	for _, secret := range []string{`"https://me:hunter2@example.org/a"`, `"http://me:hun/ter2 hunter2@example.org/a b"`, `"file://me:hunter2@/a"`} {
 		for _, text := range seeds(t) {
 			lines := strings.Split(text, "\n")
 			for i, line := range lines {
 				key, _, ok := strings.Cut(line, ": ")
-				if !ok {
+				if !ok || tried[secret+line] {
 					continue
 				}
+				tried[secret+line] = true
 				indent := line[:len(line)-len(strings.TrimLeft(line, " "))]
 				for _, put := range []string{key + ": " + secret, key + ": [" + secret + "]", key + ": {url: " + secret + "}", indent + secret + ": 1"} {
 					changed := slices.Clone(lines)
