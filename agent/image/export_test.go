@@ -21,6 +21,12 @@ func (s *Store) Hurry(stall, patience time.Duration) *Store {
 	return s
 }
 
+// Dry lets a Store wait less for who has no more than is there.
+func (s *Store) Dry(dry, lull time.Duration) *Store {
+	s.dry, s.lull = dry, lull
+	return s
+}
+
 // For fuzzing.
 var (
 	ReadHead  = readHead

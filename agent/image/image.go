@@ -47,9 +47,13 @@ type Store struct {
 	client *http.Client
 	stall  time.Duration // longest silence of who sends
 	every  time.Duration // how often it is noted how far a part is
-	// patience is how long peers are asked again that have nothing for us yet, retry
-	// the pause before somebody is asked again.
-	patience, retry    time.Duration
+	// patience is how long peers are asked again that have nothing for us yet, lull
+	// that when they gave something and have no more; retry is the pause before
+	// somebody is asked again.
+	patience, lull, retry time.Duration
+	// dry is how long a part that does not grow is passed on: who asks may be the one
+	// that it waits for.
+	dry                time.Duration
 	sending, receiving *rate.Limiter
 
 	mu       sync.Mutex
@@ -62,7 +66,8 @@ type Store struct {
 // New makes a Store that reads file: addresses below files only.
 func New(files Roots) *Store {
 	return &Store{
-		files: files, client: newClient(), stall: time.Minute, every: time.Second, patience: 20 * time.Second, retry: 300 * time.Millisecond,
+		files: files, client: newClient(), stall: time.Minute, every: time.Second, patience: 20 * time.Second, lull: 2 * time.Second, retry: 300 * time.Millisecond,
+		dry:     5 * time.Second,
 		sending: newLimiter(), receiving: newLimiter(),
 		parts: make(map[string]*part), unpacked: make(map[string]*copyOf), using: make(map[string]int),
 	}

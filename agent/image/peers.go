@@ -43,7 +43,7 @@ func (f *fetch) fromPeers(ctx context.Context) (Image, bool, error) {
 	if f.WAN {
 		patience = 0
 	}
-	last := time.Now()
+	last, wait := time.Now(), f.s.retry/8
 	for {
 		progress := false
 		for _, peer := range f.Peers {
@@ -64,16 +64,20 @@ func (f *fetch) fromPeers(ctx context.Context) (Image, bool, error) {
 			return Image{}, false, ctx.Err()
 		}
 		if progress {
-			last = time.Now()
+			// From now on somebody who has more is soon found, or nobody is: then it is
+			// for the controller to say who reads on.
+			last, patience = time.Now(), min(patience, f.s.lull)
 			continue
 		}
 		left := slices.ContainsFunc(f.Peers, func(p Peer) bool { return !f.out[p.Name()] })
 		if !left || time.Since(last) >= patience {
 			return Image{}, false, nil
 		}
-		if !pause.For(ctx, f.s.retry) {
+		// Whoever is to send first has usually just begun.
+		if !pause.For(ctx, wait) {
 			return Image{}, false, ctx.Err()
 		}
+		wait = min(2*wait, f.s.retry)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/homeiac/homelab/agent/image"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -320,4 +321,27 @@ func TestFilesArePassedOnByDigestOnly(t *testing.T) {
 	if n := len(image.List(folders)); n != 0 {
 		t.Errorf("%d are listed", n)
 	}
+}
+
+// TestTwoHostsThatHaveTheSameDoNotWaitForEachOther when the one that read the source
+// was lost: that is soon told, so that one of them may read on.
+func TestTwoHostsThatHaveTheSameDoNotWaitForEachOther(t *testing.T) {
+	content := raw(1 << 20)
+	whole := holder(t, "pve1", content)
+	whole.dies = 512 << 10
+	src := known(content)
+	one, two := &host{name: "pve2", g: newGround(t)}, &host{name: "pve3", g: newGround(t)}
+	for _, h := range []*host{one, two} {
+		h.g.s.Hurry(time.Minute, time.Minute).Dry(20*time.Millisecond, 20*time.Millisecond)
+	}
+	var both sync.WaitGroup
+	for mine, other := range map[*host]*host{one: two, two: one} {
+		both.Go(func() {
+			_, _, err := mine.g.pull(src, whole, other)
+			if !errors.Is(err, rpc.ErrUnavailable) || !strings.Contains(err.Error(), "512 KiB of 1 MiB") {
+				t.Errorf("%s: %v", mine.name, err)
+			}
+		})
+	}
+	both.Wait()
 }

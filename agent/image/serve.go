@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"time"
 
 	"github.com/homeiac/homelab/internal/rpc"
 )
@@ -58,6 +59,9 @@ func (s *Store) pass(want Digests, offset int64, folders []Folder) (*Passing, er
 	if p := s.partOf(want); p != nil {
 		p.mu.Lock()
 		defer p.mu.Unlock()
+		if !p.over && offset > p.done {
+			return nil, rpc.Errorf(rpc.ErrUnavailable, "it has only %s itself", ofTotal(p.done, p.total))
+		}
 		if !p.over {
 			f, err := os.Open(p.path)
 			if err == nil {
@@ -102,7 +106,7 @@ func (s *Store) partOf(want Digests) *part {
 func (t *Passing) Next(ctx context.Context, buf []byte) (int, error) {
 	n := int64(len(buf))
 	if t.p != nil {
-		ready, err := t.p.after(ctx, t.at, t.began)
+		ready, err := t.p.after(ctx, t.at, t.began, t.s.dry)
 		if err != nil {
 			return 0, err
 		}
@@ -140,8 +144,11 @@ func (s *Store) release(path string) {
 }
 
 // after waits until there is something after an offset and says how much; 0 is the
-// end of the file.
-func (p *part) after(ctx context.Context, at int64, began int) (int64, error) {
+// end of the file. A part that does not grow is not waited for longer than dry: when
+// the host that reads the source was lost, each of two hosts would wait for the other.
+func (p *part) after(ctx context.Context, at int64, began int, dry time.Duration) (int64, error) {
+	limit := time.NewTimer(dry)
+	defer limit.Stop()
 	for {
 		p.mu.Lock()
 		done, total, over, whole, now, moved := p.done, p.total, p.over, p.whole, p.began, p.moved
@@ -158,6 +165,8 @@ func (p *part) after(ctx context.Context, at int64, began int) (int64, error) {
 		}
 		select {
 		case <-moved:
+		case <-limit.C:
+			return 0, rpc.Errorf(rpc.ErrUnavailable, "it has had only %s itself for %s", ofTotal(done, total), dry)
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}
