@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -100,7 +101,8 @@ func (d *dispatch) transfer(s *homelabv1.Step, image *spec.Image) *transfer {
 	return t
 }
 
-// partsHeld asks hosts how much of an image they have.
+// partsHeld asks hosts how much of an image they have; those that do not answer are
+// left out.
 func (d *dispatch) partsHeld(ctx context.Context, hosts []string, t *transfer) map[string]int64 {
 	var targets []target
 	for _, name := range hosts {
@@ -113,6 +115,7 @@ func (d *dispatch) partsHeld(ctx context.Context, hosts []string, t *transfer) m
 		if !answers(s) {
 			continue
 		}
+		held[name] = 0
 		for _, p := range s.obs.GetImageParts() {
 			if p.GetSha256() != "" && p.GetSha256() == t.digest.SHA256 || p.GetSha512() != "" && p.GetSha512() == t.digest.SHA512 {
 				held[name] = max(held[name], p.GetDoneBytes())
@@ -328,10 +331,18 @@ func imageRecord(i *spec.Image, held *homelabv1.ImageCopy, now time.Time) store.
 
 // imageBroke says that an attempt of a fetch failed, so that others may read the
 // source.
-func (d *dispatch) imageBroke(s *homelabv1.Step) {
-	if t := d.transfers.of(imageKey(s)); t != nil && s.GetAction() == homelabv1.Action_ACTION_FETCH {
-		t.broke(s.GetHost())
+func (d *dispatch) imageBroke(ctx context.Context, s *homelabv1.Step, why error) {
+	t, host := d.transfers.of(imageKey(s)), s.GetHost()
+	if t == nil || s.GetAction() != homelabv1.Action_ACTION_FETCH {
+		return
 	}
+	if errors.Is(why, rpc.ErrUnavailable) && t.reads(host) {
+		// A host that is gone says nothing of the source.
+		if held, there := d.partsHeld(ctx, []string{host}, t)[host]; there {
+			t.readInVain(host, held, why)
+		}
+	}
+	t.broke(host)
 }
 
 // imageEnded says that a step of a fetch is over, whatever came of it.

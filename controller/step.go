@@ -149,7 +149,7 @@ func (r *run) attempts(s *homelabv1.Step) (*agentv1.StepResult, verdict) {
 		result, err := r.call(ctx, s, req)
 		last = err
 		if err != nil {
-			r.dispatch.imageBroke(s)
+			r.dispatch.imageBroke(ctx, s, err)
 		}
 		switch {
 		case err == nil:

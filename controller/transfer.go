@@ -37,6 +37,8 @@ type transfer struct {
 	whole    []string       // hosts that have all of it
 	refused  map[string]int // how often a host could not get it from those that have all of it
 	fault    error          // why its source does not give it
+	most     int64          // the most that a reader had when its attempt failed, in bytes
+	barren   int            // attempts of readers since then
 	changed  chan struct{}  // closed and made anew when any of this changes
 }
 
@@ -204,6 +206,32 @@ func (t *transfer) broke(host string) {
 		t.refused[host]++
 	}
 	t.tell()
+}
+
+// sourceAttempts is how often in a row the source may be read without giving more
+// than before. Each time the agent has asked each of its addresses several times.
+const sourceAttempts = 3
+
+// reads says whether a host may read the source now.
+func (t *transfer) reads(host string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.reader == host
+}
+
+// readInVain says that the reader's attempt failed, why, and how much it has. A source
+// that never gives more than that is at fault: else one that breaks off would be read
+// for ever, and all of it each time when nothing can be gone on from.
+func (t *transfer) readInVain(host string, held int64, why error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if held > t.most {
+		t.most, t.barren = held, 0
+	}
+	if t.barren++; t.barren >= sourceAttempts && t.fault == nil {
+		t.fault = rpc.Errorf(rpc.ErrUnavailable, "%s read its source %d times: %w", host, t.barren, why)
+		t.tell()
+	}
 }
 
 // leave says that a host gets it no more.

@@ -245,3 +245,21 @@ func TestAtMostOneHostReadsTheSource(t *testing.T) {
 		}
 	})
 }
+
+func TestASourceThatNeverGivesMoreIsGivenUp(t *testing.T) {
+	tr := newTransfer(&spec.Image{Name: "noble"}, digestA, nil)
+	why := rpc.Errorf(rpc.ErrUnavailable, "6 MiB of 8 MiB came")
+	for i, held := range []int64{10, 20, 30, 30, 30} {
+		if r := mustJoin(t, tr, "pve1"); !r.wan {
+			t.Fatalf("attempt %d: %+v", i, r)
+		}
+		tr.readInVain("pve1", held, why)
+		tr.broke("pve1")
+	}
+	for _, host := range []string{"pve1", "pve2"} {
+		_, err := tr.join(t.Context(), host, nil, nil)
+		if !errors.Is(err, rpc.ErrUnavailable) || !strings.Contains(err.Error(), "pve1 read its source 3 times: 6 MiB of 8 MiB came") {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+}

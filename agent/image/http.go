@@ -221,7 +221,7 @@ func (w *watched) Read(p []byte) (int, error) {
 	w.timer.Reset(w.limit)
 	n, err := w.body.Read(p)
 	w.timer.Stop()
-	if err != nil && !errors.Is(err, io.EOF) {
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, rpc.ErrRefused) { // a peer takes back what it sent
 		if cause := context.Cause(w.ctx); cause != nil {
 			err = cause
 		}

@@ -345,3 +345,48 @@ func TestTwoHostsThatHaveTheSameDoNotWaitForEachOther(t *testing.T) {
 	}
 	both.Wait()
 }
+
+// TestWhatIsDroppedAsWrongIsKeptByNobody who was given it as it came.
+func TestWhatIsDroppedAsWrongIsKeptByNobody(t *testing.T) {
+	content := raw(1 << 20)
+	src := known(content)
+	server := wan.New(append(raw(1<<20-8), "another!"...))
+	going := make(chan struct{})
+	server.Gate = func(offset int64, done <-chan struct{}) {
+		if offset >= 512<<10 {
+			select {
+			case <-going:
+			case <-done:
+			}
+		}
+	}
+	src.Url = serve(t, server)
+	reader, other := &host{name: "pve1", g: newGround(t)}, newGround(t)
+	var both sync.WaitGroup
+	both.Go(func() {
+		if _, err := reader.g.fetch(src); !errors.Is(err, rpc.ErrRefused) {
+			t.Errorf("a wrong file: %v", err)
+		}
+	})
+	both.Go(func() {
+		told := false
+		_, _, _, err := other.s.Fetch(t.Context(), image.Job{
+			Source: src, To: other.to, Peers: []image.Peer{reader},
+			Progress: func(p image.Told) {
+				if p.Done == 512<<10 && !told {
+					told = true
+					close(going)
+				}
+			},
+		})
+		if err == nil {
+			t.Error("it was taken")
+		}
+	})
+	both.Wait()
+	for _, g := range []*ground{reader.g, other} {
+		if parts := g.s.Parts([]image.Folder{g.to}); len(parts) > 0 {
+			t.Errorf("kept %v", parts)
+		}
+	}
+}

@@ -118,6 +118,11 @@ func (t *Passing) Next(ctx context.Context, buf []byte) (int, error) {
 		return 0, io.EOF
 	}
 	k, err := t.f.ReadAt(buf[:n], t.at)
+	if int64(k) < n && t.p != nil {
+		if _, err := t.p.after(ctx, t.at, t.began, t.s.dry); err != nil {
+			return 0, err // it was dropped between the two looks
+		}
+	}
 	if int64(k) < n {
 		return 0, rpc.Errorf(rpc.ErrUnavailable, "the file is shorter than it was: %v", err)
 	}
@@ -155,7 +160,8 @@ func (p *part) after(ctx context.Context, at int64, began int, dry time.Duration
 		p.mu.Unlock()
 		switch {
 		case now != began:
-			return 0, rpc.Errorf(rpc.ErrUnavailable, "its fetch began anew")
+			// What it dropped was no good, so what it passed on of it is not either.
+			return 0, rpc.Errorf(rpc.ErrRefused, "it dropped what it had, and began anew")
 		case done > at:
 			return done - at, nil
 		case over && whole && at == done:
