@@ -187,6 +187,19 @@ func (l *lab) mustBeStandby(names ...string) {
 	}
 }
 
+// writeAt puts something onto a VM's disk, past the VM.
+func (l *lab) writeAt(file string, at int64, data []byte) {
+	l.t.Helper()
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(data, at); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
 // served wants a server to have sent between the two shares of an image's size.
 func served(t *testing.T, s *wan.Server, size int, least, most float64) {
 	t.Helper()
