@@ -22,7 +22,8 @@ func (s *Service) fetch(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 	if err != nil {
 		return nil, err
 	}
-	if img, ok := image.Find(src, folder); ok {
+	job := image.Job{Source: src, To: folder, WAN: req.GetWan(), Newest: req.GetStep().GetNewest(), Progress: speech(e)}
+	if img, ok := job.Found(); ok {
 		if err := fits(img.Record.Virtual, req); err != nil {
 			return nil, fmt.Errorf("image %s: %w", src.GetName(), err)
 		}
@@ -36,15 +37,12 @@ func (s *Service) fetch(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 		return nil, err
 	}
 	digest, run := src.GetSha256()+src.GetSha512(), req.GetFence().GetRun()
-	job := image.Job{
-		Source: src, To: folder, WAN: req.GetWan(), Check: room.check,
-		Peers: s.peersOf(req.GetImagePeers(), s.liars.of(run, digest)), Progress: speech(e),
-		Wrong: func(peer, text string) {
-			if peer != "" {
-				s.liars.add(run, digest, peer)
-			}
-			e.progress("fetching", text)
-		},
+	job.Check, job.Peers = room.check, s.peersOf(req.GetImagePeers(), s.liars.of(run, digest))
+	job.Wrong = func(peer, text string) {
+		if peer != "" {
+			s.liars.add(run, digest, peer)
+		}
+		e.progress("fetching", text)
 	}
 	var img image.Image
 	var from string

@@ -39,6 +39,9 @@ type Job struct {
 	Peers []Peer
 	// WAN is whether the file may be read from its source.
 	WAN bool
+	// Newest reads the source also when what it gave before is there: without a digest
+	// it may have another file now.
+	Newest bool
 	// Check judges what is known of the file before it is fetched, and says how many
 	// bytes it may have; its error ends the fetch. Nil allows what is free on the
 	// file system.
@@ -48,6 +51,14 @@ type Job struct {
 	// Wrong is told that a peer sent bytes that are not the file's, and why; nil is
 	// nobody. It is not to be asked again in this run.
 	Wrong func(peer, text string)
+}
+
+// Found is the file if it need not be fetched.
+func (j Job) Found() (Image, bool) {
+	if j.Newest && j.Source.GetSha256() == "" && j.Source.GetSha512() == "" {
+		return Image{}, false
+	}
+	return Find(j.Source, j.To)
 }
 
 // fetch is one Fetch at work.
@@ -71,7 +82,7 @@ func (s *Store) Fetch(ctx context.Context, job Job) (img Image, changed bool, fr
 	if !nameRE.MatchString(src.GetName()) {
 		return Image{}, false, "", rpc.Errorf(rpc.ErrInvalid, "image name %q", src.GetName())
 	}
-	if img, ok := Find(src, job.To); ok {
+	if img, ok := job.Found(); ok {
 		return img, false, "", nil
 	}
 	want, proof, err := s.expected(ctx, job)
