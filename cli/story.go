@@ -212,6 +212,11 @@ func (s *story) event(e *homelabv1.Event, now time.Time) bool {
 				g.note, g.noteText = "skipped", e.GetText()
 			}
 		}
+	case homelabv1.EventKind_EVENT_KIND_NOTE:
+		if e.GetStep() != "" { // found out by that step, not by the plan
+			s.warnings = append(s.warnings, &homelabv1.Note{Kind: homelabv1.NoteKind_NOTE_KIND_INFO, Host: e.GetHost(), Text: e.GetText()})
+		}
+		return false
 	default:
 		return false
 	}

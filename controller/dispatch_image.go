@@ -289,6 +289,7 @@ func (d *dispatch) imageLearned(ctx context.Context, s *homelabv1.Step, l *agent
 		rec.SHA256 = digest
 	}
 	known := d.known[image.Name]
+	t.resolve(known.SHA256, digest)
 	if !t.old && (known.SHA256 != digest || known.Source != rec.Source || known.Bytes == 0 && rec.Bytes > 0) {
 		if err := d.c.store.PutImage(ctx, d.lock, rec); err != nil {
 			return err
@@ -298,6 +299,15 @@ func (d *dispatch) imageLearned(ctx context.Context, s *homelabv1.Step, l *agent
 	learned := recalledImages(map[string]store.Image{"": rec})[""]
 	t.arrived(s.GetHost(), learned)
 	return nil
+}
+
+// imageNews is what a name stands for that a step resolved anew, told once for all
+// hosts; empty for nothing.
+func (d *dispatch) imageNews(s *homelabv1.Step) string {
+	if t := d.transfers.of(imageKey(s)); t != nil && s.GetAction() == homelabv1.Action_ACTION_FETCH {
+		return t.takeNews()
+	}
+	return ""
 }
 
 // imageRecord is what is remembered of an image that a host holds.

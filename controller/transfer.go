@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -35,6 +36,8 @@ type transfer struct {
 	whole    []string       // hosts that have all of it
 	refused  map[string]int // how often a host could not get it from those that have all of it
 	fault    error          // why its source does not give it
+	news     string         // what its name stands for now, until it was told
+	resolved bool           // what its name stands for was found out anew
 	most     int64          // the most that a reader had when its attempt failed, in bytes
 	barren   int            // attempts of readers since then
 	changed  chan struct{}  // closed and made anew when any of this changes
@@ -256,6 +259,33 @@ func (t *transfer) arrived(host string, digest plan.Image) {
 		t.reader, t.lost = "", false
 	}
 	t.tell()
+}
+
+// resolve notes what a name that is resolved anew stood for and stands for; the first
+// time counts.
+func (t *transfer) resolve(was, is string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.newest || t.resolved {
+		return
+	}
+	t.resolved = true
+	switch was {
+	case is:
+		t.news = fmt.Sprintf("image %s stands for the same file as before: sha256 %s", t.image.Name, is)
+	case "":
+		t.news = fmt.Sprintf("image %s stands for sha256 %s", t.image.Name, is)
+	default:
+		t.news = fmt.Sprintf("image %s stands for sha256 %s now, it was %s; guests that there are stay as they are", t.image.Name, is, was)
+	}
+}
+
+func (t *transfer) takeNews() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	news := t.news
+	t.news = ""
+	return news
 }
 
 // faulty says why the source does not give it: nobody else need ask.
