@@ -15,7 +15,7 @@ PROTOC_GEN_GO      := bin/.protoc-gen-go-$(PROTOC_GEN_GO_VERSION)
 PROTOC_GEN_GO_GRPC := bin/.protoc-gen-go-grpc-$(PROTOC_GEN_GO_GRPC_VERSION)
 GOLANGCI_LINT      := bin/.golangci-lint-$(GOLANGCI_LINT_VERSION)
 
-.PHONY: all build tools generate check-generated lint test e2e bench soak demo scenarios clean
+.PHONY: all build tools generate check-generated lint test fuzz e2e bench soak demo scenarios clean
 
 all: generate lint test
 
@@ -43,6 +43,15 @@ lint: $(BUF) $(GOLANGCI_LINT)
 
 test:
 	go test -race -timeout 5m ./...
+
+# What strangers send, looked for a short while for what was not thought of; what was
+# found before is tried in every test.
+FUZZTIME := 10s
+fuzz:
+	go test ./agent/image -run '^$$' -fuzz '^FuzzChecksumList$$' -fuzztime $(FUZZTIME)
+	go test ./agent/image -run '^$$' -fuzz '^FuzzHead$$' -fuzztime $(FUZZTIME)
+	go test ./agent/image -run '^$$' -fuzz '^FuzzUnpack$$' -fuzztime $(FUZZTIME)
+	go test ./internal/spec -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME)
 
 # Whole-system tests with real processes; they use the binaries in bin/.
 e2e: build

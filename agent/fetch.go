@@ -22,8 +22,7 @@ func (s *Service) fetch(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 	if err != nil {
 		return nil, err
 	}
-	job := image.Job{Source: src, To: folder, WAN: req.GetWan(), Newest: req.GetStep().GetNewest(), Progress: speech(e)}
-	if img, ok := job.Found(); ok {
+	if img, ok := image.Find(src, folder); ok && !anew(req) {
 		if err := fits(img.Record.Virtual, req); err != nil {
 			return nil, fmt.Errorf("image %s: %w", src.GetName(), err)
 		}
@@ -37,12 +36,15 @@ func (s *Service) fetch(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 		return nil, err
 	}
 	digest, run := src.GetSha256()+src.GetSha512(), req.GetFence().GetRun()
-	job.Check, job.Peers = room.check, s.peersOf(req.GetImagePeers(), s.liars.of(run, digest))
-	job.Wrong = func(peer, text string) {
-		if peer != "" {
-			s.liars.add(run, digest, peer)
-		}
-		e.progress("fetching", text)
+	job := image.Job{
+		Source: src, To: folder, WAN: req.GetWan(), Anew: anew(req), Check: room.check,
+		Peers: s.peersOf(req.GetImagePeers(), s.liars.of(run, digest)), Progress: speech(e),
+		Wrong: func(peer, text string) {
+			if peer != "" {
+				s.liars.add(run, digest, peer)
+			}
+			e.progress("fetching", text)
+		},
 	}
 	var img image.Image
 	var from string
@@ -72,6 +74,11 @@ func (s *Service) fetch(ctx context.Context, req *agentv1.RunRequest, e emit) (*
 		format += "." + img.Record.Compression
 	}
 	return fetched(img, folder.Storage, done(true, text, src.GetName(), human.Size(img.Record.Bytes), format, from)), nil
+}
+
+// anew says whether the source is to be read although a file of it is there.
+func anew(req *agentv1.RunRequest) bool {
+	return req.GetStep().GetNewest() && req.GetImage().GetSha256() == "" && req.GetImage().GetSha512() == ""
 }
 
 func fetched(img image.Image, storage string, r *agentv1.StepResult) *agentv1.StepResult {

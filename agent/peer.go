@@ -2,9 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"io"
 	"log/slog"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 
 	"github.com/homeiac/homelab/agent/image"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
@@ -33,12 +36,20 @@ func (p *peerService) Pull(req *agentv1.PullRequest, stream grpc.ServerStreaming
 	if err := stream.Send(&agentv1.PullResponse{Part: &agentv1.PullResponse_Head{Head: head}}); err != nil {
 		return err
 	}
-	data := &agentv1.PullResponse_Data{}
-	msg := &agentv1.PullResponse{Part: data}
-	return file.Each(stream.Context(), pullBytes, func(b []byte) error {
-		data.Data = b
-		return stream.Send(msg) // it is encoded before this returns
-	})
+	for {
+		buf := pieces.Get(pullBytes)
+		n, err := file.Next(stream.Context(), *buf)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		*buf = (*buf)[:n]
+		if err := stream.SendMsg(&piece{data: mem.NewBuffer(buf, pieces)}); err != nil {
+			return err
+		}
+	}
 }
 
 // peers reach other agents.
@@ -104,21 +115,17 @@ func (a *agents) Pull(ctx context.Context, peer *agentv1.ImagePeer, req *agentv1
 // pulled reads the bytes of a pull.
 type pulled struct {
 	stream grpc.ServerStreamingClient[agentv1.PullResponse]
-	rest   []byte
+	piece  piece // what came last
 	close  func() error
 }
 
 func (p *pulled) Read(b []byte) (int, error) {
-	for len(p.rest) == 0 {
-		m, err := p.stream.Recv()
-		if err != nil {
+	for p.piece.in == nil || p.piece.in.Remaining() == 0 {
+		if err := p.stream.RecvMsg(&p.piece); err != nil {
 			return 0, err
 		}
-		p.rest = m.GetData()
 	}
-	n := copy(b, p.rest)
-	p.rest = p.rest[n:]
-	return n, nil
+	return p.piece.in.Read(b) // what was read to its end is let go of
 }
 
 // Close ends the pull and its connection.

@@ -113,8 +113,12 @@ func (r room) check(seen image.Seen) (int64, error) {
 		on[at] = append(on[at], need{seen.UnpackedBytes, "its unpacked copy"})
 	}
 	for _, n := range r.req.GetNeeds() {
-		if n.GetBytes() > 0 {
-			on[n.GetStorage()] = append(on[n.GetStorage()], need{n.GetBytes(), n.GetWhat()})
+		bytes := n.GetBytes()
+		if bytes == 0 { // a template, which is as large as the disk in the image
+			bytes = seen.VirtualBytes
+		}
+		if bytes > 0 {
+			on[n.GetStorage()] = append(on[n.GetStorage()], need{bytes, n.GetWhat()})
 		}
 	}
 	allowed := int64(math.MaxInt64)

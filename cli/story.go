@@ -20,6 +20,7 @@ type story struct {
 	over     map[string]bool // steps done, failed or skipped
 	warnings []*homelabv1.Note
 	told     []*homelabv1.Note // what the plan says of a guest that needs nothing
+	found    []string          // what the run found out that people should know
 	named    bool              // one thing was asked for by name, not a whole Spec
 	started  time.Time         // zero before the run's first step may begin
 	wait     wait              // of the whole run
@@ -195,6 +196,11 @@ func (s *story) event(e *homelabv1.Event, now time.Time) bool {
 		}
 	case homelabv1.EventKind_EVENT_KIND_STEP_PROGRESS:
 		return s.progressed(e)
+	case homelabv1.EventKind_EVENT_KIND_NOTE:
+		if e.GetStep() != "" { // else it is the plan's, which is told already
+			s.found = append(s.found, e.GetText())
+		}
+		return false
 	case homelabv1.EventKind_EVENT_KIND_STEP_DONE:
 		s.over[e.GetStep()] = true
 		if g := s.concerned(e); g != nil {
@@ -212,11 +218,6 @@ func (s *story) event(e *homelabv1.Event, now time.Time) bool {
 				g.note, g.noteText = "skipped", e.GetText()
 			}
 		}
-	case homelabv1.EventKind_EVENT_KIND_NOTE:
-		if e.GetStep() != "" { // found out by that step, not by the plan
-			s.warnings = append(s.warnings, &homelabv1.Note{Kind: homelabv1.NoteKind_NOTE_KIND_INFO, Host: e.GetHost(), Text: e.GetText()})
-		}
-		return false
 	default:
 		return false
 	}

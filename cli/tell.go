@@ -29,6 +29,9 @@ func (a *app) tell(s *story, sum *homelabv1.Summary, took time.Duration) {
 		return
 	}
 	a.tellGuests(s)
+	for _, text := range s.found {
+		fmt.Fprintln(a.out, a.wrap(text, 2))
+	}
 	line, verdict := fmt.Sprintf("%s in %s.", strings.Join(s.tally(sum), ", "), brief(took)), verdict(s, sum)
 	switch {
 	case verdict == "":

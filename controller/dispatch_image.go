@@ -3,11 +3,13 @@ package controller
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/homeiac/homelab/controller/plan"
 	"github.com/homeiac/homelab/controller/store"
@@ -77,12 +79,13 @@ func (d *dispatch) fetch(ctx context.Context, s *homelabv1.Step, image *spec.Ima
 // transfer begins the transfer of a step's image.
 func (d *dispatch) transfer(s *homelabv1.Step, image *spec.Image) *transfer {
 	digest := d.c.want(d.sp, d.world).Present(image)
+	before := ""
 	old := s.GetImageSha256() != "" && s.GetImageSha256() != digest.SHA256
 	switch {
 	case old:
 		digest = plan.Image{SHA256: s.GetImageSha256(), Verification: homelabv1.Verification_VERIFICATION_NO}
 	case s.GetNewest():
-		digest = plan.Image{}
+		before, digest = digest.SHA256, plan.Image{}
 	}
 	var whole []string
 	for _, name := range d.sp.HostNames() {
@@ -93,7 +96,7 @@ func (d *dispatch) transfer(s *homelabv1.Step, image *spec.Image) *transfer {
 		}
 	}
 	t := newTransfer(image, digest, whole)
-	t.old, t.newest, t.now = old, s.GetNewest(), d.c.now
+	t.old, t.newest, t.before, t.now = old, s.GetNewest(), before, d.c.now
 	t.held = func(ctx context.Context, hosts []string) map[string]int64 { return d.partsHeld(ctx, hosts, t) }
 	return t
 }
@@ -289,25 +292,33 @@ func (d *dispatch) imageLearned(ctx context.Context, s *homelabv1.Step, l *agent
 		rec.SHA256 = digest
 	}
 	known := d.known[image.Name]
-	t.resolve(known.SHA256, digest)
 	if !t.old && (known.SHA256 != digest || known.Source != rec.Source || known.Bytes == 0 && rec.Bytes > 0) {
 		if err := d.c.store.PutImage(ctx, d.lock, rec); err != nil {
 			return err
 		}
 		d.known[image.Name] = rec
 	}
+	if t.newest && !t.told {
+		t.told = true
+		d.emit(&homelabv1.Event{
+			Time: timestamppb.New(d.c.now()), Kind: homelabv1.EventKind_EVENT_KIND_NOTE, Note: noteName(homelabv1.NoteKind_NOTE_KIND_INFO),
+			Step: s.GetId(), Host: s.GetHost(), Text: resolvedText(image.Name, t.before, rec.SHA256),
+		})
+	}
 	learned := recalledImages(map[string]store.Image{"": rec})[""]
 	t.arrived(s.GetHost(), learned)
 	return nil
 }
 
-// imageNews is what a name stands for that a step resolved anew, told once for all
-// hosts; empty for nothing.
-func (d *dispatch) imageNews(s *homelabv1.Step) string {
-	if t := d.transfers.of(imageKey(s)); t != nil && s.GetAction() == homelabv1.Action_ACTION_FETCH {
-		return t.takeNews()
+// resolvedText says what a name stood for and stands for now.
+func resolvedText(name, old, now string) string {
+	switch old {
+	case "":
+		return fmt.Sprintf("image %s stands for sha256 %s now", name, now)
+	case now:
+		return fmt.Sprintf("image %s stands for sha256 %s as before", name, now)
 	}
-	return ""
+	return fmt.Sprintf("image %s stood for sha256 %s and stands for %s now; guests that exist stay what they are made of", name, old, now)
 }
 
 // imageRecord is what is remembered of an image that a host holds.

@@ -47,6 +47,9 @@ type fleet struct {
 	joins   int // members that ever were
 	calls   int // changing calls
 	steps   []string
+	source  string // the digest of what images' addresses have now; empty: what is asked for
+	fault   string // why they give none
+	read    int    // how often one was read
 }
 
 const (
@@ -187,16 +190,17 @@ func (f *fleet) Watch(context.Context) <-chan struct{} {
 
 // fakeVM is one VM.
 type fakeVM struct {
-	id      *homelabv1.Identity
-	name    string
-	power   homelabv1.Power
-	booted  bool
-	mute    bool      // it hangs: nothing in it answers
-	started time.Time // its process
-	hw      *homelabv1.Hardware
-	address string
-	k3s     string            // node name once k3s is there
-	disks   map[string]string // what lies on its data disks, by slot
+	id       *homelabv1.Identity
+	name     string
+	power    homelabv1.Power
+	booted   bool
+	mute     bool // it hangs: nothing in it answers
+	template bool
+	started  time.Time // its process
+	hw       *homelabv1.Hardware
+	address  string
+	k3s      string            // node name once k3s is there
+	disks    map[string]string // what lies on its data disks, by slot
 }
 
 // fakeAgent is the agent of one host, and the host. What it does it remembers
@@ -247,7 +251,7 @@ func (a *fakeAgent) Observe(_ context.Context, req *agentv1.ObserveRequest) (*ag
 		o.Vms = append(o.Vms, &homelabv1.VirtualMachine{
 			Vmid: id, Name: vm.name, Uuid: vm.id.GetUuid(), Mark: vm.id.GetMark(), Power: vm.power, Readable: yesFact(),
 			MemoryBytes: vm.hw.GetMemoryBytes(), Cpus: vm.hw.GetCpus(), GuestAgent: truth(vm.booted && !vm.mute), Digest: "d",
-			Process: truth(vm.power != homelabv1.Power_POWER_STOPPED), Volumes: vm.volumes(), Disks: vm.dataDisks(),
+			Template: vm.template, Process: truth(vm.power != homelabv1.Power_POWER_STOPPED), Volumes: vm.volumes(), Disks: vm.dataDisks(),
 		})
 		if vm.power == homelabv1.Power_POWER_RUNNING {
 			o.Vms[len(o.Vms)-1].ProcessStarted = timestamppb.New(vm.started)
@@ -374,15 +378,9 @@ func (a *fakeAgent) carry(req *agentv1.RunRequest) (*agentv1.StepResult, []*home
 			Call: &homelabv1.Call{Program: program, Args: args, Mutating: true},
 		})
 	}
-	if s.GetAction() == homelabv1.Action_ACTION_FETCH {
-		if len(a.images) == 0 {
-			change("image", "fetch")
-			a.images = []*homelabv1.ImageCopy{{
-				Name: req.GetImage().GetName(), Storage: req.GetImagesStorage(), Sha256: req.GetImage().GetSha256(), Verified: true, Url: req.GetImage().GetUrl(),
-			}}
-		}
-		result.Learned.ImageSha256 = a.images[0].GetSha256()
-		return result, events, nil
+	if aboutImage(s.GetAction()) {
+		told, err := a.carryImage(req, result, change)
+		return result, append(events, told...), err
 	}
 	if s.GetAction() == homelabv1.Action_ACTION_ROLLBACK && req.GetK3S() != nil {
 		return result, nil, nil // nothing was left in etcd

@@ -79,6 +79,9 @@ func (c *Controller) imageStatuses(sp *spec.Spec, w world) []*controllerv1.Image
 	want := plan.Want{Images: recalledImages(w.images)}
 	verify := plan.VerifyWith(c.signer.key, c.fleet)
 	current := func(name, sha256 string) bool {
+		if sp == nil { // nothing was applied yet: what was fetched last counts
+			return w.images[name].SHA256 == sha256
+		}
 		i := sp.Images[name]
 		return i != nil && sha256 != "" && want.Present(i).SHA256 == sha256
 	}

@@ -40,6 +40,11 @@ func (c *Controller) status(ctx context.Context, fresh, looks bool) (*controller
 			sights = c.seeing.observe(ctx, targets)
 		}
 		resp.Hosts, resp.At = hostStatuses(sights), oldest(sights, c.now())
+		images, err := c.store.Images(ctx)
+		if err != nil {
+			return nil, err
+		}
+		resp.Images = c.imageStatuses(nil, world{sights: sights, recollection: recollection{images: images}})
 		return resp, nil
 	}
 	w, err := c.present(ctx, sp, fresh, looks)

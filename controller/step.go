@@ -89,9 +89,6 @@ func (r *run) step(s *homelabv1.Step) verdict {
 		}
 		r.count(func(sum *homelabv1.Summary) { sum.Done++ })
 		r.tell(s, &homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_STEP_DONE, Phase: phase, Text: text, Took: took})
-		if news := r.dispatch.imageNews(s); news != "" {
-			r.tell(s, &homelabv1.Event{Kind: homelabv1.EventKind_EVENT_KIND_NOTE, Text: news, Note: noteName(homelabv1.NoteKind_NOTE_KIND_INFO)})
-		}
 		return v
 	}
 	if errors.Is(v.err, errLockLost) {

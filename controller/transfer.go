@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -19,8 +18,10 @@ import (
 // reads the source fails, the one that is furthest on takes over.
 type transfer struct {
 	image  *spec.Image
-	old    bool // only hosts can have it: its source gives another one now
-	newest bool // its name is resolved anew
+	old    bool   // only hosts can have it: its source gives another one now
+	newest bool   // its name is resolved anew
+	before string // the digest that the name stood for; for newest
+	told   bool   // it was said what the name stands for now
 	// held tells how much of the image hosts have now, in bytes, of those that
 	// answer. It is asked when the reader was lost.
 	held func(ctx context.Context, hosts []string) map[string]int64
@@ -36,8 +37,6 @@ type transfer struct {
 	whole    []string       // hosts that have all of it
 	refused  map[string]int // how often a host could not get it from those that have all of it
 	fault    error          // why its source does not give it
-	news     string         // what its name stands for now, until it was told
-	resolved bool           // what its name stands for was found out anew
 	most     int64          // the most that a reader had when its attempt failed, in bytes
 	barren   int            // attempts of readers since then
 	changed  chan struct{}  // closed and made anew when any of this changes
@@ -259,33 +258,6 @@ func (t *transfer) arrived(host string, digest plan.Image) {
 		t.reader, t.lost = "", false
 	}
 	t.tell()
-}
-
-// resolve notes what a name that is resolved anew stood for and stands for; the first
-// time counts.
-func (t *transfer) resolve(was, is string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !t.newest || t.resolved {
-		return
-	}
-	t.resolved = true
-	switch was {
-	case is:
-		t.news = fmt.Sprintf("image %s stands for the same file as before: sha256 %s", t.image.Name, is)
-	case "":
-		t.news = fmt.Sprintf("image %s stands for sha256 %s", t.image.Name, is)
-	default:
-		t.news = fmt.Sprintf("image %s stands for sha256 %s now, it was %s; guests that there are stay as they are", t.image.Name, is, was)
-	}
-}
-
-func (t *transfer) takeNews() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	news := t.news
-	t.news = ""
-	return news
 }
 
 // faulty says why the source does not give it: nobody else need ask.

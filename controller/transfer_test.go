@@ -263,16 +263,3 @@ func TestASourceThatNeverGivesMoreIsGivenUp(t *testing.T) {
 		}
 	}
 }
-
-func TestWhatANameThatIsResolvedAnewStandsForIsToldOnce(t *testing.T) {
-	tr := newTransfer(&spec.Image{Name: "noble"}, plan.Image{}, nil)
-	tr.newest = true
-	tr.resolve("aaaa", "bbbb")
-	tr.resolve("bbbb", "bbbb") // the second host
-	if news := tr.takeNews(); !strings.Contains(news, "noble stands for sha256 bbbb now, it was aaaa") {
-		t.Errorf("told %q", news)
-	}
-	if news := tr.takeNews(); news != "" {
-		t.Errorf("told again: %q", news)
-	}
-}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -45,6 +46,7 @@ type bench struct {
 	dir  string
 	net  string
 	spec string
+	runs atomic.Int64 // steps that were asked for past the controller
 }
 
 func newBench(t *testing.T, args ...string) *bench {

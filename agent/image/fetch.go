@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,12 +38,12 @@ type Job struct {
 	Peers []Peer
 	// WAN is whether the file may be read from its source.
 	WAN bool
-	// Newest reads the source also when what it gave before is there: without a digest
-	// it may have another file now.
-	Newest bool
+	// Anew is whether the source is read although a file of its address is there, when
+	// nothing is known of the one that it has now.
+	Anew bool
 	// Check judges what is known of the file before it is fetched, and says how many
-	// bytes it may have; its error ends the fetch. Nil allows what is free on the
-	// file system.
+	// bytes it may have (negative: what is free on the file system); its error ends
+	// the fetch. Nil is a check of what is free there.
 	Check func(Seen) (allowed int64, err error)
 	// Progress is told often how far it is; nil is nobody.
 	Progress func(Told)
@@ -53,12 +52,9 @@ type Job struct {
 	Wrong func(peer, text string)
 }
 
-// Found is the file if it need not be fetched.
-func (j Job) Found() (Image, bool) {
-	if j.Newest && j.Source.GetSha256() == "" && j.Source.GetSha512() == "" {
-		return Image{}, false
-	}
-	return Find(j.Source, j.To)
+// readsAnew says whether the source is read whatever is there.
+func (j Job) readsAnew() bool {
+	return j.Anew && j.Source.GetSha256() == "" && j.Source.GetSha512() == ""
 }
 
 // fetch is one Fetch at work.
@@ -82,7 +78,7 @@ func (s *Store) Fetch(ctx context.Context, job Job) (img Image, changed bool, fr
 	if !nameRE.MatchString(src.GetName()) {
 		return Image{}, false, "", rpc.Errorf(rpc.ErrInvalid, "image name %q", src.GetName())
 	}
-	if img, ok := job.Found(); ok {
+	if img, ok := Find(src, job.To); ok && !job.readsAnew() {
 		return img, false, "", nil
 	}
 	want, proof, err := s.expected(ctx, job)
@@ -252,9 +248,10 @@ func (f *fetch) allowed(seen Seen) (int64, error) {
 		return 0, errChecked{err}
 	}
 	if n < 0 {
-		return math.MaxInt64, nil
+		n, err = freeIn(f.To)
+		n += seen.Done
 	}
-	return n, nil
+	return n, err
 }
 
 // judge says whether what is there is the file, and gives it its name if so. The

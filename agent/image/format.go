@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"io"
 
 	"github.com/homeiac/homelab/internal/rpc"
@@ -220,7 +221,7 @@ func checkExtensions(head []byte, from int) error {
 func headOf(r io.ReaderAt, size int64, iso bool) (Head, error) {
 	buf := make([]byte, headBytes)
 	n, err := r.ReadAt(buf, 0)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return Head{}, err
 	}
 	h, err := readHead(buf[:n], size, iso)

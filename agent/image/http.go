@@ -112,7 +112,7 @@ func (s *Store) get(ctx context.Context, address string, offset int64, etag stri
 		}
 	}
 	w.start()
-	resp, err := s.client.Do(req)
+	resp, err := s.client.Do(req) //nolint:bodyclose // w closes it
 	w.timer.Stop()
 	if err != nil {
 		if c := context.Cause(ctx); c != nil {

@@ -371,7 +371,7 @@ func TestTheSourceIsReadAnewWhenThatIsAskedFor(t *testing.T) {
 	if img, changed, _, err := s.Fetch(t.Context(), job); err != nil || changed || img.Record.SHA256 != sum(older) {
 		t.Errorf("not asked for: %v %v %v", img.Record, changed, err)
 	}
-	job.Newest = true
+	job.Anew = true
 	if img, changed, _, err := s.Fetch(t.Context(), job); err != nil || !changed || img.Record.SHA256 != sum(newer) {
 		t.Errorf("asked for: %v %v %v", img.Record, changed, err)
 	}

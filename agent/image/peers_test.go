@@ -1,7 +1,6 @@
 package image_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -48,22 +47,30 @@ func (h *host) Pull(ctx context.Context, want image.Digests, offset int64) (imag
 	r, w := io.Pipe()
 	go func() {
 		defer file.Close()
-		at := offset
-		err := file.Each(ctx, 64<<10, func(b []byte) error {
-			b = bytes.Clone(b)
-			if h.dies > 0 && at+int64(len(b)) > h.dies {
-				return rpc.Errorf(rpc.ErrUnavailable, "connection reset by peer")
-			}
-			if h.lies != nil {
-				h.lies(b, at)
-			}
-			at += int64(len(b))
-			_, err := w.Write(b)
-			return err
-		})
-		_ = w.CloseWithError(err)
+		_ = w.CloseWithError(h.pass(ctx, file, offset, w))
 	}()
 	return image.Pulled{ReadCloser: r, Bytes: file.Bytes, Whole: file.Whole}, nil
+}
+
+// pass sends the file from an offset on, as far as the host lives.
+func (h *host) pass(ctx context.Context, file *image.Passing, at int64, to io.Writer) error {
+	for {
+		b := make([]byte, 64<<10)
+		n, err := file.Next(ctx, b)
+		if err != nil {
+			return err
+		}
+		if h.dies > 0 && at+int64(n) > h.dies {
+			return rpc.Errorf(rpc.ErrUnavailable, "connection reset by peer")
+		}
+		if h.lies != nil {
+			h.lies(b[:n], at)
+		}
+		at += int64(n)
+		if _, err := to.Write(b[:n]); err != nil {
+			return err
+		}
+	}
 }
 
 // holder is a host that has the file.

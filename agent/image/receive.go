@@ -18,6 +18,9 @@ import (
 const (
 	ringBytes  = 2 << 20
 	pieceBytes = 256 << 10
+	// pushBytes is after how many the disk is told to begin: else all of it waits for
+	// the sync at the end.
+	pushBytes = 8 << 20
 )
 
 // ring is what came and is not yet written, or not yet hashed: the network, the
@@ -75,6 +78,7 @@ func (f *fetch) receive(ctx context.Context, body io.ReadCloser, limit int64, wh
 	at.Go(func() { f.s.read(ctx, body, r) })
 	start, _ := f.p.size()
 	at.Go(func() {
+		pushed := start
 		for {
 			b := r.await(func() (int64, int64, bool) { return r.written, r.came, r.ended })
 			if b == nil {
@@ -90,14 +94,18 @@ func (f *fetch) receive(ctx context.Context, body io.ReadCloser, limit int64, wh
 				return
 			}
 			r.turn(func() { r.written += int64(len(b)) })
+			if now := start + r.written; now-pushed >= pushBytes {
+				push(f.p.f, pushed, now-pushed)
+				pushed = now
+			}
 		}
 	})
-	f.p.gave(who)
 	for {
 		b := r.await(func() (int64, int64, bool) { return r.hashed, r.written, r.ended && r.written == r.came })
 		if b == nil {
 			break
 		}
+		f.p.gave(who)
 		f.p.hash(b)
 		r.turn(func() { r.hashed += int64(len(b)) })
 		done := f.p.add(len(b))
@@ -196,4 +204,10 @@ func freeIn(f Folder) (int64, error) {
 		return 0, fmt.Errorf("room on storage %s: %w", f.Storage, err)
 	}
 	return int64(st.Bavail) * st.Bsize, nil //nolint:gosec // a file system has less than 2^63 bytes
+}
+
+// push has the disk begin with a stretch; it does not wait for it, and nothing
+// depends on it.
+func push(f *os.File, from, n int64) {
+	_ = unix.SyncFileRange(int(f.Fd()), from, n, unix.SYNC_FILE_RANGE_WRITE)
 }

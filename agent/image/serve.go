@@ -101,9 +101,9 @@ func (s *Store) partOf(want Digests) *part {
 	return nil
 }
 
-// next reads the next bytes into buf, and waits for them when the file is still
+// Next reads the next bytes into buf, and waits for them when the file is still
 // being fetched. It ends in io.EOF, or in Unavailable when that fetch failed.
-func (t *Passing) next(ctx context.Context, buf []byte) (int, error) {
+func (t *Passing) Next(ctx context.Context, buf []byte) (int, error) {
 	n := int64(len(buf))
 	if t.p != nil {
 		ready, err := t.p.after(ctx, t.at, t.began, t.s.dry)
@@ -128,24 +128,6 @@ func (t *Passing) next(ctx context.Context, buf []byte) (int, error) {
 	}
 	t.at += n
 	return k, pass(ctx, t.s.sending, k)
-}
-
-// Each gives the file in pieces of at most that size, which are valid until send
-// returns, until its end.
-func (t *Passing) Each(ctx context.Context, piece int, send func([]byte) error) error {
-	buf := make([]byte, piece)
-	for {
-		n, err := t.next(ctx, buf)
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := send(buf[:n]); err != nil {
-			return err
-		}
-	}
 }
 
 // Close ends it.

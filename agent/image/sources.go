@@ -227,11 +227,11 @@ func (f *fetch) take(ctx context.Context, in *incoming, who string) error {
 func (f *fetch) begin(in *incoming, done, total int64) (io.ReadCloser, int64, error) {
 	head := make([]byte, headBytes)
 	old := int(min(done, headBytes))
-	if _, err := f.p.f.ReadAt(head[:old], 0); err != nil && err != io.EOF {
+	if _, err := f.p.f.ReadAt(head[:old], 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, 0, err
 	}
 	n, err := io.ReadFull(in.body, head[old:])
-	ended := err == io.EOF || err == io.ErrUnexpectedEOF
+	ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 	all := old + n
 	body := putBack(head[old:all], err, in.body)
 	if err != nil && !ended || ended && total > int64(all) {
@@ -254,7 +254,7 @@ func (f *fetch) begin(in *incoming, done, total int64) (io.ReadCloser, int64, er
 // putBack is a body of which the beginning was read already, with the error that
 // reading it ended in.
 func putBack(begin []byte, err error, rest io.ReadCloser) io.ReadCloser {
-	if err == nil || err == io.EOF || err == io.ErrUnexpectedEOF {
+	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return again{io.MultiReader(strings.NewReader(string(begin)), rest), rest}
 	}
 	return again{io.MultiReader(strings.NewReader(string(begin)), failing{err}), rest}

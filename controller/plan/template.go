@@ -194,6 +194,9 @@ func (m *model) templateVMID(g *guestView, c *choice) int32 {
 	if there := m.unfinishedTemplate(g, c.SHA256); there != nil {
 		return there.GetVmid()
 	}
+	if open := m.templateIntent(g.host.name, c.SHA256); open != nil && m.mayUndo(open) {
+		return open.intent.GetIdentity().GetVmid() // it is undone first
+	}
 	key := templateKey(g, c)
 	if vmid, ok := m.templateVMIDs[key]; ok {
 		return vmid
@@ -237,6 +240,14 @@ func (m *model) planTemplateUndo() {
 	}
 }
 
+// mayUndo says whether what is left of a template may be undone now.
+func (m *model) mayUndo(open *openIntent) bool {
+	vmid := open.intent.GetIdentity().GetVmid()
+	there := open.host.vms[vmid]
+	return no(open.intent.GetWorker()) && yes(open.host.obs.GetVmsKnown()) && !open.host.blocked.against() && !m.spec.Protected(int(vmid)) &&
+		(there == nil || there.GetHalfBuilt() && !there.GetHaManaged() && !there.GetProtection() && len(there.GetTasks()) == 0)
+}
+
 // undoTemplate adds the step that undoes the making of a template, once; it gives
 // its id, empty when it must not be.
 func (m *model) undoTemplate(open *openIntent) string {
@@ -248,7 +259,7 @@ func (m *model) undoTemplate(open *openIntent) string {
 	if there := open.host.vms[id.GetVmid()]; there != nil && !there.GetHalfBuilt() {
 		return "" // whatever it is, it is whole
 	}
-	if !no(open.intent.GetWorker()) || !yes(open.host.obs.GetVmsKnown()) {
+	if !m.mayUndo(open) {
 		m.note(homelabv1.NoteKind_NOTE_KIND_BUSY, "", open.host.name, fmt.Sprintf("somebody may still work on template %d", id.GetVmid()))
 		return ""
 	}

@@ -19,6 +19,11 @@ const (
 	// maxMessage bounds one message, in bytes: a plan for ten thousand guests is
 	// larger than gRPC's 4 MiB.
 	maxMessage = 64 << 20
+	// window is how many bytes of a stream may be on their way: image files go over
+	// the same connections as everything else, and gRPC's 64 KiB would have them wait
+	// for an answer after each message. Buffers are of a few TLS records.
+	window      = 4 << 20
+	bufferBytes = 128 << 10
 	// defaultSilence is how long a peer may leave a ping unanswered while a call
 	// is open.
 	defaultSilence = 5 * time.Second
@@ -79,7 +84,9 @@ func Dial(t Target) (*grpc.ClientConn, error) {
 		// Notices a dead peer on connections without calls; the pulse is for
 		// the others.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window),
+		grpc.WithReadBufferSize(bufferBytes), grpc.WithWriteBufferSize(bufferBytes),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage), grpc.ForceCodecV2(newCodec())),
 		grpc.WithChainUnaryInterceptor(c.unary),
 		grpc.WithChainStreamInterceptor(c.stream),
 		// The service configuration could come from DNS otherwise.

@@ -6,6 +6,7 @@ package wan
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -217,7 +218,7 @@ func (s *Server) send(w io.Writer, r *http.Request, a *answer) {
 			panic(http.ErrAbortHandler)
 		}
 		n, err := a.content.ReadAt(buf[:min(Step, end-at)], at)
-		if err != nil && err != io.EOF || n == 0 {
+		if err != nil && !errors.Is(err, io.EOF) || n == 0 {
 			panic(http.ErrAbortHandler)
 		}
 		n, err = w.Write(buf[:n])

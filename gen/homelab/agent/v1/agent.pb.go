@@ -534,7 +534,7 @@ type StorageNeed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The storage.
 	Storage string `protobuf:"bytes,1,opt,name=storage,proto3" json:"storage,omitempty"`
-	// Bytes.
+	// Bytes; 0 is the size of the disk in the image.
 	Bytes int64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// What for, for people (2 guests, a template).
 	What          string `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
