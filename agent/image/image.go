@@ -70,7 +70,7 @@ type Store struct {
 // New makes a Store that reads file: addresses below files only.
 func New(files Roots) *Store {
 	return &Store{
-		files: files, client: newClient(), born: time.Now(), stall: time.Minute, every: time.Second, patience: 20 * time.Second, lull: 2 * time.Second, retry: 300 * time.Millisecond,
+		files: files, client: newClient(), born: time.Now(), stall: time.Minute, every: time.Second, patience: 5 * time.Second, lull: 2 * time.Second, retry: 300 * time.Millisecond,
 		dry:     5 * time.Second,
 		sending: newLimiter(), receiving: newLimiter(),
 		parts: make(map[string]*part), unpacked: make(map[string]*copyOf), using: make(map[string]int),

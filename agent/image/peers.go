@@ -89,7 +89,7 @@ func (f *fetch) fromPeers(ctx context.Context) (Image, bool, error) {
 // of a run begin at once. The first is not given up for the others before it had a
 // moment, else they would all take the file from the one that was the quickest.
 func (f *fetch) mayBegin(peer Peer, began time.Time) bool {
-	return !f.WAN && errors.Is(f.why.of(peer.Name()), rpc.ErrNotFound) && time.Since(began) < f.s.patience/20
+	return !f.WAN && errors.Is(f.why.of(peer.Name()), rpc.ErrNotFound) && time.Since(began) < f.s.patience/5
 }
 
 // fromPeer takes from one peer what it gives, and judges the file when that was
