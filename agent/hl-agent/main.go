@@ -32,7 +32,7 @@ func run(ctx context.Context, file string, log *slog.Logger) error {
 }
 
 func driverCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "driver NAME", Short: "Serve a driver to the agent (started by it)"}
+	cmd := &cobra.Command{Use: "driver NAME", Short: "Serve a driver to the agent (started by it)", Hidden: true}
 	var cfg proxmox.Config
 	one := &cobra.Command{
 		Use: "proxmox", Short: "The driver for Proxmox VE", Args: cobra.NoArgs,

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/homeiac/homelab/internal/manual"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/version"
 )
@@ -45,6 +46,8 @@ func Command(name, short, file string, run func(ctx context.Context, file string
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), version.String()) },
 	})
+	root.CompletionOptions.HiddenDefaultCmd = true // the package brings them
+	manual.Add(root, "8")
 	return root
 }
 
