@@ -44,15 +44,25 @@ func answers(ctx context.Context, d observer) bool {
 
 // unlessEnding gives a context that ends with the agent too.
 func (f *flights) unlessEnding(ctx context.Context) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancel(ctx)
 	go func() {
 		select {
 		case <-f.ending:
-			cancel(rpc.Errorf(rpc.ErrUnavailable, "%w", errEnding))
+			cancel()
 		case <-ctx.Done():
 		}
 	}()
-	return ctx, func() { cancel(nil) }
+	return ctx, cancel
+}
+
+// ends says whether the agent ends.
+func (f *flights) ends() bool {
+	select {
+	case <-f.ending:
+		return true
+	default:
+		return false
+	}
 }
 
 // outlasting is a driver whose changing calls go on for a while after their context

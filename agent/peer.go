@@ -44,8 +44,8 @@ func (p *peerService) Pull(req *agentv1.PullRequest, stream grpc.ServerStreaming
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
-		if cause := context.Cause(ctx); errors.Is(cause, errEnding) {
-			return cause // whoever asked goes on with another host
+		if s.flights.ends() {
+			return rpc.Errorf(rpc.ErrUnavailable, "%w", errEnding) // whoever asked goes on with another host
 		}
 		if err != nil {
 			return err

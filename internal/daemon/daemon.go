@@ -78,6 +78,7 @@ const exitUnusable = 78
 // with the error and 1, or 78 when what it was given to start with is unusable.
 func Main(cmd *cobra.Command) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends it where it stands
 	err := cmd.ExecuteContext(ctx)
 	stop()
 	if err != nil {
