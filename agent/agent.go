@@ -18,6 +18,7 @@ import (
 
 	"github.com/homeiac/homelab/agent/driver"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
+	"github.com/homeiac/homelab/internal/daemon"
 	"github.com/homeiac/homelab/internal/gossip"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/version"
@@ -47,8 +48,9 @@ func allow() rpc.Allow {
 	return a
 }
 
-// Run serves until ctx ends, and returns nil then. Steps that are at work end
-// with it; programs that the driver started go on and are found again.
+// Run serves until ctx ends, and returns nil when the steps at work have ended: at
+// once what waits or transfers, and what has a program at work on a VM when that
+// ends or after stopGrace. Such a program goes on then, and is found again.
 func (a *Agent) Run(ctx context.Context) error {
 	creds, err := rpc.LoadTLS(a.cfg.CA, a.cfg.Cert, a.cfg.Key)
 	if err != nil {
@@ -96,11 +98,28 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	a.log.Info("agent starts", "name", a.cfg.Name, "fleet", id.Fleet, "address", address, "version", version.String())
+	supervisor := daemon.Supervised(a.log)
+	service.flights.supervisor = supervisor
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return proc.Run(ctx) })
-	g.Go(func() error { return service.Work(ctx) })
-	g.Go(func() error { return server.Run(ctx) })
-	g.Go(func() error { return peers.Run(ctx) })
+	context.AfterFunc(ctx, func() {
+		supervisor.Ending("ends; what works on a VM is waited for, " + stopGrace.String() + " at most")
+		proc.End()
+	})
+	// Who looks sees the agent and its last steps until these have ended: a host that
+	// fell silent fails the run.
+	base, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	g.Go(func() error { return proc.Run(base) })
+	g.Go(func() error { defer end(); return service.Work(ctx) })
+	g.Go(func() error { return server.Run(base) })
+	g.Go(func() error { return peers.Run(base) })
+	g.Go(func() error {
+		if answers(ctx, proc) {
+			supervisor.Ready(fmt.Sprintf("host %s of fleet %s, serving on %s", a.cfg.Name, id.Fleet, address))
+			a.log.Info("ready", "name", a.cfg.Name)
+		}
+		return nil
+	})
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("agent %s: %w", a.cfg.Name, err)
 	}

@@ -73,12 +73,12 @@ func NewService(cfg Config, fleet string, d driver.Full, log *slog.Logger) (*Ser
 		saved: filepath.Join(cfg.State, "saved"), snapshots: &snapshots{dir: filepath.Join(cfg.State, "snapshots"), host: cfg.Name},
 		wrongFor: wrongFor, soakGrace: soakGrace,
 		name: cfg.Name, fleet: fleet, root: cfg.Root, pauseFile: cfg.PauseFile, sshPort: cfg.SSHPort,
-		driver: d, host: host.New(cfg.Root), images: image.New(files), files: files, liars: new(liars), keys: keys,
+		driver: outlasting{d, stopGrace}, host: host.New(cfg.Root), images: image.New(files), files: files, liars: new(liars), keys: keys,
 		fence: fence, intents: intents, flights: newFlights(cfg.Name, log), now: clock(cfg.Clock),
 	}, nil
 }
 
-// Work carries out steps until ctx ends, and ends them with it.
+// Work carries out steps until ctx ends, and ends them with it (see flights.run).
 func (s *Service) Work(ctx context.Context) error { return s.flights.run(ctx) }
 
 // Run is the rpc: one step, followed to its end.

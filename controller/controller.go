@@ -23,6 +23,7 @@ import (
 	"github.com/homeiac/homelab/controller/store"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/daemon"
 	"github.com/homeiac/homelab/internal/gossip"
 	"github.com/homeiac/homelab/internal/mark"
 	"github.com/homeiac/homelab/internal/rpc"
@@ -161,12 +162,18 @@ func (c *Controller) Run(ctx context.Context) error {
 	c.address = server.Addr().String()
 	c.mu.Unlock()
 	close(c.listens)
-	c.log.Info("serving", "address", server.Addr().String(), "fleet", c.fleet, "version", c.version)
-	context.AfterFunc(ctx, func() { end(errEnding) })
+	c.log.Info("serving", "name", c.cfg.Name, "address", server.Addr().String(), "fleet", c.fleet, "version", c.version)
+	supervisor := daemon.Supervised(c.log)
+	supervisor.Ready(fmt.Sprintf("controller %s of fleet %s, serving on %s", c.cfg.Name, c.fleet, server.Addr()))
+	context.AfterFunc(ctx, func() {
+		supervisor.Ending("ends; what agents carry out goes on there")
+		end(errEnding)
+	})
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return c.watch(ctx) })
+	g.Go(func() error { return c.pulse(ctx, supervisor) })
 	if c.gossip != nil {
 		g.Go(func() error { return c.gossip.Run(ctx) })
 	}
