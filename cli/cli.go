@@ -197,7 +197,7 @@ something was skipped, refused or failed, and something else was done or is heal
 	root.AddCommand(
 		a.validateCommand(), a.planCommand(), a.applyCommand(), a.statusCommand(), a.hostsCommand(),
 		a.guestsCommand(), a.k3sCommand(), a.runsCommand(), a.execCommand(), a.versionCommand(),
-		a.whyCommand(), a.orphansCommand(), a.imagesCommand(), a.pauseCommand(), a.resumeCommand(),
+		a.whyCommand(), a.orphansCommand(), a.imagesCommand(), a.pauseCommand(), a.resumeCommand(), a.auditCommand(),
 	)
 	return root
 }

@@ -32,6 +32,8 @@ type Credentials struct {
 
 	ca, cert, key string
 
+	refused repeats
+
 	mu     sync.Mutex
 	seen   [3]fileMark
 	loaded *loaded
@@ -212,9 +214,21 @@ func newServerCreds(c *Credentials) credentials.TransportCredentials {
 func (s *serverCreds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := credentials.NewTLS(s.c.serverConfig()).ServerHandshake(raw)
 	if err != nil {
-		s.c.log().Warn("caller refused", "address", raw.RemoteAddr().String(), "error", err)
+		s.c.refuse(hostOf(raw.RemoteAddr()), err)
 	}
 	return conn, info, err
+}
+
+// refuse logs a caller that got no connection.
+func (c *Credentials) refuse(from string, err error) {
+	reason := err.Error()
+	var op *net.OpError
+	if errors.As(err, &op) {
+		reason = op.Op + ": " + op.Err.Error() // the whole text has the caller's port: never twice the same
+	}
+	c.refused.note(from+" "+reason,
+		func(n int) { c.log().Warn("caller refused", "address", from, "error", reason, "count", n) },
+		func(n int) { c.log().Warn("callers refused", "count", n) })
 }
 
 func (s *serverCreds) Clone() credentials.TransportCredentials { return newServerCreds(s.c) }
