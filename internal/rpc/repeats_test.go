@@ -1,8 +1,14 @@
 package rpc
 
 import (
+	"bytes"
+	"crypto/x509"
+	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -51,4 +57,18 @@ func TestAStrangerDoesNotFillTheMemoryWithReasons(t *testing.T) {
 			t.Errorf("%d remembered, %d told of the rest", len(r.seen), rest)
 		}
 	})
+}
+
+func TestARefusedCallerIsLoggedOnceForEachReason(t *testing.T) {
+	var log bytes.Buffer
+	c := &Credentials{Log: slog.New(slog.NewTextHandler(&log, nil))}
+	for port := range 50 {
+		local := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 8400}
+		remote := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 9), Port: 40000 + port}
+		c.refuse("10.0.0.9", &net.OpError{Op: "read", Net: "tcp", Source: local, Addr: remote, Err: errors.New("connection reset by peer")})
+		c.refuse("10.0.0.9", x509.CertificateInvalidError{Reason: x509.Expired, Detail: fmt.Sprintf("current time 12:00:%02d", port)})
+	}
+	if n := strings.Count(log.String(), "caller refused"); n != 2 {
+		t.Errorf("%d lines:\n%s", n, log.String())
+	}
 }

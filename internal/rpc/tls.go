@@ -222,11 +222,24 @@ func (s *serverCreds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthI
 // refuse logs a caller that got no connection.
 func (c *Credentials) refuse(from string, err error) {
 	reason := err.Error()
-	var op *net.OpError
-	if errors.As(err, &op) {
-		reason = op.Op + ": " + op.Err.Error() // the whole text has the caller's port: never twice the same
+	var (
+		op        *net.OpError
+		invalid   x509.CertificateInvalidError
+		authority x509.UnknownAuthorityError
+	)
+	// What tells one refusal from another of its sort is left out: the caller's port,
+	// the time, and what a certificate that is not ours says of itself.
+	sort := reason
+	switch {
+	case errors.As(err, &op):
+		reason = op.Op + ": " + op.Err.Error()
+		sort = reason
+	case errors.As(err, &invalid):
+		sort = fmt.Sprintf("invalid %d", invalid.Reason)
+	case errors.As(err, &authority):
+		sort = "unknown authority"
 	}
-	c.refused.note(from+" "+reason,
+	c.refused.note(from+" "+sort,
 		func(n int) { c.log().Warn("caller refused", "address", from, "error", reason, "count", n) },
 		func(n int) { c.log().Warn("callers refused", "count", n) })
 }
