@@ -65,6 +65,14 @@ fuzz:
 	go test ./agent/image -run '^$$' -fuzz '^FuzzHead$$' -fuzztime $(FUZZTIME)
 	go test ./agent/image -run '^$$' -fuzz '^FuzzUnpack$$' -fuzztime $(FUZZTIME)
 	go test ./internal/spec -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME)
+	go test ./agent/driver/proxmox/args -run '^$$' -fuzz '^FuzzCreate$$' -fuzztime $(FUZZTIME)
+	go test ./agent/driver/proxmox/parse -run '^$$' -fuzz '^FuzzVM$$' -fuzztime $(FUZZTIME)
+	go test ./agent/driver/proxmox/parse -run '^$$' -fuzz '^FuzzOutputs$$' -fuzztime $(FUZZTIME)
+	go test ./internal/config -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME)
+	go test ./internal/gossip -run '^$$' -fuzz '^FuzzMeta$$' -fuzztime $(FUZZTIME)
+	go test ./internal/k3s -run '^$$' -fuzz '^FuzzParseProbe$$' -fuzztime $(FUZZTIME)
+	go test ./internal/k3s -run '^$$' -fuzz '^FuzzGuestTexts$$' -fuzztime $(FUZZTIME)
+	go test ./internal/mark -run '^$$' -fuzz '^FuzzMark$$' -fuzztime $(FUZZTIME)
 
 # Whole-system tests with real processes; they use the binaries in bin/.
 e2e: build $(NFPM)

@@ -33,21 +33,6 @@ type Agent struct {
 // New makes an agent; it does nothing yet.
 func New(cfg Config, log *slog.Logger) *Agent { return &Agent{cfg: cfg, log: log} }
 
-// allow says who may call what: controllers, and other agents for image files.
-func allow() rpc.Allow {
-	a := rpc.Allow{}
-	for _, method := range []string{
-		agentv1.AgentService_Observe_FullMethodName, agentv1.AgentService_Run_FullMethodName,
-		agentv1.AgentService_Exec_FullMethodName, agentv1.AgentService_Credentials_FullMethodName,
-		agentv1.AgentService_Orphans_FullMethodName, agentv1.AgentService_ListSnapshots_FullMethodName,
-		agentv1.AgentService_ResolveImage_FullMethodName,
-	} {
-		a[method] = []string{rpc.RoleController}
-	}
-	a[agentv1.PeerService_Pull_FullMethodName] = []string{rpc.RoleAgent}
-	return a
-}
-
 // Run serves until ctx ends, and returns nil when the steps at work have ended: at
 // once what waits or transfers, and what has a program at work on a VM when that
 // ends or after stopGrace. Such a program goes on then, and is found again.
@@ -76,7 +61,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	service.peers = &agents{credentials: creds, log: a.log}
 	address := net.JoinHostPort(a.cfg.Advertise, strconv.Itoa(a.cfg.Port))
-	server, err := rpc.Listen(ctx, rpc.ServerConfig{Address: address, Credentials: creds, Allow: allow(), Log: a.log},
+	server, err := rpc.Listen(ctx, rpc.ServerConfig{Address: address, Credentials: creds, Allow: allow(), Audit: journal(a.log), Log: a.log},
 		func(r grpc.ServiceRegistrar) {
 			agentv1.RegisterAgentServiceServer(r, service)
 			agentv1.RegisterPeerServiceServer(r, &peerService{service: service})

@@ -119,6 +119,9 @@ func (s *Service) Exec(req *agentv1.ExecRequest, stream grpc.ServerStreamingServ
 	if len(req.GetArgv()) == 0 {
 		return rpc.Errorf(rpc.ErrInvalid, "no command")
 	}
+	if err := checkFields(req.GetWant()); err != nil {
+		return err
+	}
 	sh, err := s.open(ctx, req.GetWant())
 	if err != nil {
 		return err
@@ -143,6 +146,9 @@ func (s *Service) Credentials(ctx context.Context, req *agentv1.CredentialsReque
 		file = k3s.Kubeconfig
 	default:
 		return nil, rpc.Errorf(rpc.ErrInvalid, "credentials of kind %s", req.GetKind())
+	}
+	if err := checkFields(req.GetWant()); err != nil {
+		return nil, err
 	}
 	sh, err := s.openServer(ctx, req)
 	if err != nil {

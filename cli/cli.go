@@ -199,7 +199,7 @@ something was skipped, refused or failed, and something else was done or is heal
 	root.AddCommand(
 		a.validateCommand(), a.planCommand(), a.applyCommand(), a.statusCommand(), a.hostsCommand(),
 		a.guestsCommand(), a.k3sCommand(), a.runsCommand(), a.execCommand(), a.versionCommand(),
-		a.whyCommand(), a.orphansCommand(), a.imagesCommand(), a.pauseCommand(), a.resumeCommand(),
+		a.whyCommand(), a.orphansCommand(), a.imagesCommand(), a.pauseCommand(), a.resumeCommand(), a.auditCommand(),
 	)
 	manual.Add(root, "1")
 	return root

@@ -112,24 +112,6 @@ func newController(cfg Config, version string, log *slog.Logger, creds *rpc.Cred
 	return c
 }
 
-// allow says who may call what: admins all, viewers what changes and reveals
-// nothing.
-var allow = rpc.Allow{
-	controllerv1.ControllerService_Plan_FullMethodName:          {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_Status_FullMethodName:        {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_ListRuns_FullMethodName:      {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_FollowRun_FullMethodName:     {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_Version_FullMethodName:       {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_Apply_FullMethodName:         {rpc.RoleAdmin},
-	controllerv1.ControllerService_Exec_FullMethodName:          {rpc.RoleAdmin},
-	controllerv1.ControllerService_Kubeconfig_FullMethodName:    {rpc.RoleAdmin},
-	controllerv1.ControllerService_Pause_FullMethodName:         {rpc.RoleAdmin},
-	controllerv1.ControllerService_Resume_FullMethodName:        {rpc.RoleAdmin},
-	controllerv1.ControllerService_Why_FullMethodName:           {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_Orphans_FullMethodName:       {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_ListSnapshots_FullMethodName: {rpc.RoleAdmin, rpc.RoleViewer},
-}
-
 // Run serves until ctx ends: then nothing new is begun, steps that agents carry
 // out go on there, and the run is remembered as interrupted. It returns nil when
 // ctx was why.
@@ -153,7 +135,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	server, err := rpc.Listen(ctx, rpc.ServerConfig{
 		Address:     net.JoinHostPort(c.cfg.Advertise, strconv.Itoa(c.cfg.Port)),
-		Credentials: c.creds, Allow: allow, Grace: lastWords + time.Second, Log: c.log,
+		Credentials: c.creds, Allow: rpc.AllowOf(controllerv1.ControllerService_ServiceDesc.ServiceName),
+		Audit: c.auditor(), Grace: lastWords + time.Second, Log: c.log,
 	}, func(r grpc.ServiceRegistrar) { controllerv1.RegisterControllerServiceServer(r, &service{c: c}) })
 	if err != nil {
 		return err
@@ -192,6 +175,9 @@ func (c *Controller) recall(ctx context.Context) error {
 		return err
 	}
 	if err := c.store.Interrupt(ctx, c.now()); err != nil {
+		return err
+	}
+	if err := c.store.InterruptActs(ctx); err != nil {
 		return err
 	}
 	hosts, err := c.store.Hosts(ctx)

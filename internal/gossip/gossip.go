@@ -229,4 +229,8 @@ func (g *Gossip) create(ctx context.Context) (*memberlist.Memberlist, *self, err
 // host that it runs on.
 func memberName(role, name string) string { return role + "/" + name }
 
-func splitMemberName(s string) (role, name string, ok bool) { return strings.Cut(s, "/") }
+func splitMemberName(s string) (role, name string, ok bool) {
+	role, name, ok = strings.Cut(s, "/")
+	// Whoever has the key chooses its name. What no certificate can have is nobody's.
+	return role, name, ok && rpc.Identity{Fleet: "any", Role: role, Name: name}.Check() == nil
+}

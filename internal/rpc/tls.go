@@ -32,6 +32,8 @@ type Credentials struct {
 
 	ca, cert, key string
 
+	refused repeats
+
 	mu     sync.Mutex
 	seen   [3]fileMark
 	loaded *loaded
@@ -212,9 +214,34 @@ func newServerCreds(c *Credentials) credentials.TransportCredentials {
 func (s *serverCreds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := credentials.NewTLS(s.c.serverConfig()).ServerHandshake(raw)
 	if err != nil {
-		s.c.log().Warn("caller refused", "address", raw.RemoteAddr().String(), "error", err)
+		s.c.refuse(hostOf(raw.RemoteAddr()), err)
 	}
 	return conn, info, err
+}
+
+// refuse logs a caller that got no connection.
+func (c *Credentials) refuse(from string, err error) {
+	reason := err.Error()
+	var (
+		op        *net.OpError
+		invalid   x509.CertificateInvalidError
+		authority x509.UnknownAuthorityError
+	)
+	// What tells one refusal from another of its sort is left out: the caller's port,
+	// the time, and what a certificate that is not ours says of itself.
+	sort := reason
+	switch {
+	case errors.As(err, &op):
+		reason = op.Op + ": " + op.Err.Error()
+		sort = reason
+	case errors.As(err, &invalid):
+		sort = fmt.Sprintf("invalid %d", invalid.Reason)
+	case errors.As(err, &authority):
+		sort = "unknown authority"
+	}
+	c.refused.note(from+" "+sort,
+		func(n int) { c.log().Warn("caller refused", "address", from, "error", reason, "count", n) },
+		func(n int) { c.log().Warn("callers refused", "count", n) })
 }
 
 func (s *serverCreds) Clone() credentials.TransportCredentials { return newServerCreds(s.c) }

@@ -2720,6 +2720,243 @@ func (x *ListSnapshotsResponse) GetUnknown() []*v1.Note {
 	return nil
 }
 
+// ListAuditRequest asks for the latest entries of the audit.
+type ListAuditRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many at most, the latest; 0 is 100.
+	Limit int32 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Only what began at this time or later; unset: any.
+	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	// Only what this one did: a name, or role@name; empty: anyone.
+	By            string `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditRequest) Reset() {
+	*x = ListAuditRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditRequest) ProtoMessage() {}
+
+func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ListAuditRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListAuditRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ListAuditRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// ListAuditResponse holds them.
+type ListAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The entries, latest first.
+	Entries       []*AuditEntry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditResponse) Reset() {
+	*x = ListAuditResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditResponse) ProtoMessage() {}
+
+func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ListAuditResponse) GetEntries() []*AuditEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+// AuditEntry is one call, or several that were denied for the same reason.
+type AuditEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it was made; of several the last.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// By whom: role@name, as the certificate says.
+	Who string `protobuf:"bytes,2,opt,name=who,proto3" json:"who,omitempty"`
+	// Which call: apply, exec, kubeconfig, pause, resume, heal (a controller acts by itself).
+	Method string `protobuf:"bytes,3,opt,name=method,proto3" json:"method,omitempty"`
+	// What was asked in words (delete guest k3s-3, destroying k3s-3); may be empty.
+	What string `protobuf:"bytes,4,opt,name=what,proto3" json:"what,omitempty"`
+	// What it was about: guest NAME, host NAME, image NAME; at most 100.
+	On []string `protobuf:"bytes,5,rep,name=on,proto3" json:"on,omitempty"`
+	// running, ok, interrupted (its controller ended first), or the kind of the error: denied, refused, busy, invalid...
+	Result string `protobuf:"bytes,6,opt,name=result,proto3" json:"result,omitempty"`
+	// The error's text, or what came of it (run 17: 3 done); may be empty.
+	Text string `protobuf:"bytes,7,opt,name=text,proto3" json:"text,omitempty"`
+	// How many calls it stands for: 1, or more that were denied.
+	Count int32 `protobuf:"varint,8,opt,name=count,proto3" json:"count,omitempty"`
+	// When it ended; unset while it runs and when that is not known.
+	Ended *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ended,proto3" json:"ended,omitempty"`
+	// The controller that was called.
+	Controller    string `protobuf:"bytes,10,opt,name=controller,proto3" json:"controller,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditEntry) Reset() {
+	*x = AuditEntry{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditEntry) ProtoMessage() {}
+
+func (x *AuditEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
+func (*AuditEntry) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetOn() []string {
+	if x != nil {
+		return x.On
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetCount() int32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetController() string {
+	if x != nil {
+		return x.Controller
+	}
+	return ""
+}
+
 var File_homelab_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_homelab_controller_v1_controller_proto_rawDesc = "" +
@@ -2895,7 +3132,28 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x14ListSnapshotsRequest\"w\n" +
 	"\x15ListSnapshotsResponse\x122\n" +
 	"\tsnapshots\x18\x01 \x03(\v2\x14.homelab.v1.SnapshotR\tsnapshots\x12*\n" +
-	"\aunknown\x18\x02 \x03(\v2\x10.homelab.v1.NoteR\aunknown*\xa0\x03\n" +
+	"\aunknown\x18\x02 \x03(\v2\x10.homelab.v1.NoteR\aunknown\"j\n" +
+	"\x10ListAuditRequest\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\x05R\x05limit\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\"P\n" +
+	"\x11ListAuditResponse\x12;\n" +
+	"\aentries\x18\x01 \x03(\v2!.homelab.controller.v1.AuditEntryR\aentries\"\x9e\x02\n" +
+	"\n" +
+	"AuditEntry\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x10\n" +
+	"\x03who\x18\x02 \x01(\tR\x03who\x12\x16\n" +
+	"\x06method\x18\x03 \x01(\tR\x06method\x12\x12\n" +
+	"\x04what\x18\x04 \x01(\tR\x04what\x12\x0e\n" +
+	"\x02on\x18\x05 \x03(\tR\x02on\x12\x16\n" +
+	"\x06result\x18\x06 \x01(\tR\x06result\x12\x12\n" +
+	"\x04text\x18\a \x01(\tR\x04text\x12\x14\n" +
+	"\x05count\x18\b \x01(\x05R\x05count\x120\n" +
+	"\x05ended\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x1e\n" +
+	"\n" +
+	"controller\x18\n" +
+	" \x01(\tR\n" +
+	"controller*\xa0\x03\n" +
 	"\rOperationKind\x12\x1e\n" +
 	"\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17OPERATION_KIND_RECREATE\x10\x01\x12\x19\n" +
@@ -2918,7 +3176,7 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x0eHEALTH_BOOTING\x10\x02\x12\x11\n" +
 	"\rHEALTH_UNWELL\x10\x03\x12\x12\n" +
 	"\x0eHEALTH_STANDBY\x10\x04\x12\x12\n" +
-	"\x0eHEALTH_UNKNOWN\x10\x052\x9f\t\n" +
+	"\x0eHEALTH_UNKNOWN\x10\x052\xff\t\n" +
 	"\x11ControllerService\x12O\n" +
 	"\x04Plan\x12\".homelab.controller.v1.PlanRequest\x1a#.homelab.controller.v1.PlanResponse\x12T\n" +
 	"\x05Apply\x12#.homelab.controller.v1.ApplyRequest\x1a$.homelab.controller.v1.ApplyResponse0\x01\x12U\n" +
@@ -2933,7 +3191,8 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x05Pause\x12#.homelab.controller.v1.PauseRequest\x1a$.homelab.controller.v1.PauseResponse\x12U\n" +
 	"\x06Resume\x12$.homelab.controller.v1.ResumeRequest\x1a%.homelab.controller.v1.ResumeResponse\x12X\n" +
 	"\aOrphans\x12%.homelab.controller.v1.OrphansRequest\x1a&.homelab.controller.v1.OrphansResponse\x12j\n" +
-	"\rListSnapshots\x12+.homelab.controller.v1.ListSnapshotsRequest\x1a,.homelab.controller.v1.ListSnapshotsResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
+	"\rListSnapshots\x12+.homelab.controller.v1.ListSnapshotsRequest\x1a,.homelab.controller.v1.ListSnapshotsResponse\x12^\n" +
+	"\tListAudit\x12'.homelab.controller.v1.ListAuditRequest\x1a(.homelab.controller.v1.ListAuditResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
 
 var (
 	file_homelab_controller_v1_controller_proto_rawDescOnce sync.Once
@@ -2948,7 +3207,7 @@ func file_homelab_controller_v1_controller_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_homelab_controller_v1_controller_proto_goTypes = []any{
 	(OperationKind)(0),            // 0: homelab.controller.v1.OperationKind
 	(Health)(0),                   // 1: homelab.controller.v1.Health
@@ -2987,100 +3246,109 @@ var file_homelab_controller_v1_controller_proto_goTypes = []any{
 	(*HolderStatus)(nil),          // 34: homelab.controller.v1.HolderStatus
 	(*ListSnapshotsRequest)(nil),  // 35: homelab.controller.v1.ListSnapshotsRequest
 	(*ListSnapshotsResponse)(nil), // 36: homelab.controller.v1.ListSnapshotsResponse
-	(*v1.Plan)(nil),               // 37: homelab.v1.Plan
-	(*v1.HostStatus)(nil),         // 38: homelab.v1.HostStatus
-	(*v1.Event)(nil),              // 39: homelab.v1.Event
-	(*v1.Summary)(nil),            // 40: homelab.v1.Summary
-	(v1.Power)(0),                 // 41: homelab.v1.Power
-	(v1.Role)(0),                  // 42: homelab.v1.Role
-	(*v1.GuestLook)(nil),          // 43: homelab.v1.GuestLook
-	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
-	(*v1.Fact)(nil),               // 45: homelab.v1.Fact
-	(*v1.Node)(nil),               // 46: homelab.v1.Node
-	(*v1.EtcdMember)(nil),         // 47: homelab.v1.EtcdMember
-	(v1.ImageType)(0),             // 48: homelab.v1.ImageType
-	(v1.Verification)(0),          // 49: homelab.v1.Verification
-	(*v1.Orphan)(nil),             // 50: homelab.v1.Orphan
-	(*v1.Note)(nil),               // 51: homelab.v1.Note
-	(*v1.Disk)(nil),               // 52: homelab.v1.Disk
-	(*v1.Snapshot)(nil),           // 53: homelab.v1.Snapshot
+	(*ListAuditRequest)(nil),      // 37: homelab.controller.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),     // 38: homelab.controller.v1.ListAuditResponse
+	(*AuditEntry)(nil),            // 39: homelab.controller.v1.AuditEntry
+	(*v1.Plan)(nil),               // 40: homelab.v1.Plan
+	(*v1.HostStatus)(nil),         // 41: homelab.v1.HostStatus
+	(*v1.Event)(nil),              // 42: homelab.v1.Event
+	(*v1.Summary)(nil),            // 43: homelab.v1.Summary
+	(v1.Power)(0),                 // 44: homelab.v1.Power
+	(v1.Role)(0),                  // 45: homelab.v1.Role
+	(*v1.GuestLook)(nil),          // 46: homelab.v1.GuestLook
+	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
+	(*v1.Fact)(nil),               // 48: homelab.v1.Fact
+	(*v1.Node)(nil),               // 49: homelab.v1.Node
+	(*v1.EtcdMember)(nil),         // 50: homelab.v1.EtcdMember
+	(v1.ImageType)(0),             // 51: homelab.v1.ImageType
+	(v1.Verification)(0),          // 52: homelab.v1.Verification
+	(*v1.Orphan)(nil),             // 53: homelab.v1.Orphan
+	(*v1.Note)(nil),               // 54: homelab.v1.Note
+	(*v1.Disk)(nil),               // 55: homelab.v1.Disk
+	(*v1.Snapshot)(nil),           // 56: homelab.v1.Snapshot
 }
 var file_homelab_controller_v1_controller_proto_depIdxs = []int32{
 	0,  // 0: homelab.controller.v1.Operation.kind:type_name -> homelab.controller.v1.OperationKind
 	2,  // 1: homelab.controller.v1.PlanRequest.operation:type_name -> homelab.controller.v1.Operation
-	37, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
-	38, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
+	40, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
+	41, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 4: homelab.controller.v1.PlanResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	2,  // 5: homelab.controller.v1.ApplyRequest.operation:type_name -> homelab.controller.v1.Operation
-	39, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
-	37, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
-	40, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
-	37, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
-	41, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
+	42, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
+	40, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
+	43, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
+	40, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
+	44, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
 	1,  // 11: homelab.controller.v1.GuestStatus.health:type_name -> homelab.controller.v1.Health
-	42, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
-	43, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
-	44, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
-	44, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
-	45, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
-	46, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
-	45, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
+	45, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
+	46, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
+	47, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
+	47, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
+	48, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
+	49, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
+	48, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
 	10, // 19: homelab.controller.v1.ClusterStatus.members:type_name -> homelab.controller.v1.MemberStatus
 	9,  // 20: homelab.controller.v1.ClusterStatus.findings:type_name -> homelab.controller.v1.ClusterFinding
-	47, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
-	38, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
+	50, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
+	41, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 23: homelab.controller.v1.StatusResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	8,  // 24: homelab.controller.v1.StatusResponse.cluster:type_name -> homelab.controller.v1.ClusterStatus
-	44, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
+	47, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
 	13, // 26: homelab.controller.v1.StatusResponse.images:type_name -> homelab.controller.v1.ImageStatus
-	48, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
-	49, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
-	44, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
-	44, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
-	40, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
+	51, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
+	52, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
+	47, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
+	47, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
+	43, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
 	14, // 32: homelab.controller.v1.ListRunsResponse.runs:type_name -> homelab.controller.v1.RunRecord
-	39, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
+	42, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
 	14, // 34: homelab.controller.v1.FollowRunResponse.record:type_name -> homelab.controller.v1.RunRecord
-	44, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
+	47, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
 	26, // 36: homelab.controller.v1.WhyResponse.entries:type_name -> homelab.controller.v1.WhyEntry
 	7,  // 37: homelab.controller.v1.WhyResponse.now:type_name -> homelab.controller.v1.GuestStatus
-	50, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
-	51, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
+	53, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	54, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
 	34, // 40: homelab.controller.v1.OrphansResponse.holders:type_name -> homelab.controller.v1.HolderStatus
-	52, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
-	53, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
-	51, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
-	3,  // 44: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
-	5,  // 45: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
-	11, // 46: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
-	15, // 47: homelab.controller.v1.ControllerService.ListRuns:input_type -> homelab.controller.v1.ListRunsRequest
-	17, // 48: homelab.controller.v1.ControllerService.FollowRun:input_type -> homelab.controller.v1.FollowRunRequest
-	19, // 49: homelab.controller.v1.ControllerService.Exec:input_type -> homelab.controller.v1.ExecRequest
-	21, // 50: homelab.controller.v1.ControllerService.Kubeconfig:input_type -> homelab.controller.v1.KubeconfigRequest
-	23, // 51: homelab.controller.v1.ControllerService.Version:input_type -> homelab.controller.v1.VersionRequest
-	25, // 52: homelab.controller.v1.ControllerService.Why:input_type -> homelab.controller.v1.WhyRequest
-	28, // 53: homelab.controller.v1.ControllerService.Pause:input_type -> homelab.controller.v1.PauseRequest
-	30, // 54: homelab.controller.v1.ControllerService.Resume:input_type -> homelab.controller.v1.ResumeRequest
-	32, // 55: homelab.controller.v1.ControllerService.Orphans:input_type -> homelab.controller.v1.OrphansRequest
-	35, // 56: homelab.controller.v1.ControllerService.ListSnapshots:input_type -> homelab.controller.v1.ListSnapshotsRequest
-	4,  // 57: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
-	6,  // 58: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
-	12, // 59: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
-	16, // 60: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
-	18, // 61: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
-	20, // 62: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
-	22, // 63: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
-	24, // 64: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
-	27, // 65: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
-	29, // 66: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
-	31, // 67: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
-	33, // 68: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
-	36, // 69: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
-	57, // [57:70] is the sub-list for method output_type
-	44, // [44:57] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	55, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
+	56, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
+	54, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
+	47, // 44: homelab.controller.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	39, // 45: homelab.controller.v1.ListAuditResponse.entries:type_name -> homelab.controller.v1.AuditEntry
+	47, // 46: homelab.controller.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	47, // 47: homelab.controller.v1.AuditEntry.ended:type_name -> google.protobuf.Timestamp
+	3,  // 48: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
+	5,  // 49: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
+	11, // 50: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
+	15, // 51: homelab.controller.v1.ControllerService.ListRuns:input_type -> homelab.controller.v1.ListRunsRequest
+	17, // 52: homelab.controller.v1.ControllerService.FollowRun:input_type -> homelab.controller.v1.FollowRunRequest
+	19, // 53: homelab.controller.v1.ControllerService.Exec:input_type -> homelab.controller.v1.ExecRequest
+	21, // 54: homelab.controller.v1.ControllerService.Kubeconfig:input_type -> homelab.controller.v1.KubeconfigRequest
+	23, // 55: homelab.controller.v1.ControllerService.Version:input_type -> homelab.controller.v1.VersionRequest
+	25, // 56: homelab.controller.v1.ControllerService.Why:input_type -> homelab.controller.v1.WhyRequest
+	28, // 57: homelab.controller.v1.ControllerService.Pause:input_type -> homelab.controller.v1.PauseRequest
+	30, // 58: homelab.controller.v1.ControllerService.Resume:input_type -> homelab.controller.v1.ResumeRequest
+	32, // 59: homelab.controller.v1.ControllerService.Orphans:input_type -> homelab.controller.v1.OrphansRequest
+	35, // 60: homelab.controller.v1.ControllerService.ListSnapshots:input_type -> homelab.controller.v1.ListSnapshotsRequest
+	37, // 61: homelab.controller.v1.ControllerService.ListAudit:input_type -> homelab.controller.v1.ListAuditRequest
+	4,  // 62: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
+	6,  // 63: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
+	12, // 64: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
+	16, // 65: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
+	18, // 66: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
+	20, // 67: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
+	22, // 68: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
+	24, // 69: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
+	27, // 70: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
+	29, // 71: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
+	31, // 72: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
+	33, // 73: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
+	36, // 74: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
+	38, // 75: homelab.controller.v1.ControllerService.ListAudit:output_type -> homelab.controller.v1.ListAuditResponse
+	62, // [62:76] is the sub-list for method output_type
+	48, // [48:62] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_homelab_controller_v1_controller_proto_init() }
@@ -3109,7 +3377,7 @@ func file_homelab_controller_v1_controller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_controller_v1_controller_proto_rawDesc), len(file_homelab_controller_v1_controller_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   35,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

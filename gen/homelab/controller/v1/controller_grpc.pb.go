@@ -34,6 +34,7 @@ const (
 	ControllerService_Resume_FullMethodName        = "/homelab.controller.v1.ControllerService/Resume"
 	ControllerService_Orphans_FullMethodName       = "/homelab.controller.v1.ControllerService/Orphans"
 	ControllerService_ListSnapshots_FullMethodName = "/homelab.controller.v1.ControllerService/ListSnapshots"
+	ControllerService_ListAudit_FullMethodName     = "/homelab.controller.v1.ControllerService/ListAudit"
 )
 
 // ControllerServiceClient is the client API for ControllerService service.
@@ -69,6 +70,9 @@ type ControllerServiceClient interface {
 	Orphans(ctx context.Context, in *OrphansRequest, opts ...grpc.CallOption) (*OrphansResponse, error)
 	// ListSnapshots lists the etcd snapshots that the hosts keep.
 	ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error)
+	// ListAudit tells who called what that changes something or reveals a secret, and what came of it. Never told, as it
+	// is not kept: a Spec's text, a command's arguments and input, secrets.
+	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error)
 }
 
 type controllerServiceClient struct {
@@ -236,6 +240,16 @@ func (c *controllerServiceClient) ListSnapshots(ctx context.Context, in *ListSna
 	return out, nil
 }
 
+func (c *controllerServiceClient) ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAuditResponse)
+	err := c.cc.Invoke(ctx, ControllerService_ListAudit_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControllerServiceServer is the server API for ControllerService service.
 // All implementations must embed UnimplementedControllerServiceServer
 // for forward compatibility.
@@ -269,6 +283,9 @@ type ControllerServiceServer interface {
 	Orphans(context.Context, *OrphansRequest) (*OrphansResponse, error)
 	// ListSnapshots lists the etcd snapshots that the hosts keep.
 	ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error)
+	// ListAudit tells who called what that changes something or reveals a secret, and what came of it. Never told, as it
+	// is not kept: a Spec's text, a command's arguments and input, secrets.
+	ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error)
 	mustEmbedUnimplementedControllerServiceServer()
 }
 
@@ -317,6 +334,9 @@ func (UnimplementedControllerServiceServer) Orphans(context.Context, *OrphansReq
 }
 func (UnimplementedControllerServiceServer) ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSnapshots not implemented")
+}
+func (UnimplementedControllerServiceServer) ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAudit not implemented")
 }
 func (UnimplementedControllerServiceServer) mustEmbedUnimplementedControllerServiceServer() {}
 func (UnimplementedControllerServiceServer) testEmbeddedByValue()                           {}
@@ -552,6 +572,24 @@ func _ControllerService_ListSnapshots_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ControllerService_ListAudit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAuditRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).ListAudit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_ListAudit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).ListAudit(ctx, req.(*ListAuditRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ControllerService_ServiceDesc is the grpc.ServiceDesc for ControllerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -598,6 +636,10 @@ var ControllerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListSnapshots",
 			Handler:    _ControllerService_ListSnapshots_Handler,
+		},
+		{
+			MethodName: "ListAudit",
+			Handler:    _ControllerService_ListAudit_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
