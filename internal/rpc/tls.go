@@ -51,8 +51,8 @@ type fileMark struct {
 	changed time.Time
 }
 
-// LoadTLS reads the CA's certificate, this process's certificate and its key,
-// all PEM files. ErrInvalid names the file that cannot be used. That a
+// LoadTLS reads the certificates of the fleet's roots (one, or several while one
+// takes another's place), this process's certificate and its key, all PEM files. ErrInvalid names the file that cannot be used. That a
 // certificate has expired is found when it is used: a new one may be put in its
 // place while the process runs.
 func LoadTLS(ca, cert, key string) (*Credentials, error) {
@@ -157,7 +157,7 @@ func (c *Credentials) serverConfig() *tls.Config {
 	cfg := c.config(l)
 	cfg.ClientAuth = tls.RequireAndVerifyClientCert
 	cfg.ClientCAs = l.pool
-	cfg.VerifyConnection = func(s tls.ConnectionState) error { return checkFleet(s, l.id.Fleet) }
+	cfg.VerifyConnection = func(s tls.ConnectionState) error { return checkChain(s, l.id.Fleet) }
 	return cfg
 }
 
@@ -168,7 +168,7 @@ func (c *Credentials) clientConfig(l *loaded, role, name string) *tls.Config {
 	cfg.RootCAs = l.pool
 	cfg.ServerName = serverName(role)
 	cfg.VerifyConnection = func(s tls.ConnectionState) error {
-		if err := checkFleet(s, l.id.Fleet); err != nil {
+		if err := checkChain(s, l.id.Fleet); err != nil {
 			return err
 		}
 		id, err := identityOf(s.PeerCertificates[0])
@@ -183,16 +183,35 @@ func (c *Credentials) clientConfig(l *loaded, role, name string) *tls.Config {
 	return cfg
 }
 
-func checkFleet(s tls.ConnectionState, fleet string) error {
-	id, err := identityOf(s.PeerCertificates[0])
-	if err != nil {
-		return err
+// checkChain is what x509 does not check of a verified chain: that it is of this
+// fleet all the way up, and that no CA poses as somebody. A root that vouches for
+// several fleets does not make them one.
+func checkChain(s tls.ConnectionState, fleet string) error {
+	if len(s.VerifiedChains) == 0 {
+		return errors.New("no certificate of this fleet was shown")
 	}
-	if id.Fleet != fleet {
+	chain := s.VerifiedChains[0]
+	id, err := identityOf(chain[0])
+	switch {
+	case err != nil:
+		return err
+	case chain[0].IsCA:
+		return fmt.Errorf("certificate of %s is a CA's", id)
+	case id.Fleet != fleet:
 		return fmt.Errorf("certificate of %s of fleet %s, this is fleet %s", id, id.Fleet, fleet)
+	case len(chain) > maxChain:
+		return fmt.Errorf("certificate of %s has %d CAs above it, %d may be", id, len(chain)-1, maxChain-1)
+	}
+	for _, ca := range chain[1:] {
+		if len(ca.Subject.Organization) != 1 || ca.Subject.Organization[0] != fleet {
+			return fmt.Errorf("certificate of %s was issued by %q, which is no CA of fleet %s", id, ca.Subject.CommonName, fleet)
+		}
 	}
 	return nil
 }
+
+// maxChain is a leaf, an issuing CA and a root.
+const maxChain = 3
 
 type wrongPeerError struct{ id Identity }
 
