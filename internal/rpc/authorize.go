@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
 )
 
 // Allow says which roles may call which method: full names
@@ -56,14 +57,21 @@ func (a Allow) unknown(services map[string]grpc.ServiceInfo) []string {
 	return missing
 }
 
-// Authorize gives the interceptors that hold calls to the table. Listen uses
-// them already; they are for servers built otherwise. They identify the caller
-// once and leave it in the context for PeerIdentity.
-func Authorize(table Allow) (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
+// Authorize gives the interceptors that hold calls to the table and to the list of
+// revoked certificates. Listen uses them already; they are for servers built
+// otherwise. They identify the caller once and leave it in the context for
+// PeerIdentity.
+func Authorize(table Allow, creds *Credentials) (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
 	admit := func(ctx context.Context, method string) (context.Context, error) {
 		id, err := PeerIdentity(ctx)
 		if err != nil {
 			return nil, err
+		}
+		// The connection of one that is revoked is cut; this is for what came in before.
+		if p, ok := peer.FromContext(ctx); ok {
+			if err := creds.revokedIn(chainOf(p.AuthInfo)); err != nil {
+				return nil, Errorf(ErrDenied, "%w", err)
+			}
 		}
 		if err := table.check(method, id); err != nil {
 			return nil, err

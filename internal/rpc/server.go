@@ -57,7 +57,7 @@ func Listen(ctx context.Context, cfg ServerConfig, register ...func(grpc.Service
 	if cfg.Grace == 0 {
 		cfg.Grace = defaultGrace
 	}
-	unary, stream := Authorize(cfg.Allow)
+	unary, stream := Authorize(cfg.Allow, cfg.Credentials)
 	opts := append(append(MapServerErrors(cfg.Log), PlainAnswers()...),
 		grpc.Creds(newServerCreds(cfg.Credentials)),
 		grpc.ConnectionTimeout(connectTimeout),

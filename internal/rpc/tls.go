@@ -32,6 +32,8 @@ type Credentials struct {
 
 	ca, cert, key string
 
+	revocation revocation
+
 	mu     sync.Mutex
 	seen   [3]fileMark
 	loaded *loaded
@@ -151,13 +153,13 @@ func (c *Credentials) config(l *loaded) *tls.Config {
 }
 
 // serverConfig requires and verifies the caller's certificate: of our CA, in
-// time, of our fleet. What the caller may do is for the table of Authorize.
+// time, of our fleet, not revoked. What the caller may do is for the table of Authorize.
 func (c *Credentials) serverConfig() *tls.Config {
 	l := c.current()
 	cfg := c.config(l)
 	cfg.ClientAuth = tls.RequireAndVerifyClientCert
 	cfg.ClientCAs = l.pool
-	cfg.VerifyConnection = func(s tls.ConnectionState) error { return checkChain(s, l.id.Fleet) }
+	cfg.VerifyConnection = func(s tls.ConnectionState) error { return c.checkPeer(s, l.id.Fleet) }
 	return cfg
 }
 
@@ -168,7 +170,7 @@ func (c *Credentials) clientConfig(l *loaded, role, name string) *tls.Config {
 	cfg.RootCAs = l.pool
 	cfg.ServerName = serverName(role)
 	cfg.VerifyConnection = func(s tls.ConnectionState) error {
-		if err := checkChain(s, l.id.Fleet); err != nil {
+		if err := c.checkPeer(s, l.id.Fleet); err != nil {
 			return err
 		}
 		id, err := identityOf(s.PeerCertificates[0])
@@ -181,6 +183,14 @@ func (c *Credentials) clientConfig(l *loaded, role, name string) *tls.Config {
 		return nil
 	}
 	return cfg
+}
+
+// checkPeer is all that is to be said against a peer but its role and name.
+func (c *Credentials) checkPeer(s tls.ConnectionState, fleet string) error {
+	if err := checkChain(s, fleet); err != nil {
+		return err
+	}
+	return c.revokedIn(s.VerifiedChains[0])
 }
 
 // checkChain is what x509 does not check of a verified chain: that it is of this
@@ -230,10 +240,27 @@ func newServerCreds(c *Credentials) credentials.TransportCredentials {
 
 func (s *serverCreds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := credentials.NewTLS(s.c.serverConfig()).ServerHandshake(raw)
+	if err == nil {
+		var tracked net.Conn
+		if tracked, err = s.c.track(conn, raw, chainOf(info), nil); err != nil {
+			_ = conn.Close()
+		}
+		conn = tracked
+	}
 	if err != nil {
 		s.c.log().Warn("caller refused", "address", raw.RemoteAddr().String(), "error", err)
 	}
 	return conn, info, err
+}
+
+// chainOf is the verified chain of the other side, nil without one.
+func chainOf(info credentials.AuthInfo) []*x509.Certificate {
+	tlsInfo, ok := info.(credentials.TLSInfo)
+	// VerifiedChains and not PeerCertificates: the latter is only a claim.
+	if !ok || len(tlsInfo.State.VerifiedChains) == 0 {
+		return nil
+	}
+	return tlsInfo.State.VerifiedChains[0]
 }
 
 func (s *serverCreds) Clone() credentials.TransportCredentials { return newServerCreds(s.c) }
@@ -289,7 +316,14 @@ func (s *clientCreds) ClientHandshake(
 		return nil, nil, err
 	}
 	s.trouble.set(nil)
-	return &begunConn{Conn: conn, first: first}, info, nil
+	tracked, err := s.c.track(conn, raw, chainOf(info), func(why error) { s.trouble.set(s.peerFault(at, why)) })
+	if err != nil {
+		_ = conn.Close()
+		fault := s.peerFault(at, err)
+		s.trouble.set(fault)
+		return nil, nil, fault
+	}
+	return &begunConn{Conn: tracked, first: first}, info, nil
 }
 
 // ownFault finds what the other side would refuse anyway, with a better text.
@@ -314,6 +348,7 @@ func (s *clientCreds) peerFault(at string, err error) error {
 		invalid   x509.CertificateInvalidError
 		host      x509.HostnameError
 		wrong     *wrongPeerError
+		revoked   *revokedError
 	)
 	want := s.role
 	if s.name != "" {
@@ -327,6 +362,8 @@ func (s *clientCreds) peerFault(at string, err error) error {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return Errorf(ErrDenied, "%s has a certificate that is not valid now (%s to %s): give %s a new one, or set the clock; %s",
 			at, invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339), want, look)
+	case errors.As(err, &revoked):
+		return Errorf(ErrDenied, "%s is not spoken to: %w; give it a new certificate with: hlctl token create %s --replace", at, revoked, revoked.id.Name)
 	case errors.As(err, &wrong):
 		return Errorf(ErrDenied, "%s should be %s but is %s: the address is another's; %s", at, want, wrong.id, look)
 	case errors.As(err, &host):
