@@ -39,7 +39,7 @@ func allow() rpc.Allow {
 		agentv1.AgentService_Observe_FullMethodName, agentv1.AgentService_Run_FullMethodName,
 		agentv1.AgentService_Exec_FullMethodName, agentv1.AgentService_Credentials_FullMethodName,
 		agentv1.AgentService_Orphans_FullMethodName, agentv1.AgentService_ListSnapshots_FullMethodName,
-		agentv1.AgentService_ResolveImage_FullMethodName,
+		agentv1.AgentService_ResolveImage_FullMethodName, agentv1.AgentService_SetTrust_FullMethodName,
 	} {
 		a[method] = []string{rpc.RoleController}
 	}
@@ -65,6 +65,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Join(a.cfg.State, "driver"), 0o700); err != nil {
 		return err
 	}
+	creds.Log = a.log
+	trust, err := openTrust(a.cfg, creds, a.log)
+	if err != nil {
+		return err
+	}
+	trust.ask(ctx)
 	proc := driver.New(driver.Config{
 		Command: a.cfg.driverCommand(self), Sockets: filepath.Join(a.cfg.State, "plugin"), Log: a.log.With("part", "driver"),
 	})
@@ -72,6 +78,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	service.trust = trust
 	service.peers = &agents{credentials: creds, log: a.log}
 	address := net.JoinHostPort(a.cfg.Advertise, strconv.Itoa(a.cfg.Port))
 	server, err := rpc.Listen(ctx, rpc.ServerConfig{Address: address, Credentials: creds, Allow: allow(), Log: a.log},
@@ -95,12 +102,14 @@ func (a *Agent) Run(ctx context.Context) error {
 		_ = server.Close()
 		return err
 	}
+	trust.setRing(peers.SetKeys)
 	a.log.Info("agent starts", "name", a.cfg.Name, "fleet", id.Fleet, "address", address, "version", version.String())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return proc.Run(ctx) })
 	g.Go(func() error { return service.Work(ctx) })
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return peers.Run(ctx) })
+	g.Go(func() error { return trust.follow(ctx, peers) })
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("agent %s: %w", a.cfg.Name, err)
 	}

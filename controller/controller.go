@@ -22,6 +22,7 @@ import (
 	"github.com/homeiac/homelab/controller/plan"
 	"github.com/homeiac/homelab/controller/store"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/gossip"
 	"github.com/homeiac/homelab/internal/mark"
@@ -41,6 +42,8 @@ type Controller struct {
 	creds   *rpc.Credentials
 	fleet   string
 	signer  signer
+	issuing *rpc.CA // nil when there is none
+	pusher  *pusher
 	gossip  *gossip.Gossip // nil in tests that bring their own Peers
 	agents  *agents
 	seeing  *observer
@@ -94,8 +97,12 @@ func New(cfg Config, version string, log *slog.Logger) (*Controller, error) {
 	if err != nil {
 		return nil, err
 	}
+	issuing, err := loadIssuing(cfg, id.Fleet)
+	if err != nil {
+		return nil, err
+	}
 	c := newController(cfg, version, log, creds, key, g)
-	c.gossip = g
+	c.gossip, c.issuing = g, issuing
 	return c, nil
 }
 
@@ -106,6 +113,7 @@ func newController(cfg Config, version string, log *slog.Logger, creds *rpc.Cred
 		atWork: make(map[string]bool), make: plan.Make, track: newTracker(),
 	}
 	c.signer = signer{fleet: c.fleet, key: key}
+	c.pusher = newPusher(c)
 	c.agents = newAgents(creds, log)
 	c.seeing = newObserver(c.agents, peers, log, func() time.Time { return c.now() })
 	return c
@@ -127,12 +135,22 @@ var allow = rpc.Allow{
 	controllerv1.ControllerService_Why_FullMethodName:           {rpc.RoleAdmin, rpc.RoleViewer},
 	controllerv1.ControllerService_Orphans_FullMethodName:       {rpc.RoleAdmin, rpc.RoleViewer},
 	controllerv1.ControllerService_ListSnapshots_FullMethodName: {rpc.RoleAdmin, rpc.RoleViewer},
+
+	controllerv1.ControllerService_RevokeCertificate_FullMethodName: {rpc.RoleAdmin},
+	trustv1.TrustService_Present_FullMethodName:                     {rpc.RoleAgent},
 }
 
 // Run serves until ctx ends: then nothing new is begun, steps that agents carry
 // out go on there, and the run is remembered as interrupted. It returns nil when
 // ctx was why.
 func (c *Controller) Run(ctx context.Context) error {
+	// In force before anything is called or served.
+	if err := os.MkdirAll(c.cfg.State, 0o700); err != nil {
+		return err
+	}
+	if err := c.creds.KeepRevocations(filepath.Join(c.cfg.State, "revocations.pem")); err != nil {
+		return err
+	}
 	st, err := store.Open(ctx, store.Config{
 		Dir: filepath.Join(c.cfg.State, "store"), Endpoints: c.cfg.Etcd.Endpoints,
 		CA: c.cfg.Etcd.CA, Cert: c.cfg.Etcd.Cert, Key: c.cfg.Etcd.Key,
@@ -150,10 +168,17 @@ func (c *Controller) Run(ctx context.Context) error {
 	if err := c.recall(ctx); err != nil {
 		return err
 	}
+	// Before anybody is served or called.
+	if err := c.syncTrust(ctx); err != nil {
+		return err
+	}
 	server, err := rpc.Listen(ctx, rpc.ServerConfig{
 		Address:     net.JoinHostPort(c.cfg.Advertise, strconv.Itoa(c.cfg.Port)),
 		Credentials: c.creds, Allow: allow, Grace: lastWords + time.Second, Log: c.log,
-	}, func(r grpc.ServiceRegistrar) { controllerv1.RegisterControllerServiceServer(r, &service{c: c}) })
+	}, func(r grpc.ServiceRegistrar) {
+		controllerv1.RegisterControllerServiceServer(r, &service{c: c})
+		trustv1.RegisterTrustServiceServer(r, &trustService{c: c})
+	})
 	if err != nil {
 		return err
 	}
@@ -167,6 +192,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return c.watch(ctx) })
+	g.Go(func() error { return c.watchTrust(ctx) })
+	g.Go(func() error { return c.pusher.run(ctx) })
 	if c.gossip != nil {
 		g.Go(func() error { return c.gossip.Run(ctx) })
 	}

@@ -294,6 +294,13 @@ func (c *Credentials) Revoke(data []byte) (changed bool, err error) {
 	return true, nil
 }
 
+// VerifyRevocations checks who signed a list, and takes it not: ErrDenied when it
+// was no CA of the fleet.
+func (c *Credentials) VerifyRevocations(list *Revocations) error {
+	l := c.current()
+	return list.verify(l.pool, l.id.Fleet, c.Revocations())
+}
+
 // revokedIn is why a peer with that chain does not count; nil when it does.
 func (c *Credentials) revokedIn(chain []*x509.Certificate) error {
 	return c.Revocations().chainError(chain)

@@ -2720,6 +2720,107 @@ func (x *ListSnapshotsResponse) GetUnknown() []*v1.Note {
 	return nil
 }
 
+// RevokeCertificateRequest names certificates to take back.
+type RevokeCertificateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The serial number of one, in hex.
+	Serial        string `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeCertificateRequest) Reset() {
+	*x = RevokeCertificateRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeCertificateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeCertificateRequest) ProtoMessage() {}
+
+func (x *RevokeCertificateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeCertificateRequest.ProtoReflect.Descriptor instead.
+func (*RevokeCertificateRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *RevokeCertificateRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+// RevokeCertificateResponse tells what was revoked.
+type RevokeCertificateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The serial numbers that are revoked by this, in hex; empty when they were before.
+	Serials []string `protobuf:"bytes,1,rep,name=serials,proto3" json:"serials,omitempty"`
+	// The number of the list that is in force now.
+	Number        int64 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeCertificateResponse) Reset() {
+	*x = RevokeCertificateResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeCertificateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeCertificateResponse) ProtoMessage() {}
+
+func (x *RevokeCertificateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeCertificateResponse.ProtoReflect.Descriptor instead.
+func (*RevokeCertificateResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *RevokeCertificateResponse) GetSerials() []string {
+	if x != nil {
+		return x.Serials
+	}
+	return nil
+}
+
+func (x *RevokeCertificateResponse) GetNumber() int64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
 var File_homelab_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_homelab_controller_v1_controller_proto_rawDesc = "" +
@@ -2895,7 +2996,12 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x14ListSnapshotsRequest\"w\n" +
 	"\x15ListSnapshotsResponse\x122\n" +
 	"\tsnapshots\x18\x01 \x03(\v2\x14.homelab.v1.SnapshotR\tsnapshots\x12*\n" +
-	"\aunknown\x18\x02 \x03(\v2\x10.homelab.v1.NoteR\aunknown*\xa0\x03\n" +
+	"\aunknown\x18\x02 \x03(\v2\x10.homelab.v1.NoteR\aunknown\"2\n" +
+	"\x18RevokeCertificateRequest\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\"M\n" +
+	"\x19RevokeCertificateResponse\x12\x18\n" +
+	"\aserials\x18\x01 \x03(\tR\aserials\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x03R\x06number*\xa0\x03\n" +
 	"\rOperationKind\x12\x1e\n" +
 	"\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17OPERATION_KIND_RECREATE\x10\x01\x12\x19\n" +
@@ -2918,7 +3024,8 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x0eHEALTH_BOOTING\x10\x02\x12\x11\n" +
 	"\rHEALTH_UNWELL\x10\x03\x12\x12\n" +
 	"\x0eHEALTH_STANDBY\x10\x04\x12\x12\n" +
-	"\x0eHEALTH_UNKNOWN\x10\x052\x9f\t\n" +
+	"\x0eHEALTH_UNKNOWN\x10\x052\x97\n" +
+	"\n" +
 	"\x11ControllerService\x12O\n" +
 	"\x04Plan\x12\".homelab.controller.v1.PlanRequest\x1a#.homelab.controller.v1.PlanResponse\x12T\n" +
 	"\x05Apply\x12#.homelab.controller.v1.ApplyRequest\x1a$.homelab.controller.v1.ApplyResponse0\x01\x12U\n" +
@@ -2933,7 +3040,8 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x05Pause\x12#.homelab.controller.v1.PauseRequest\x1a$.homelab.controller.v1.PauseResponse\x12U\n" +
 	"\x06Resume\x12$.homelab.controller.v1.ResumeRequest\x1a%.homelab.controller.v1.ResumeResponse\x12X\n" +
 	"\aOrphans\x12%.homelab.controller.v1.OrphansRequest\x1a&.homelab.controller.v1.OrphansResponse\x12j\n" +
-	"\rListSnapshots\x12+.homelab.controller.v1.ListSnapshotsRequest\x1a,.homelab.controller.v1.ListSnapshotsResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
+	"\rListSnapshots\x12+.homelab.controller.v1.ListSnapshotsRequest\x1a,.homelab.controller.v1.ListSnapshotsResponse\x12v\n" +
+	"\x11RevokeCertificate\x12/.homelab.controller.v1.RevokeCertificateRequest\x1a0.homelab.controller.v1.RevokeCertificateResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
 
 var (
 	file_homelab_controller_v1_controller_proto_rawDescOnce sync.Once
@@ -2948,108 +3056,110 @@ func file_homelab_controller_v1_controller_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_homelab_controller_v1_controller_proto_goTypes = []any{
-	(OperationKind)(0),            // 0: homelab.controller.v1.OperationKind
-	(Health)(0),                   // 1: homelab.controller.v1.Health
-	(*Operation)(nil),             // 2: homelab.controller.v1.Operation
-	(*PlanRequest)(nil),           // 3: homelab.controller.v1.PlanRequest
-	(*PlanResponse)(nil),          // 4: homelab.controller.v1.PlanResponse
-	(*ApplyRequest)(nil),          // 5: homelab.controller.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 6: homelab.controller.v1.ApplyResponse
-	(*GuestStatus)(nil),           // 7: homelab.controller.v1.GuestStatus
-	(*ClusterStatus)(nil),         // 8: homelab.controller.v1.ClusterStatus
-	(*ClusterFinding)(nil),        // 9: homelab.controller.v1.ClusterFinding
-	(*MemberStatus)(nil),          // 10: homelab.controller.v1.MemberStatus
-	(*StatusRequest)(nil),         // 11: homelab.controller.v1.StatusRequest
-	(*StatusResponse)(nil),        // 12: homelab.controller.v1.StatusResponse
-	(*ImageStatus)(nil),           // 13: homelab.controller.v1.ImageStatus
-	(*RunRecord)(nil),             // 14: homelab.controller.v1.RunRecord
-	(*ListRunsRequest)(nil),       // 15: homelab.controller.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),      // 16: homelab.controller.v1.ListRunsResponse
-	(*FollowRunRequest)(nil),      // 17: homelab.controller.v1.FollowRunRequest
-	(*FollowRunResponse)(nil),     // 18: homelab.controller.v1.FollowRunResponse
-	(*ExecRequest)(nil),           // 19: homelab.controller.v1.ExecRequest
-	(*ExecResponse)(nil),          // 20: homelab.controller.v1.ExecResponse
-	(*KubeconfigRequest)(nil),     // 21: homelab.controller.v1.KubeconfigRequest
-	(*KubeconfigResponse)(nil),    // 22: homelab.controller.v1.KubeconfigResponse
-	(*VersionRequest)(nil),        // 23: homelab.controller.v1.VersionRequest
-	(*VersionResponse)(nil),       // 24: homelab.controller.v1.VersionResponse
-	(*WhyRequest)(nil),            // 25: homelab.controller.v1.WhyRequest
-	(*WhyEntry)(nil),              // 26: homelab.controller.v1.WhyEntry
-	(*WhyResponse)(nil),           // 27: homelab.controller.v1.WhyResponse
-	(*PauseRequest)(nil),          // 28: homelab.controller.v1.PauseRequest
-	(*PauseResponse)(nil),         // 29: homelab.controller.v1.PauseResponse
-	(*ResumeRequest)(nil),         // 30: homelab.controller.v1.ResumeRequest
-	(*ResumeResponse)(nil),        // 31: homelab.controller.v1.ResumeResponse
-	(*OrphansRequest)(nil),        // 32: homelab.controller.v1.OrphansRequest
-	(*OrphansResponse)(nil),       // 33: homelab.controller.v1.OrphansResponse
-	(*HolderStatus)(nil),          // 34: homelab.controller.v1.HolderStatus
-	(*ListSnapshotsRequest)(nil),  // 35: homelab.controller.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil), // 36: homelab.controller.v1.ListSnapshotsResponse
-	(*v1.Plan)(nil),               // 37: homelab.v1.Plan
-	(*v1.HostStatus)(nil),         // 38: homelab.v1.HostStatus
-	(*v1.Event)(nil),              // 39: homelab.v1.Event
-	(*v1.Summary)(nil),            // 40: homelab.v1.Summary
-	(v1.Power)(0),                 // 41: homelab.v1.Power
-	(v1.Role)(0),                  // 42: homelab.v1.Role
-	(*v1.GuestLook)(nil),          // 43: homelab.v1.GuestLook
-	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
-	(*v1.Fact)(nil),               // 45: homelab.v1.Fact
-	(*v1.Node)(nil),               // 46: homelab.v1.Node
-	(*v1.EtcdMember)(nil),         // 47: homelab.v1.EtcdMember
-	(v1.ImageType)(0),             // 48: homelab.v1.ImageType
-	(v1.Verification)(0),          // 49: homelab.v1.Verification
-	(*v1.Orphan)(nil),             // 50: homelab.v1.Orphan
-	(*v1.Note)(nil),               // 51: homelab.v1.Note
-	(*v1.Disk)(nil),               // 52: homelab.v1.Disk
-	(*v1.Snapshot)(nil),           // 53: homelab.v1.Snapshot
+	(OperationKind)(0),                // 0: homelab.controller.v1.OperationKind
+	(Health)(0),                       // 1: homelab.controller.v1.Health
+	(*Operation)(nil),                 // 2: homelab.controller.v1.Operation
+	(*PlanRequest)(nil),               // 3: homelab.controller.v1.PlanRequest
+	(*PlanResponse)(nil),              // 4: homelab.controller.v1.PlanResponse
+	(*ApplyRequest)(nil),              // 5: homelab.controller.v1.ApplyRequest
+	(*ApplyResponse)(nil),             // 6: homelab.controller.v1.ApplyResponse
+	(*GuestStatus)(nil),               // 7: homelab.controller.v1.GuestStatus
+	(*ClusterStatus)(nil),             // 8: homelab.controller.v1.ClusterStatus
+	(*ClusterFinding)(nil),            // 9: homelab.controller.v1.ClusterFinding
+	(*MemberStatus)(nil),              // 10: homelab.controller.v1.MemberStatus
+	(*StatusRequest)(nil),             // 11: homelab.controller.v1.StatusRequest
+	(*StatusResponse)(nil),            // 12: homelab.controller.v1.StatusResponse
+	(*ImageStatus)(nil),               // 13: homelab.controller.v1.ImageStatus
+	(*RunRecord)(nil),                 // 14: homelab.controller.v1.RunRecord
+	(*ListRunsRequest)(nil),           // 15: homelab.controller.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),          // 16: homelab.controller.v1.ListRunsResponse
+	(*FollowRunRequest)(nil),          // 17: homelab.controller.v1.FollowRunRequest
+	(*FollowRunResponse)(nil),         // 18: homelab.controller.v1.FollowRunResponse
+	(*ExecRequest)(nil),               // 19: homelab.controller.v1.ExecRequest
+	(*ExecResponse)(nil),              // 20: homelab.controller.v1.ExecResponse
+	(*KubeconfigRequest)(nil),         // 21: homelab.controller.v1.KubeconfigRequest
+	(*KubeconfigResponse)(nil),        // 22: homelab.controller.v1.KubeconfigResponse
+	(*VersionRequest)(nil),            // 23: homelab.controller.v1.VersionRequest
+	(*VersionResponse)(nil),           // 24: homelab.controller.v1.VersionResponse
+	(*WhyRequest)(nil),                // 25: homelab.controller.v1.WhyRequest
+	(*WhyEntry)(nil),                  // 26: homelab.controller.v1.WhyEntry
+	(*WhyResponse)(nil),               // 27: homelab.controller.v1.WhyResponse
+	(*PauseRequest)(nil),              // 28: homelab.controller.v1.PauseRequest
+	(*PauseResponse)(nil),             // 29: homelab.controller.v1.PauseResponse
+	(*ResumeRequest)(nil),             // 30: homelab.controller.v1.ResumeRequest
+	(*ResumeResponse)(nil),            // 31: homelab.controller.v1.ResumeResponse
+	(*OrphansRequest)(nil),            // 32: homelab.controller.v1.OrphansRequest
+	(*OrphansResponse)(nil),           // 33: homelab.controller.v1.OrphansResponse
+	(*HolderStatus)(nil),              // 34: homelab.controller.v1.HolderStatus
+	(*ListSnapshotsRequest)(nil),      // 35: homelab.controller.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 36: homelab.controller.v1.ListSnapshotsResponse
+	(*RevokeCertificateRequest)(nil),  // 37: homelab.controller.v1.RevokeCertificateRequest
+	(*RevokeCertificateResponse)(nil), // 38: homelab.controller.v1.RevokeCertificateResponse
+	(*v1.Plan)(nil),                   // 39: homelab.v1.Plan
+	(*v1.HostStatus)(nil),             // 40: homelab.v1.HostStatus
+	(*v1.Event)(nil),                  // 41: homelab.v1.Event
+	(*v1.Summary)(nil),                // 42: homelab.v1.Summary
+	(v1.Power)(0),                     // 43: homelab.v1.Power
+	(v1.Role)(0),                      // 44: homelab.v1.Role
+	(*v1.GuestLook)(nil),              // 45: homelab.v1.GuestLook
+	(*timestamppb.Timestamp)(nil),     // 46: google.protobuf.Timestamp
+	(*v1.Fact)(nil),                   // 47: homelab.v1.Fact
+	(*v1.Node)(nil),                   // 48: homelab.v1.Node
+	(*v1.EtcdMember)(nil),             // 49: homelab.v1.EtcdMember
+	(v1.ImageType)(0),                 // 50: homelab.v1.ImageType
+	(v1.Verification)(0),              // 51: homelab.v1.Verification
+	(*v1.Orphan)(nil),                 // 52: homelab.v1.Orphan
+	(*v1.Note)(nil),                   // 53: homelab.v1.Note
+	(*v1.Disk)(nil),                   // 54: homelab.v1.Disk
+	(*v1.Snapshot)(nil),               // 55: homelab.v1.Snapshot
 }
 var file_homelab_controller_v1_controller_proto_depIdxs = []int32{
 	0,  // 0: homelab.controller.v1.Operation.kind:type_name -> homelab.controller.v1.OperationKind
 	2,  // 1: homelab.controller.v1.PlanRequest.operation:type_name -> homelab.controller.v1.Operation
-	37, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
-	38, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
+	39, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
+	40, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 4: homelab.controller.v1.PlanResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	2,  // 5: homelab.controller.v1.ApplyRequest.operation:type_name -> homelab.controller.v1.Operation
-	39, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
-	37, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
-	40, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
-	37, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
-	41, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
+	41, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
+	39, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
+	42, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
+	39, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
+	43, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
 	1,  // 11: homelab.controller.v1.GuestStatus.health:type_name -> homelab.controller.v1.Health
-	42, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
-	43, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
-	44, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
-	44, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
-	45, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
-	46, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
-	45, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
+	44, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
+	45, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
+	46, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
+	46, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
+	47, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
+	48, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
+	47, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
 	10, // 19: homelab.controller.v1.ClusterStatus.members:type_name -> homelab.controller.v1.MemberStatus
 	9,  // 20: homelab.controller.v1.ClusterStatus.findings:type_name -> homelab.controller.v1.ClusterFinding
-	47, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
-	38, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
+	49, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
+	40, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 23: homelab.controller.v1.StatusResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	8,  // 24: homelab.controller.v1.StatusResponse.cluster:type_name -> homelab.controller.v1.ClusterStatus
-	44, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
+	46, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
 	13, // 26: homelab.controller.v1.StatusResponse.images:type_name -> homelab.controller.v1.ImageStatus
-	48, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
-	49, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
-	44, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
-	44, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
-	40, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
+	50, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
+	51, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
+	46, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
+	46, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
+	42, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
 	14, // 32: homelab.controller.v1.ListRunsResponse.runs:type_name -> homelab.controller.v1.RunRecord
-	39, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
+	41, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
 	14, // 34: homelab.controller.v1.FollowRunResponse.record:type_name -> homelab.controller.v1.RunRecord
-	44, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
+	46, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
 	26, // 36: homelab.controller.v1.WhyResponse.entries:type_name -> homelab.controller.v1.WhyEntry
 	7,  // 37: homelab.controller.v1.WhyResponse.now:type_name -> homelab.controller.v1.GuestStatus
-	50, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
-	51, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
+	52, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	53, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
 	34, // 40: homelab.controller.v1.OrphansResponse.holders:type_name -> homelab.controller.v1.HolderStatus
-	52, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
-	53, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
-	51, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
+	54, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
+	55, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
+	53, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
 	3,  // 44: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
 	5,  // 45: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
 	11, // 46: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
@@ -3063,21 +3173,23 @@ var file_homelab_controller_v1_controller_proto_depIdxs = []int32{
 	30, // 54: homelab.controller.v1.ControllerService.Resume:input_type -> homelab.controller.v1.ResumeRequest
 	32, // 55: homelab.controller.v1.ControllerService.Orphans:input_type -> homelab.controller.v1.OrphansRequest
 	35, // 56: homelab.controller.v1.ControllerService.ListSnapshots:input_type -> homelab.controller.v1.ListSnapshotsRequest
-	4,  // 57: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
-	6,  // 58: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
-	12, // 59: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
-	16, // 60: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
-	18, // 61: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
-	20, // 62: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
-	22, // 63: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
-	24, // 64: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
-	27, // 65: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
-	29, // 66: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
-	31, // 67: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
-	33, // 68: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
-	36, // 69: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
-	57, // [57:70] is the sub-list for method output_type
-	44, // [44:57] is the sub-list for method input_type
+	37, // 57: homelab.controller.v1.ControllerService.RevokeCertificate:input_type -> homelab.controller.v1.RevokeCertificateRequest
+	4,  // 58: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
+	6,  // 59: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
+	12, // 60: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
+	16, // 61: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
+	18, // 62: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
+	20, // 63: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
+	22, // 64: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
+	24, // 65: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
+	27, // 66: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
+	29, // 67: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
+	31, // 68: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
+	33, // 69: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
+	36, // 70: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
+	38, // 71: homelab.controller.v1.ControllerService.RevokeCertificate:output_type -> homelab.controller.v1.RevokeCertificateResponse
+	58, // [58:72] is the sub-list for method output_type
+	44, // [44:58] is the sub-list for method input_type
 	44, // [44:44] is the sub-list for extension type_name
 	44, // [44:44] is the sub-list for extension extendee
 	0,  // [0:44] is the sub-list for field type_name
@@ -3109,7 +3221,7 @@ func file_homelab_controller_v1_controller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_controller_v1_controller_proto_rawDesc), len(file_homelab_controller_v1_controller_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   35,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,19 +21,20 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ControllerService_Plan_FullMethodName          = "/homelab.controller.v1.ControllerService/Plan"
-	ControllerService_Apply_FullMethodName         = "/homelab.controller.v1.ControllerService/Apply"
-	ControllerService_Status_FullMethodName        = "/homelab.controller.v1.ControllerService/Status"
-	ControllerService_ListRuns_FullMethodName      = "/homelab.controller.v1.ControllerService/ListRuns"
-	ControllerService_FollowRun_FullMethodName     = "/homelab.controller.v1.ControllerService/FollowRun"
-	ControllerService_Exec_FullMethodName          = "/homelab.controller.v1.ControllerService/Exec"
-	ControllerService_Kubeconfig_FullMethodName    = "/homelab.controller.v1.ControllerService/Kubeconfig"
-	ControllerService_Version_FullMethodName       = "/homelab.controller.v1.ControllerService/Version"
-	ControllerService_Why_FullMethodName           = "/homelab.controller.v1.ControllerService/Why"
-	ControllerService_Pause_FullMethodName         = "/homelab.controller.v1.ControllerService/Pause"
-	ControllerService_Resume_FullMethodName        = "/homelab.controller.v1.ControllerService/Resume"
-	ControllerService_Orphans_FullMethodName       = "/homelab.controller.v1.ControllerService/Orphans"
-	ControllerService_ListSnapshots_FullMethodName = "/homelab.controller.v1.ControllerService/ListSnapshots"
+	ControllerService_Plan_FullMethodName              = "/homelab.controller.v1.ControllerService/Plan"
+	ControllerService_Apply_FullMethodName             = "/homelab.controller.v1.ControllerService/Apply"
+	ControllerService_Status_FullMethodName            = "/homelab.controller.v1.ControllerService/Status"
+	ControllerService_ListRuns_FullMethodName          = "/homelab.controller.v1.ControllerService/ListRuns"
+	ControllerService_FollowRun_FullMethodName         = "/homelab.controller.v1.ControllerService/FollowRun"
+	ControllerService_Exec_FullMethodName              = "/homelab.controller.v1.ControllerService/Exec"
+	ControllerService_Kubeconfig_FullMethodName        = "/homelab.controller.v1.ControllerService/Kubeconfig"
+	ControllerService_Version_FullMethodName           = "/homelab.controller.v1.ControllerService/Version"
+	ControllerService_Why_FullMethodName               = "/homelab.controller.v1.ControllerService/Why"
+	ControllerService_Pause_FullMethodName             = "/homelab.controller.v1.ControllerService/Pause"
+	ControllerService_Resume_FullMethodName            = "/homelab.controller.v1.ControllerService/Resume"
+	ControllerService_Orphans_FullMethodName           = "/homelab.controller.v1.ControllerService/Orphans"
+	ControllerService_ListSnapshots_FullMethodName     = "/homelab.controller.v1.ControllerService/ListSnapshots"
+	ControllerService_RevokeCertificate_FullMethodName = "/homelab.controller.v1.ControllerService/RevokeCertificate"
 )
 
 // ControllerServiceClient is the client API for ControllerService service.
@@ -69,6 +70,8 @@ type ControllerServiceClient interface {
 	Orphans(ctx context.Context, in *OrphansRequest, opts ...grpc.CallOption) (*OrphansResponse, error)
 	// ListSnapshots lists the etcd snapshots that the hosts keep.
 	ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error)
+	// RevokeCertificate takes a certificate back, for good: all of the fleet that are online apply it within seconds.
+	RevokeCertificate(ctx context.Context, in *RevokeCertificateRequest, opts ...grpc.CallOption) (*RevokeCertificateResponse, error)
 }
 
 type controllerServiceClient struct {
@@ -236,6 +239,16 @@ func (c *controllerServiceClient) ListSnapshots(ctx context.Context, in *ListSna
 	return out, nil
 }
 
+func (c *controllerServiceClient) RevokeCertificate(ctx context.Context, in *RevokeCertificateRequest, opts ...grpc.CallOption) (*RevokeCertificateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeCertificateResponse)
+	err := c.cc.Invoke(ctx, ControllerService_RevokeCertificate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControllerServiceServer is the server API for ControllerService service.
 // All implementations must embed UnimplementedControllerServiceServer
 // for forward compatibility.
@@ -269,6 +282,8 @@ type ControllerServiceServer interface {
 	Orphans(context.Context, *OrphansRequest) (*OrphansResponse, error)
 	// ListSnapshots lists the etcd snapshots that the hosts keep.
 	ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error)
+	// RevokeCertificate takes a certificate back, for good: all of the fleet that are online apply it within seconds.
+	RevokeCertificate(context.Context, *RevokeCertificateRequest) (*RevokeCertificateResponse, error)
 	mustEmbedUnimplementedControllerServiceServer()
 }
 
@@ -317,6 +332,9 @@ func (UnimplementedControllerServiceServer) Orphans(context.Context, *OrphansReq
 }
 func (UnimplementedControllerServiceServer) ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSnapshots not implemented")
+}
+func (UnimplementedControllerServiceServer) RevokeCertificate(context.Context, *RevokeCertificateRequest) (*RevokeCertificateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeCertificate not implemented")
 }
 func (UnimplementedControllerServiceServer) mustEmbedUnimplementedControllerServiceServer() {}
 func (UnimplementedControllerServiceServer) testEmbeddedByValue()                           {}
@@ -552,6 +570,24 @@ func _ControllerService_ListSnapshots_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ControllerService_RevokeCertificate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeCertificateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).RevokeCertificate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_RevokeCertificate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).RevokeCertificate(ctx, req.(*RevokeCertificateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ControllerService_ServiceDesc is the grpc.ServiceDesc for ControllerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -598,6 +634,10 @@ var ControllerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListSnapshots",
 			Handler:    _ControllerService_ListSnapshots_Handler,
+		},
+		{
+			MethodName: "RevokeCertificate",
+			Handler:    _ControllerService_RevokeCertificate_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
