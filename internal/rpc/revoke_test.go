@@ -42,14 +42,14 @@ func revoke(t *testing.T, c *rpc.Credentials, data []byte) {
 }
 
 // flowing is a server whose streams go on until their caller is gone.
-func flowing(ended chan<- error) handlers {
+func flowing(ended chan<- struct{}) handlers {
 	h := echoing()
 	h.stream = func(ctx context.Context, send func(string) error) error {
 		if err := send("first"); err != nil {
 			return err
 		}
 		<-ctx.Done()
-		ended <- ctx.Err()
+		ended <- struct{}{}
 		return ctx.Err()
 	}
 	return h
@@ -59,7 +59,7 @@ func TestAServerCutsOffACallerThatIsRevoked(t *testing.T) {
 	f := newFleet(t, "home")
 	ca := f.issuing("c1")
 	server := f.by(ca, rpc.RoleAgent, "pve1")
-	ended := make(chan error, 1)
+	ended := make(chan struct{}, 1)
 	addr := serve(t, server, flowing(ended), quiet)
 	conn := dial(t, rpc.Target{Address: addr, Credentials: f.by(ca, rpc.RoleController, "bad")})
 	other := dial(t, rpc.Target{Address: addr, Credentials: f.by(ca, rpc.RoleController, "good")})
@@ -88,7 +88,7 @@ func TestAServerCutsOffACallerThatIsRevoked(t *testing.T) {
 func TestAClientSpeaksToNoServerThatIsRevoked(t *testing.T) {
 	f := newFleet(t, "home")
 	ca := f.issuing("c1")
-	addr := serve(t, f.by(ca, rpc.RoleAgent, "pve1"), flowing(make(chan error, 1)), quiet)
+	addr := serve(t, f.by(ca, rpc.RoleAgent, "pve1"), flowing(make(chan struct{}, 1)), quiet)
 	client := f.by(ca, rpc.RoleController, "c1")
 	conn := dial(t, rpc.Target{Address: addr, Credentials: client})
 	s, err := open(t.Context(), conn, "")
