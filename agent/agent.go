@@ -52,6 +52,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Join(a.cfg.State, "driver"), 0o700); err != nil {
 		return err
 	}
+	creds.Log = a.log
+	trust, err := openTrust(a.cfg, creds, a.log)
+	if err != nil {
+		return err
+	}
+	trust.ask(ctx)
 	proc := driver.New(driver.Config{
 		Command: a.cfg.driverCommand(self), Sockets: filepath.Join(a.cfg.State, "plugin"), Log: a.log.With("part", "driver"),
 	})
@@ -59,6 +65,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	service.trust = trust
 	service.peers = &agents{credentials: creds, log: a.log}
 	address := net.JoinHostPort(a.cfg.Advertise, strconv.Itoa(a.cfg.Port))
 	server, err := rpc.Listen(ctx, rpc.ServerConfig{Address: address, Credentials: creds, Allow: allow(), Audit: journal(a.log), Log: a.log},
@@ -82,6 +89,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		_ = server.Close()
 		return err
 	}
+	trust.setRing(peers.SetKeys)
 	a.log.Info("agent starts", "name", a.cfg.Name, "fleet", id.Fleet, "address", address, "version", version.String())
 	supervisor := daemon.Supervised(a.log)
 	service.flights.supervisor = supervisor
@@ -98,6 +106,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { defer end(); return service.Work(ctx) })
 	g.Go(func() error { return server.Run(base) })
 	g.Go(func() error { return peers.Run(base) })
+	g.Go(func() error { return trust.follow(base, peers) })
 	g.Go(func() error {
 		if answers(ctx, proc) {
 			supervisor.Ready(fmt.Sprintf("host %s of fleet %s, serving on %s", a.cfg.Name, id.Fleet, address))

@@ -35,7 +35,8 @@ type Service struct {
 	host    *host.Host
 	images  *image.Store
 	files   image.Roots
-	peers   peers // nil asks nobody
+	peers   peers  // nil asks nobody
+	trust   *trust // nil is told nothing
 	liars   *liars
 	keys    *guest.Keys
 	fence   *fence

@@ -1,6 +1,10 @@
 package controller
 
-import "github.com/homeiac/homelab/internal/config"
+import (
+	"path/filepath"
+
+	"github.com/homeiac/homelab/internal/config"
+)
 
 // Config is the controller's configuration. In its file relative paths are
 // relative to the file.
@@ -10,6 +14,11 @@ type Config struct {
 
 	// FleetKey is the file with the key of the marks, 32 bytes in base64.
 	FleetKey string `yaml:"fleetKey"`
+	// IssuingCA and IssuingKey are this controller's issuing CA, PEM files;
+	// issuing-ca.pem and issuing-ca.key beside the certificate when not said. It
+	// need not be there.
+	IssuingCA  string `yaml:"issuingCA"`
+	IssuingKey string `yaml:"issuingKey"`
 	// Etcd is an external store; without endpoints the store is embedded and
 	// lies in State.
 	Etcd EtcdConfig `yaml:"etcd"`
@@ -34,8 +43,13 @@ func LoadConfig(file string) (Config, error) {
 		return Config{}, err
 	}
 	c.Check(f)
-	f.Paths(&c.FleetKey, &c.Etcd.CA, &c.Etcd.Cert, &c.Etcd.Key)
+	f.Paths(&c.FleetKey, &c.IssuingCA, &c.IssuingKey, &c.Etcd.CA, &c.Etcd.Cert, &c.Etcd.Key)
 	f.Need("fleetKey", c.FleetKey)
+	for file, name := range map[*string]string{&c.IssuingCA: "issuing-ca.pem", &c.IssuingKey: "issuing-ca.key"} {
+		if *file == "" {
+			*file = filepath.Join(filepath.Dir(c.Cert), name)
+		}
+	}
 	if len(c.Etcd.Endpoints) > 0 {
 		f.Need("etcd.ca", c.Etcd.CA)
 		f.Need("etcd.cert", c.Etcd.Cert)

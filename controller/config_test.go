@@ -45,7 +45,7 @@ func TestConfigIsReadWithDefaultsAndPathsBesideTheFile(t *testing.T) {
 			CA: dir + "/ca.pem", Cert: "/etc/homelab/controller.pem", Key: dir + "/controller.key",
 			GossipKeys: dir + "/gossip.keys", State: dir + "/state",
 		},
-		FleetKey: dir + "/fleet.key",
+		FleetKey: dir + "/fleet.key", IssuingCA: "/etc/homelab/issuing-ca.pem", IssuingKey: "/etc/homelab/issuing-ca.key",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -22,6 +22,7 @@ import (
 	"github.com/homeiac/homelab/controller/plan"
 	"github.com/homeiac/homelab/controller/store"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/daemon"
 	"github.com/homeiac/homelab/internal/gossip"
@@ -42,6 +43,8 @@ type Controller struct {
 	creds   *rpc.Credentials
 	fleet   string
 	signer  signer
+	issuing *rpc.CA // nil when there is none
+	pusher  *pusher
 	gossip  *gossip.Gossip // nil in tests that bring their own Peers
 	agents  *agents
 	seeing  *observer
@@ -95,8 +98,12 @@ func New(cfg Config, version string, log *slog.Logger) (*Controller, error) {
 	if err != nil {
 		return nil, err
 	}
+	issuing, err := loadIssuing(cfg, id.Fleet)
+	if err != nil {
+		return nil, err
+	}
 	c := newController(cfg, version, log, creds, key, g)
-	c.gossip = g
+	c.gossip, c.issuing = g, issuing
 	return c, nil
 }
 
@@ -107,6 +114,7 @@ func newController(cfg Config, version string, log *slog.Logger, creds *rpc.Cred
 		atWork: make(map[string]bool), make: plan.Make, track: newTracker(),
 	}
 	c.signer = signer{fleet: c.fleet, key: key}
+	c.pusher = newPusher(c)
 	c.agents = newAgents(creds, log)
 	c.seeing = newObserver(c.agents, peers, log, func() time.Time { return c.now() })
 	return c
@@ -116,6 +124,13 @@ func newController(cfg Config, version string, log *slog.Logger, creds *rpc.Cred
 // out go on there, and the run is remembered as interrupted. It returns nil when
 // ctx was why.
 func (c *Controller) Run(ctx context.Context) error {
+	// In force before anything is called or served.
+	if err := os.MkdirAll(c.cfg.State, 0o700); err != nil {
+		return err
+	}
+	if err := c.creds.KeepRevocations(filepath.Join(c.cfg.State, "revocations.pem")); err != nil {
+		return err
+	}
 	st, err := store.Open(ctx, store.Config{
 		Dir: filepath.Join(c.cfg.State, "store"), Endpoints: c.cfg.Etcd.Endpoints,
 		CA: c.cfg.Etcd.CA, Cert: c.cfg.Etcd.Cert, Key: c.cfg.Etcd.Key,
@@ -133,11 +148,19 @@ func (c *Controller) Run(ctx context.Context) error {
 	if err := c.recall(ctx); err != nil {
 		return err
 	}
+	// Before anybody is served or called.
+	if err := c.syncTrust(ctx); err != nil {
+		return err
+	}
 	server, err := rpc.Listen(ctx, rpc.ServerConfig{
 		Address:     net.JoinHostPort(c.cfg.Advertise, strconv.Itoa(c.cfg.Port)),
-		Credentials: c.creds, Allow: rpc.AllowOf(controllerv1.ControllerService_ServiceDesc.ServiceName),
-		Audit: c.auditor(), Grace: lastWords + time.Second, Log: c.log,
-	}, func(r grpc.ServiceRegistrar) { controllerv1.RegisterControllerServiceServer(r, &service{c: c}) })
+		Credentials: c.creds,
+		Allow:       rpc.AllowOf(controllerv1.ControllerService_ServiceDesc.ServiceName, trustv1.TrustService_ServiceDesc.ServiceName),
+		Audit:       c.auditor(), Grace: lastWords + time.Second, Log: c.log,
+	}, func(r grpc.ServiceRegistrar) {
+		controllerv1.RegisterControllerServiceServer(r, &service{c: c})
+		trustv1.RegisterTrustServiceServer(r, &trustService{c: c})
+	})
 	if err != nil {
 		return err
 	}
@@ -157,6 +180,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return c.watch(ctx) })
 	g.Go(func() error { return c.pulse(ctx, supervisor) })
+	g.Go(func() error { return c.watchTrust(ctx) })
+	g.Go(func() error { return c.pusher.run(ctx) })
 	if c.gossip != nil {
 		g.Go(func() error { return c.gossip.Run(ctx) })
 	}

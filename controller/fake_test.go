@@ -36,6 +36,8 @@ type fleet struct {
 	at func(when, host string, s *homelabv1.Step)
 	// tune changes a controller before it serves; nil changes nothing.
 	tune func(*Controller)
+	// told receives the name of each agent that was told who is trusted; nil drops it.
+	told chan string
 
 	mu      sync.Mutex
 	agents  map[string]*fakeAgent
@@ -123,12 +125,17 @@ func (f *fleet) start(name string) {
 		address = "127.0.0.1:0"
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	a.creds = f.creds(name)
+	if err := a.creds.KeepRevocations(filepath.Join(f.dir, name+".revocations")); err != nil {
+		f.t.Fatal(err)
+	}
 	server, err := rpc.Listen(ctx, rpc.ServerConfig{
-		Address: address, Credentials: f.creds(name), Grace: time.Millisecond, Log: slog.New(slog.DiscardHandler),
+		Address: address, Credentials: a.creds, Grace: time.Millisecond, Log: slog.New(slog.DiscardHandler),
 		Allow: rpc.Allow{
 			agentv1.AgentService_Observe_FullMethodName: {rpc.RoleController}, agentv1.AgentService_Run_FullMethodName: {rpc.RoleController},
 			agentv1.AgentService_Orphans_FullMethodName: {rpc.RoleController}, agentv1.AgentService_ListSnapshots_FullMethodName: {rpc.RoleController},
-			agentv1.AgentService_Exec_FullMethodName: {rpc.RoleController}, agentv1.AgentService_Credentials_FullMethodName: {rpc.RoleController},
+			agentv1.AgentService_SetTrust_FullMethodName: {rpc.RoleController},
+			agentv1.AgentService_Exec_FullMethodName:     {rpc.RoleController}, agentv1.AgentService_Credentials_FullMethodName: {rpc.RoleController},
 		},
 	}, func(r grpc.ServiceRegistrar) { agentv1.RegisterAgentServiceServer(r, a) })
 	if err != nil {
@@ -142,7 +149,7 @@ func (f *fleet) start(name string) {
 	f.mu.Lock()
 	a.address = server.Addr().String()
 	a.end = func() { cancel(); <-done }
-	f.peers[name] = gossip.Peer{Name: name, Role: rpc.RoleAgent, Address: a.address, Alive: true, Since: time.Now()}
+	f.peers[name] = gossip.Peer{Name: name, Role: rpc.RoleAgent, Address: a.address, Alive: true, Since: time.Now(), Started: time.Now()}
 	f.changed()
 	f.mu.Unlock()
 }
@@ -212,6 +219,7 @@ type fakeAgent struct {
 	name    string
 	address string
 	end     func()
+	creds   *rpc.Credentials
 
 	// All below is guarded by the fleet's mutex.
 	vms    map[int32]*fakeVM

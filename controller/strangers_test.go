@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/rpc/rpctest"
 )
@@ -17,7 +18,7 @@ func (r *running) itself(f *fleet) rpctest.Server {
 	}
 	return rpctest.Server{
 		Address: r.address, Role: rpc.RoleController, Fleet: fleetName, CA: rpctest.LoadCA(f.t, ca, key),
-		Services: []string{controllerv1.ControllerService_ServiceDesc.ServiceName},
+		Services: []string{controllerv1.ControllerService_ServiceDesc.ServiceName, trustv1.TrustService_ServiceDesc.ServiceName},
 	}
 }
 

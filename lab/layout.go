@@ -166,6 +166,8 @@ driver: proxmox
 clock: {{.Clock}}
 `))
 	controllerConfigText = template.Must(template.New("controller").Parse(commonConfigText + `fleetKey: {{.Lab.Dir}}/pki/fleet.key
+issuingCA: {{.Lab.Dir}}/pki/{{.Name}}/issuing-ca.pem
+issuingKey: {{.Lab.Dir}}/pki/{{.Name}}/issuing-ca.key
 {{- if .SharedStore}}
 etcd:
   endpoints: ["https://{{.Lab.EtcdEndpoint}}"]

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,10 +17,15 @@ import (
 
 const certLifetime = 10 * 365 * 24 * time.Hour
 
-// makeTrust makes what is missing of the lab's trust: CA, certificates of every
-// daemon and of the admin, gossip and fleet keys, the admin's SSH key.
+// makeTrust makes what is missing of the lab's trust: root, issuing CA of every
+// controller, certificates of every daemon and of the admin, gossip and fleet keys,
+// the admin's SSH key.
 func (l *Lab) makeTrust(now time.Time) error {
-	ca, err := l.loadOrMakeCA(now)
+	root, err := l.loadOrMakeCA(now)
+	if err != nil {
+		return err
+	}
+	issuing, err := l.makeIssuing(root, now)
 	if err != nil {
 		return err
 	}
@@ -34,6 +40,11 @@ func (l *Lab) makeTrust(now time.Time) error {
 		cert, key := l.certFiles(id.Name)
 		if _, err := os.Stat(cert); err == nil {
 			continue
+		}
+		// The admin has the root's key, all others ask a controller.
+		ca := issuing
+		if id.Role == rpc.RoleAdmin {
+			ca = root
 		}
 		pair, err := ca.Issue(id, certLifetime, now)
 		if err != nil {
@@ -54,7 +65,7 @@ func (l *Lab) makeTrust(now time.Time) error {
 func (l *Lab) loadOrMakeCA(now time.Time) (*rpc.CA, error) {
 	cert, key := l.path("pki", "ca.pem"), l.path("pki", "ca.key")
 	if _, err := os.Stat(cert); err == nil {
-		return rpc.LoadCA(cert, key)
+		return rpc.LoadCA(cert, key, nil)
 	}
 	if err := os.MkdirAll(filepath.Dir(cert), 0o700); err != nil {
 		return nil, err
@@ -64,6 +75,40 @@ func (l *Lab) loadOrMakeCA(now time.Time) (*rpc.CA, error) {
 		return nil, err
 	}
 	return ca, ca.Write(cert, key)
+}
+
+// makeIssuing makes what is missing of the controllers' issuing CAs and returns the
+// first. A lab that was made before there were any has a root that may not sign
+// them, and goes on with the root alone.
+func (l *Lab) makeIssuing(root *rpc.CA, now time.Time) (*rpc.CA, error) {
+	var first *rpc.CA
+	for _, name := range l.controllerNames() {
+		cert, key := l.issuingFiles(name)
+		var ca *rpc.CA
+		_, err := os.Stat(cert)
+		if err == nil {
+			ca, err = rpc.LoadCA(cert, key, nil)
+		} else if ca, err = root.NewIssuing(name, certLifetime, now); err == nil {
+			err = ca.Write(cert, key)
+		}
+		if errors.Is(err, rpc.ErrRefused) {
+			return root, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if first == nil {
+			first = ca
+		}
+	}
+	return first, nil
+}
+
+// issuingFiles are a controller's issuing CA: in a folder of its own, since all
+// certificates of a lab lie in one.
+func (l *Lab) issuingFiles(controller string) (cert, key string) {
+	dir := l.path("pki", controller)
+	return filepath.Join(dir, "issuing-ca.pem"), filepath.Join(dir, "issuing-ca.key")
 }
 
 func (l *Lab) certFiles(name string) (cert, key string) {

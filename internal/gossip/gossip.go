@@ -82,6 +82,7 @@ type Gossip struct {
 	self  netip.AddrPort
 	seeds []netip.AddrPort
 	peers *peers
+	ring  *memberlist.Keyring
 }
 
 // New checks the configuration; Run does the work. Faults are rpc.ErrInvalid.
@@ -114,11 +115,12 @@ func New(cfg Config) (*Gossip, error) {
 	if _, err := netip.ParseAddrPort(cfg.RPCAddress); err != nil {
 		return nil, rpc.Errorf(rpc.ErrInvalid, "gossip: RPC address %q is not IP:PORT", cfg.RPCAddress)
 	}
-	if _, err := keyring(cfg.Keys); err != nil {
+	ring, err := keyring(cfg.Keys)
+	if err != nil {
 		return nil, err
 	}
 	port := uint16(cfg.Port) // checked above
-	g := &Gossip{cfg: cfg, self: netip.AddrPortFrom(addr, port)}
+	g := &Gossip{cfg: cfg, self: netip.AddrPortFrom(addr, port), ring: ring}
 	for _, s := range cfg.Seeds {
 		a, err := parseSeed(s, port)
 		if err != nil {
@@ -199,17 +201,13 @@ func (g *Gossip) create(ctx context.Context) (*memberlist.Memberlist, *self, err
 	if g.cfg.wrap != nil {
 		tr = g.cfg.wrap(tr)
 	}
-	keys, err := keyring(g.cfg.Keys)
-	if err != nil {
-		return nil, nil, err
-	}
 	me := &self{meta: meta{RPC: g.cfg.RPCAddress, Version: g.cfg.Version, Started: time.Now().UnixMilli()}}
 	c := memberlist.DefaultLANConfig()
 	c.Name = memberName(g.cfg.Role, g.cfg.Name)
 	c.Transport = tr
 	c.BindAddr, c.BindPort = g.cfg.Bind, g.cfg.Port
 	c.AdvertiseAddr, c.AdvertisePort = g.cfg.Advertise, g.cfg.Port
-	c.Keyring = keys
+	c.Keyring = g.ring
 	c.Logger = bridge
 	c.Delegate, c.Events, c.Conflict = me, g.peers, g.peers
 	c.ProbeInterval, c.ProbeTimeout = probeInterval, probeTimeout

@@ -385,3 +385,31 @@ func TestKeysFile(t *testing.T) {
 		}
 	}
 }
+
+func TestKeysChangeWhileItRuns(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	one, two := n.start(1, rpc.RoleController, "c1"), n.start(2, rpc.RoleAgent, "pve1")
+	one.eventually(t, "both", alive(1))
+	two.eventually(t, "both", alive(1))
+	fresh := NewKey()
+	// Everybody can receive with the new one before anybody sends with it.
+	for _, keys := range [][][]byte{{n.keys[0], fresh}, {fresh, n.keys[0]}, {fresh}} {
+		for _, p := range []*process{one, two} {
+			if err := p.SetKeys(keys); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// Who has the old key alone is nobody now, who has the new one is somebody.
+	n.start(3, rpc.RoleAgent, "old")
+	n.keys = [][]byte{fresh}
+	n.start(4, rpc.RoleAgent, "new")
+	peers := one.eventually(t, "the one with the new key", func(all []Peer) bool { return named(all, "new").Alive })
+	if named(peers, "old").Name != "" || !named(peers, "pve1").Alive {
+		t.Errorf("%+v", peers)
+	}
+	if err := one.SetKeys(nil); !errors.Is(err, rpc.ErrInvalid) {
+		t.Errorf("no key: %v", err)
+	}
+}

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/base64"
+	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/memberlist"
 
+	"github.com/homeiac/homelab/internal/durable"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -45,13 +48,44 @@ func ReadKeys(file string) ([][]byte, error) {
 	return keys, nil
 }
 
-// WriteKeys writes a keys file for ReadKeys, with mode 0600.
+// WriteKeys writes a keys file for ReadKeys, with mode 0600, whole or not at all.
 func WriteKeys(file string, keys [][]byte) error {
 	var b bytes.Buffer
 	for _, key := range keys {
 		b.WriteString(base64.StdEncoding.EncodeToString(key) + "\n")
 	}
-	return os.WriteFile(file, b.Bytes(), 0o600)
+	return durable.Write(file, b.Bytes())
+}
+
+// CheckKeys says what is wrong with keys as a ring; ErrInvalid.
+func CheckKeys(keys [][]byte) error {
+	_, err := keyring(keys)
+	return err
+}
+
+// SetKeys changes the keys while it runs: the first is used to send from now on, and
+// those that are not among them are received no more.
+func (g *Gossip) SetKeys(keys [][]byte) error {
+	if err := CheckKeys(keys); err != nil {
+		return err
+	}
+	for _, key := range keys {
+		if err := g.ring.AddKey(key); err != nil {
+			return fmt.Errorf("gossip: %w", err)
+		}
+	}
+	if err := g.ring.UseKey(keys[0]); err != nil {
+		return fmt.Errorf("gossip: %w", err)
+	}
+	for _, old := range g.ring.GetKeys() {
+		if slices.ContainsFunc(keys, func(k []byte) bool { return bytes.Equal(k, old) }) {
+			continue
+		}
+		if err := g.ring.RemoveKey(old); err != nil {
+			return fmt.Errorf("gossip: %w", err)
+		}
+	}
+	return nil
 }
 
 func keyring(keys [][]byte) (*memberlist.Keyring, error) {

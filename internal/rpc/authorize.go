@@ -62,10 +62,16 @@ func (a Allow) unknown(services map[string]grpc.ServiceInfo) []string {
 
 // admit says whether the caller may call the method, and leaves who it is in the
 // context for PeerIdentity.
-func (a Allow) admit(ctx context.Context, method string) (context.Context, error) {
+func (a Allow) admit(ctx context.Context, creds *Credentials, method string) (context.Context, error) {
 	id, err := PeerIdentity(ctx)
 	if err != nil {
 		return ctx, err
+	}
+	// The connection of one that is revoked is cut; this is for what came in before.
+	if p, ok := peer.FromContext(ctx); ok {
+		if err := creds.revokedIn(chainOf(p.AuthInfo)); err != nil {
+			return ctx, Errorf(ErrDenied, "%w", err)
+		}
 	}
 	if err := a.check(method, id); err != nil {
 		return ctx, err
@@ -77,6 +83,7 @@ func (a Allow) admit(ctx context.Context, method string) (context.Context, error
 // is too large or makes no sense must not be looked at for somebody who may not call.
 type gate struct {
 	table  Allow
+	creds  *Credentials
 	log    *slog.Logger
 	audit  *Auditor // may be nil
 	denied repeats
@@ -84,7 +91,7 @@ type gate struct {
 
 // enter is called with the connection's lock held, so it waits for nothing.
 func (g *gate) enter(ctx context.Context, info *tap.Info) (context.Context, error) {
-	ctx, err := g.table.admit(ctx, info.FullMethodName)
+	ctx, err := g.table.admit(ctx, g.creds, info.FullMethodName)
 	if err == nil {
 		return ctx, nil
 	}
@@ -120,19 +127,20 @@ func hostOf(a net.Addr) string {
 	return host
 }
 
-// Authorize gives the interceptors that hold calls to the table. Listen uses
-// them already; they are for servers built otherwise. They identify the caller
-// once and leave it in the context for PeerIdentity.
-func Authorize(table Allow) (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
+// Authorize gives the interceptors that hold calls to the table and to the list of
+// revoked certificates. Listen uses them already; they are for servers built
+// otherwise. They identify the caller once and leave it in the context for
+// PeerIdentity.
+func Authorize(table Allow, creds *Credentials) (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
 	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-		ctx, err := table.admit(ctx, info.FullMethod)
+		ctx, err := table.admit(ctx, creds, info.FullMethod)
 		if err != nil {
 			return nil, err
 		}
 		return next(ctx, req)
 	}
 	stream := func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-		ctx, err := table.admit(ss.Context(), info.FullMethod)
+		ctx, err := table.admit(ss.Context(), creds, info.FullMethod)
 		if err != nil {
 			return err
 		}

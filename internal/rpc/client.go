@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/homeiac/homelab/internal/pause"
@@ -45,13 +46,15 @@ func (c *client) unary(
 	start := time.Now()
 	leave := c.pulse.enter()
 	defer leave()
-	err := c.judge(next(ctx, method, req, reply, cc, opts...))
+	var far peer.Peer
+	opts = append(opts, grpc.Peer(&far))
+	err := c.judge(next(ctx, method, req, reply, cc, opts...), &far)
 	if slices.Contains(c.target.Reads, method) {
 		for _, wait := range readWaits {
 			if !errors.Is(err, ErrUnavailable) || !pause.For(ctx, wait) {
 				break
 			}
-			err = c.judge(next(ctx, method, req, reply, cc, opts...))
+			err = c.judge(next(ctx, method, req, reply, cc, opts...), &far)
 		}
 	}
 	c.note(ctx, method, start, err)
@@ -66,21 +69,30 @@ func (c *client) stream(
 	s, err := next(ctx, desc, cc, method, opts...)
 	if err != nil {
 		leave()
-		err = c.judge(err)
+		err = c.judge(err, nil)
 		c.note(ctx, method, start, err)
 		return nil, err
 	}
 	// A caller may drop a stream by ending its context, without a last read.
 	context.AfterFunc(ctx, leave)
-	return &clientStream{ClientStream: s, judge: c.judge, single: !desc.ServerStreams, ended: func(err error) {
+	judge := func(err error) error {
+		far, _ := peer.FromContext(s.Context())
+		return c.judge(err, far)
+	}
+	return &clientStream{ClientStream: s, judge: judge, single: !desc.ServerStreams, ended: func(err error) {
 		leave()
 		c.note(ctx, method, start, err)
 	}}, nil
 }
 
 // judge gives a call's error its kind, and the better text where the connection
-// is why it failed.
-func (c *client) judge(err error) error {
+// is why it failed. An answer of one whose certificate is revoked by now is none.
+func (c *client) judge(err error, far *peer.Peer) error {
+	if far != nil {
+		if why := c.target.Credentials.revokedIn(chainOf(far.AuthInfo)); why != nil {
+			return Errorf(ErrDenied, "the answer of %s does not count: %w", c.whom(), why)
+		}
+	}
 	if err == nil {
 		return nil
 	}
@@ -109,11 +121,11 @@ type clientStream struct {
 
 func (s *clientStream) RecvMsg(m any) error {
 	err := s.ClientStream.RecvMsg(m)
+	if !errors.Is(err, io.EOF) {
+		err = s.judge(err)
+	}
 	if err == nil && !s.single {
 		return nil
-	}
-	if err != nil && !errors.Is(err, io.EOF) {
-		err = s.judge(err)
 	}
 	if !s.over {
 		s.over = true

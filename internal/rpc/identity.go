@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 )
 
@@ -99,12 +98,11 @@ func PeerIdentity(ctx context.Context) (Identity, error) {
 	if !ok {
 		return Identity{}, Errorf(ErrDenied, "the caller is not known: this is no remote call")
 	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	// VerifiedChains and not PeerCertificates: the latter is only a claim.
-	if !ok || len(info.State.VerifiedChains) == 0 {
+	chain := chainOf(p.AuthInfo)
+	if len(chain) == 0 {
 		return Identity{}, Errorf(ErrDenied, "the caller at %s showed no certificate of this fleet", p.Addr)
 	}
-	id, err := identityOf(info.State.VerifiedChains[0][0])
+	id, err := identityOf(chain[0])
 	if err != nil {
 		return Identity{}, Errorf(ErrDenied, "certificate of the caller at %s: %w", p.Addr, err)
 	}

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -23,54 +24,99 @@ import (
 // clocks disagree a little must accept a fresh one.
 const backdate = time.Hour
 
-// CA is a fleet's own certificate authority. Its private key never leaves it
-// but through Write.
+// CA is a certificate authority of a fleet: the root, whose key stays with the
+// admin, or an issuing CA that the root signed, which a controller holds. There is
+// no third level. Its private key never leaves it but through Write.
 type CA struct {
 	cert *x509.Certificate
 	key  crypto.Signer
 }
 
-// Pair is a certificate and its private key, both PEM.
+// Pair is a certificate and its private key, both PEM. After the certificate comes
+// that of the issuing CA which signed it, if one did.
 type Pair struct {
 	Cert []byte
 	Key  []byte
 }
 
-// NewCA makes a certificate authority for the fleet, valid for lifetime from now.
+// NewCA makes a fleet's root, valid for lifetime from now.
 func NewCA(fleet string, lifetime time.Duration, now time.Time) (*CA, error) {
 	if err := (Identity{Fleet: fleet, Role: RoleAdmin, Name: "ca"}).Check(); err != nil {
 		return nil, err
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := newKey("the CA")
 	if err != nil {
-		return nil, fmt.Errorf("make the CA's key: %w", err)
+		return nil, err
 	}
-	template := &x509.Certificate{
+	template := caTemplate("homelab CA of fleet "+fleet, fleet, lifetime, now)
+	// One level of issuing CAs may be below it, and they may not go on.
+	template.MaxPathLen = 1
+	return newCA(template, template, key, key)
+}
+
+// NewIssuing makes an issuing CA that this root signs, for the controller of that
+// name. Its certificate ends with the root's at the latest. What is no root, or a
+// root that was made before there were issuing CAs, is ErrRefused.
+func (ca *CA) NewIssuing(name string, lifetime time.Duration, now time.Time) (*CA, error) {
+	if err := (Identity{Fleet: ca.Fleet(), Role: RoleController, Name: name}).Check(); err != nil {
+		return nil, err
+	}
+	if !ca.IsRoot() || ca.cert.MaxPathLen == 0 {
+		return nil, Errorf(ErrRefused, "%q may sign no CA below it: only a root may that was made for it", ca.cert.Subject.CommonName)
+	}
+	key, err := newKey("the issuing CA of " + name)
+	if err != nil {
+		return nil, err
+	}
+	template := caTemplate("homelab issuing CA of "+name+" of fleet "+ca.Fleet(), ca.Fleet(), lifetime, now)
+	template.MaxPathLenZero = true
+	if template.NotAfter.After(ca.cert.NotAfter) {
+		template.NotAfter = ca.cert.NotAfter
+	}
+	return newCA(template, ca.cert, key, ca.key)
+}
+
+func caTemplate(name, fleet string, lifetime time.Duration, now time.Time) *x509.Certificate {
+	return &x509.Certificate{
 		SerialNumber:          serial(),
-		Subject:               pkix.Name{CommonName: "homelab CA of fleet " + fleet, Organization: []string{fleet}},
+		Subject:               pkix.Name{CommonName: name, Organization: []string{fleet}},
 		NotBefore:             now.Add(-backdate),
 		NotAfter:              now.Add(lifetime),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
-		MaxPathLenZero:        true,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+}
+
+func newCA(template, parent *x509.Certificate, key, signer crypto.Signer) (*CA, error) {
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
 	if err != nil {
-		return nil, fmt.Errorf("make the CA's certificate: %w", err)
+		return nil, fmt.Errorf("make the certificate of %q: %w", template.Subject.CommonName, err)
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, fmt.Errorf("read the CA's certificate: %w", err)
+		return nil, fmt.Errorf("read the certificate of %q: %w", template.Subject.CommonName, err)
 	}
 	return &CA{cert: cert, key: key}, nil
 }
 
-// LoadCA reads a CA that was written by Write.
-func LoadCA(certFile, keyFile string) (*CA, error) {
-	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+// LoadCA reads a CA that was written by Write, or by Seal with that passphrase; nil
+// is none. A key that needs one, or another one, is ErrDenied.
+func LoadCA(certFile, keyFile string, passphrase []byte) (*CA, error) {
+	certPEM, err := os.ReadFile(certFile)
 	if err != nil {
-		return nil, fmt.Errorf("load the CA: %w", err)
+		return nil, Errorf(ErrInvalid, "load the CA: %w", err)
+	}
+	keyPEM, err := os.ReadFile(keyFile)
+	if err != nil {
+		return nil, Errorf(ErrInvalid, "load the CA: %w", err)
+	}
+	if keyPEM, err = openKey(keyPEM, passphrase); err != nil {
+		return nil, fmt.Errorf("load the CA: %s: %w", keyFile, err)
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, Errorf(ErrInvalid, "load the CA: %s with %s: %w", certFile, keyFile, err)
 	}
 	key, ok := pair.PrivateKey.(crypto.Signer)
 	if !ok || !pair.Leaf.IsCA || len(pair.Leaf.Subject.Organization) != 1 {
@@ -82,8 +128,22 @@ func LoadCA(certFile, keyFile string) (*CA, error) {
 // Fleet is the fleet the CA speaks for.
 func (ca *CA) Fleet() string { return ca.cert.Subject.Organization[0] }
 
-// Cert is the CA's certificate in PEM: public, what every peer needs.
+// IsRoot says whether it is a root, and no issuing CA.
+func (ca *CA) IsRoot() bool { return isRoot(ca.cert) }
+
+func isRoot(cert *x509.Certificate) bool { return bytes.Equal(cert.RawIssuer, cert.RawSubject) }
+
+// Cert is the CA's certificate in PEM: public, and of a root what every peer needs.
 func (ca *CA) Cert() []byte { return encodePEM("CERTIFICATE", ca.cert.Raw) }
+
+// chain is what comes after a certificate that this CA signed: peers have the roots
+// only.
+func (ca *CA) chain() []byte {
+	if ca.IsRoot() {
+		return nil
+	}
+	return ca.Cert()
+}
 
 // Write stores certificate and private key, both with mode 0600.
 func (ca *CA) Write(certFile, keyFile string) error {
@@ -94,13 +154,22 @@ func (ca *CA) Write(certFile, keyFile string) error {
 	return (&Pair{Cert: ca.Cert(), Key: key}).Write(certFile, keyFile)
 }
 
+// Seal is Write with the key encrypted by a passphrase.
+func (ca *CA) Seal(certFile, keyFile string, passphrase []byte) error {
+	key, err := sealKey(ca.key, passphrase)
+	if err != nil {
+		return err
+	}
+	return (&Pair{Cert: ca.Cert(), Key: key}).Write(certFile, keyFile)
+}
+
 // Issue makes a key and a certificate for id, valid for lifetime from now (and
 // for the hour before, for clocks that are behind). An empty fleet is the CA's;
 // another fleet is ErrInvalid.
 func (ca *CA) Issue(id Identity, lifetime time.Duration, now time.Time) (*Pair, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := newKey(id.String())
 	if err != nil {
-		return nil, fmt.Errorf("make a key for %s: %w", id, err)
+		return nil, err
 	}
 	cert, err := ca.Sign(key.Public(), id, lifetime, now)
 	if err != nil {
@@ -113,8 +182,8 @@ func (ca *CA) Issue(id Identity, lifetime time.Duration, now time.Time) (*Pair, 
 	return &Pair{Cert: cert, Key: keyPEM}, nil
 }
 
-// Sign makes a certificate (PEM) for a key whose private half stays with its
-// owner. Otherwise as Issue.
+// Sign makes a certificate (PEM, with the issuing CA's after it) for a key whose
+// private half stays with its owner. Otherwise as Issue.
 func (ca *CA) Sign(public crypto.PublicKey, id Identity, lifetime time.Duration, now time.Time) ([]byte, error) {
 	if id.Fleet == "" {
 		id.Fleet = ca.Fleet()
@@ -147,7 +216,7 @@ func (ca *CA) Sign(public crypto.PublicKey, id Identity, lifetime time.Duration,
 	if err != nil {
 		return nil, fmt.Errorf("sign for %s: %w", id, err)
 	}
-	return encodePEM("CERTIFICATE", der), nil
+	return append(encodePEM("CERTIFICATE", der), ca.chain()...), nil
 }
 
 // Write stores certificate and private key, both with mode 0600, making their
@@ -167,6 +236,14 @@ func serial() *big.Int {
 		panic(err) // crypto/rand does not fail since Go 1.24
 	}
 	return n.Add(n, big.NewInt(1))
+}
+
+func newKey(of string) (crypto.Signer, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make a key for %s: %w", of, err)
+	}
+	return key, nil
 }
 
 func encodeKey(key crypto.Signer) ([]byte, error) {

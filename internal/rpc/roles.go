@@ -5,6 +5,7 @@ import (
 
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
 )
 
 // Rule is what the fleet says of one method.
@@ -44,6 +45,9 @@ var Rules = map[string]Rule{
 	controllerv1.ControllerService_Pause_FullMethodName:         adminActs,
 	controllerv1.ControllerService_Resume_FullMethodName:        adminActs,
 
+	controllerv1.ControllerService_RevokeCertificate_FullMethodName: adminActs,
+	trustv1.TrustService_Present_FullMethodName:                     shared,
+
 	agentv1.AgentService_Observe_FullMethodName:       asked,
 	agentv1.AgentService_Orphans_FullMethodName:       asked,
 	agentv1.AgentService_ListSnapshots_FullMethodName: asked,
@@ -51,6 +55,7 @@ var Rules = map[string]Rule{
 	agentv1.AgentService_Run_FullMethodName:           told,
 	agentv1.AgentService_Exec_FullMethodName:          told,
 	agentv1.AgentService_Credentials_FullMethodName:   told,
+	agentv1.AgentService_SetTrust_FullMethodName:      told,
 	agentv1.PeerService_Pull_FullMethodName:           shared,
 }
 

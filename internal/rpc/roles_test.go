@@ -14,7 +14,7 @@ import (
 // fleetMethods are the full names of all methods of the fleet's own services.
 func fleetMethods() []string {
 	var methods []string
-	for _, pkg := range []protoreflect.FullName{"homelab.agent.v1", "homelab.controller.v1"} {
+	for _, pkg := range []protoreflect.FullName{"homelab.agent.v1", "homelab.controller.v1", "homelab.trust.v1"} {
 		protoregistry.GlobalFiles.RangeFilesByPackage(pkg, func(f protoreflect.FileDescriptor) bool {
 			for i := range f.Services().Len() {
 				s := f.Services().Get(i)

@@ -63,8 +63,8 @@ func Listen(ctx context.Context, cfg ServerConfig, register ...func(grpc.Service
 	if cfg.Grace == 0 {
 		cfg.Grace = defaultGrace
 	}
-	unary, stream := Authorize(cfg.Allow)
-	door := &gate{table: cfg.Allow, log: cfg.Log, audit: cfg.Audit}
+	unary, stream := Authorize(cfg.Allow, cfg.Credentials)
+	door := &gate{table: cfg.Allow, creds: cfg.Credentials, log: cfg.Log, audit: cfg.Audit}
 	opts := append(append(MapServerErrors(cfg.Log), PlainAnswers()...),
 		grpc.Creds(newServerCreds(cfg.Credentials)),
 		grpc.ConnectionTimeout(connectTimeout),

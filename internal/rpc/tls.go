@@ -32,7 +32,8 @@ type Credentials struct {
 
 	ca, cert, key string
 
-	refused repeats
+	refused    repeats
+	revocation revocation
 
 	mu     sync.Mutex
 	seen   [3]fileMark
@@ -53,8 +54,8 @@ type fileMark struct {
 	changed time.Time
 }
 
-// LoadTLS reads the CA's certificate, this process's certificate and its key,
-// all PEM files. ErrInvalid names the file that cannot be used. That a
+// LoadTLS reads the certificates of the fleet's roots (one, or several while one
+// takes another's place), this process's certificate and its key, all PEM files. ErrInvalid names the file that cannot be used. That a
 // certificate has expired is found when it is used: a new one may be put in its
 // place while the process runs.
 func LoadTLS(ca, cert, key string) (*Credentials, error) {
@@ -153,13 +154,13 @@ func (c *Credentials) config(l *loaded) *tls.Config {
 }
 
 // serverConfig requires and verifies the caller's certificate: of our CA, in
-// time, of our fleet. What the caller may do is for the table of Authorize.
+// time, of our fleet, not revoked. What the caller may do is for the table of Authorize.
 func (c *Credentials) serverConfig() *tls.Config {
 	l := c.current()
 	cfg := c.config(l)
 	cfg.ClientAuth = tls.RequireAndVerifyClientCert
 	cfg.ClientCAs = l.pool
-	cfg.VerifyConnection = func(s tls.ConnectionState) error { return checkFleet(s, l.id.Fleet) }
+	cfg.VerifyConnection = func(s tls.ConnectionState) error { return c.checkPeer(s, l.id.Fleet) }
 	return cfg
 }
 
@@ -170,7 +171,7 @@ func (c *Credentials) clientConfig(l *loaded, role, name string) *tls.Config {
 	cfg.RootCAs = l.pool
 	cfg.ServerName = serverName(role)
 	cfg.VerifyConnection = func(s tls.ConnectionState) error {
-		if err := checkFleet(s, l.id.Fleet); err != nil {
+		if err := c.checkPeer(s, l.id.Fleet); err != nil {
 			return err
 		}
 		id, err := identityOf(s.PeerCertificates[0])
@@ -185,16 +186,43 @@ func (c *Credentials) clientConfig(l *loaded, role, name string) *tls.Config {
 	return cfg
 }
 
-func checkFleet(s tls.ConnectionState, fleet string) error {
-	id, err := identityOf(s.PeerCertificates[0])
-	if err != nil {
+// checkPeer is all that is to be said against a peer but its role and name.
+func (c *Credentials) checkPeer(s tls.ConnectionState, fleet string) error {
+	if err := checkChain(s, fleet); err != nil {
 		return err
 	}
-	if id.Fleet != fleet {
+	return c.revokedIn(s.VerifiedChains[0])
+}
+
+// checkChain is what x509 does not check of a verified chain: that it is of this
+// fleet all the way up, and that no CA poses as somebody. A root that vouches for
+// several fleets does not make them one.
+func checkChain(s tls.ConnectionState, fleet string) error {
+	if len(s.VerifiedChains) == 0 {
+		return errors.New("no certificate of this fleet was shown")
+	}
+	chain := s.VerifiedChains[0]
+	id, err := identityOf(chain[0])
+	switch {
+	case err != nil:
+		return err
+	case chain[0].IsCA:
+		return fmt.Errorf("certificate of %s is a CA's", id)
+	case id.Fleet != fleet:
 		return fmt.Errorf("certificate of %s of fleet %s, this is fleet %s", id, id.Fleet, fleet)
+	case len(chain) > maxChain:
+		return fmt.Errorf("certificate of %s has %d CAs above it, %d may be", id, len(chain)-1, maxChain-1)
+	}
+	for _, ca := range chain[1:] {
+		if len(ca.Subject.Organization) != 1 || ca.Subject.Organization[0] != fleet {
+			return fmt.Errorf("certificate of %s was issued by %q, which is no CA of fleet %s", id, ca.Subject.CommonName, fleet)
+		}
 	}
 	return nil
 }
+
+// maxChain is a leaf, an issuing CA and a root.
+const maxChain = 3
 
 type wrongPeerError struct{ id Identity }
 
@@ -213,6 +241,13 @@ func newServerCreds(c *Credentials) credentials.TransportCredentials {
 
 func (s *serverCreds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := credentials.NewTLS(s.c.serverConfig()).ServerHandshake(raw)
+	if err == nil {
+		var tracked net.Conn
+		if tracked, err = s.c.track(conn, raw, chainOf(info), nil); err != nil {
+			_ = conn.Close()
+		}
+		conn = tracked
+	}
 	if err != nil {
 		s.c.refuse(hostOf(raw.RemoteAddr()), err)
 	}
@@ -242,6 +277,16 @@ func (c *Credentials) refuse(from string, err error) {
 	c.refused.note(from+" "+sort,
 		func(n int) { c.log().Warn("caller refused", "address", from, "error", reason, "count", n) },
 		func(n int) { c.log().Warn("callers refused", "count", n) })
+}
+
+// chainOf is the verified chain of the other side, nil without one.
+func chainOf(info credentials.AuthInfo) []*x509.Certificate {
+	tlsInfo, ok := info.(credentials.TLSInfo)
+	// VerifiedChains and not PeerCertificates: the latter is only a claim.
+	if !ok || len(tlsInfo.State.VerifiedChains) == 0 {
+		return nil
+	}
+	return tlsInfo.State.VerifiedChains[0]
 }
 
 func (s *serverCreds) Clone() credentials.TransportCredentials { return newServerCreds(s.c) }
@@ -297,7 +342,14 @@ func (s *clientCreds) ClientHandshake(
 		return nil, nil, err
 	}
 	s.trouble.set(nil)
-	return &begunConn{Conn: conn, first: first}, info, nil
+	tracked, err := s.c.track(conn, raw, chainOf(info), func(why error) { s.trouble.set(s.peerFault(at, why)) })
+	if err != nil {
+		_ = conn.Close()
+		fault := s.peerFault(at, err)
+		s.trouble.set(fault)
+		return nil, nil, fault
+	}
+	return &begunConn{Conn: tracked, first: first}, info, nil
 }
 
 // ownFault finds what the other side would refuse anyway, with a better text.
@@ -322,6 +374,7 @@ func (s *clientCreds) peerFault(at string, err error) error {
 		invalid   x509.CertificateInvalidError
 		host      x509.HostnameError
 		wrong     *wrongPeerError
+		revoked   *revokedError
 	)
 	want := s.role
 	if s.name != "" {
@@ -335,6 +388,8 @@ func (s *clientCreds) peerFault(at string, err error) error {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return Errorf(ErrDenied, "%s has a certificate that is not valid now (%s to %s): give %s a new one, or set the clock; %s",
 			at, invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339), want, look)
+	case errors.As(err, &revoked):
+		return Errorf(ErrDenied, "%s is not spoken to: %w; give it a new certificate with: hlctl token create %s --replace", at, revoked, revoked.id.Name)
 	case errors.As(err, &wrong):
 		return Errorf(ErrDenied, "%s should be %s but is %s: the address is another's; %s", at, want, wrong.id, look)
 	case errors.As(err, &host):

@@ -183,7 +183,7 @@ func TestFilesAreForTheirOwnerOnly(t *testing.T) {
 			t.Errorf("%s has mode %s", name, st.Mode())
 		}
 	}
-	ca, err := rpc.LoadCA(f.path("ca.pem"), f.path("ca-key.pem"))
+	ca, err := rpc.LoadCA(f.path("ca.pem"), f.path("ca-key.pem"), nil)
 	if err != nil || ca.Fleet() != "home" {
 		t.Errorf("CA read back: %v, %v", ca, err)
 	}

@@ -9,6 +9,7 @@
 package agentv1
 
 import (
+	v11 "github.com/homeiac/homelab/gen/homelab/trust/v1"
 	v1 "github.com/homeiac/homelab/gen/homelab/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -1479,11 +1480,103 @@ func (x *ListSnapshotsResponse) GetSnapshots() []*v1.Snapshot {
 	return nil
 }
 
+// SetTrustRequest tells who is trusted.
+type SetTrustRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The trust in force. A list of revoked certificates that is older than the one here is left aside.
+	Trust         *v11.Trust `protobuf:"bytes,1,opt,name=trust,proto3" json:"trust,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetTrustRequest) Reset() {
+	*x = SetTrustRequest{}
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetTrustRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetTrustRequest) ProtoMessage() {}
+
+func (x *SetTrustRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetTrustRequest.ProtoReflect.Descriptor instead.
+func (*SetTrustRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SetTrustRequest) GetTrust() *v11.Trust {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
+}
+
+// SetTrustResponse tells what is in force here now.
+type SetTrustResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The list of revoked certificates, as in Trust.
+	Revocations   []byte `protobuf:"bytes,1,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetTrustResponse) Reset() {
+	*x = SetTrustResponse{}
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetTrustResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetTrustResponse) ProtoMessage() {}
+
+func (x *SetTrustResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_agent_v1_agent_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetTrustResponse.ProtoReflect.Descriptor instead.
+func (*SetTrustResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *SetTrustResponse) GetRevocations() []byte {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
 var File_homelab_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_homelab_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x1chomelab/agent/v1/agent.proto\x12\x10homelab.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18homelab/v1/cluster.proto\x1a\x16homelab/v1/event.proto\x1a\x15homelab/v1/fact.proto\x1a\x16homelab/v1/guest.proto\x1a\x15homelab/v1/host.proto\x1a\x15homelab/v1/plan.proto\"R\n" +
+	"\x1chomelab/agent/v1/agent.proto\x12\x10homelab.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1chomelab/trust/v1/trust.proto\x1a\x18homelab/v1/cluster.proto\x1a\x16homelab/v1/event.proto\x1a\x15homelab/v1/fact.proto\x1a\x16homelab/v1/guest.proto\x1a\x15homelab/v1/host.proto\x1a\x15homelab/v1/plan.proto\"R\n" +
 	"\vLookRequest\x12)\n" +
 	"\x04want\x18\x01 \x01(\v2\x15.homelab.v1.GuestWantR\x04want\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\bR\acluster\"|\n" +
@@ -1582,11 +1675,15 @@ const file_homelab_agent_v1_agent_proto_rawDesc = "" +
 	"\x06sha512\x18\x02 \x01(\tR\x06sha512\"\x16\n" +
 	"\x14ListSnapshotsRequest\"K\n" +
 	"\x15ListSnapshotsResponse\x122\n" +
-	"\tsnapshots\x18\x01 \x03(\v2\x14.homelab.v1.SnapshotR\tsnapshots*p\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x14.homelab.v1.SnapshotR\tsnapshots\"@\n" +
+	"\x0fSetTrustRequest\x12-\n" +
+	"\x05trust\x18\x01 \x01(\v2\x17.homelab.trust.v1.TrustR\x05trust\"4\n" +
+	"\x10SetTrustResponse\x12 \n" +
+	"\vrevocations\x18\x01 \x01(\fR\vrevocations*p\n" +
 	"\x0fCredentialsKind\x12 \n" +
 	"\x1cCREDENTIALS_KIND_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CREDENTIALS_KIND_TOKEN\x10\x01\x12\x1f\n" +
-	"\x1bCREDENTIALS_KIND_KUBECONFIG\x10\x022\xda\x04\n" +
+	"\x1bCREDENTIALS_KIND_KUBECONFIG\x10\x022\xad\x05\n" +
 	"\fAgentService\x12N\n" +
 	"\aObserve\x12 .homelab.agent.v1.ObserveRequest\x1a!.homelab.agent.v1.ObserveResponse\x12D\n" +
 	"\x03Run\x12\x1c.homelab.agent.v1.RunRequest\x1a\x1d.homelab.agent.v1.RunResponse0\x01\x12G\n" +
@@ -1594,7 +1691,8 @@ const file_homelab_agent_v1_agent_proto_rawDesc = "" +
 	"\vCredentials\x12$.homelab.agent.v1.CredentialsRequest\x1a%.homelab.agent.v1.CredentialsResponse\x12N\n" +
 	"\aOrphans\x12 .homelab.agent.v1.OrphansRequest\x1a!.homelab.agent.v1.OrphansResponse\x12`\n" +
 	"\rListSnapshots\x12&.homelab.agent.v1.ListSnapshotsRequest\x1a'.homelab.agent.v1.ListSnapshotsResponse\x12]\n" +
-	"\fResolveImage\x12%.homelab.agent.v1.ResolveImageRequest\x1a&.homelab.agent.v1.ResolveImageResponseB9Z7github.com/homeiac/homelab/gen/homelab/agent/v1;agentv1b\x06proto3"
+	"\fResolveImage\x12%.homelab.agent.v1.ResolveImageRequest\x1a&.homelab.agent.v1.ResolveImageResponse\x12Q\n" +
+	"\bSetTrust\x12!.homelab.agent.v1.SetTrustRequest\x1a\".homelab.agent.v1.SetTrustResponseB9Z7github.com/homeiac/homelab/gen/homelab/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_homelab_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -1609,7 +1707,7 @@ func file_homelab_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_homelab_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_homelab_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_homelab_agent_v1_agent_proto_goTypes = []any{
 	(CredentialsKind)(0),          // 0: homelab.agent.v1.CredentialsKind
 	(*LookRequest)(nil),           // 1: homelab.agent.v1.LookRequest
@@ -1631,77 +1729,83 @@ var file_homelab_agent_v1_agent_proto_goTypes = []any{
 	(*ResolveImageResponse)(nil),  // 17: homelab.agent.v1.ResolveImageResponse
 	(*ListSnapshotsRequest)(nil),  // 18: homelab.agent.v1.ListSnapshotsRequest
 	(*ListSnapshotsResponse)(nil), // 19: homelab.agent.v1.ListSnapshotsResponse
-	(*v1.GuestWant)(nil),          // 20: homelab.v1.GuestWant
-	(*v1.Observation)(nil),        // 21: homelab.v1.Observation
-	(*v1.Fence)(nil),              // 22: homelab.v1.Fence
-	(*v1.Step)(nil),               // 23: homelab.v1.Step
-	(*v1.ImageSource)(nil),        // 24: homelab.v1.ImageSource
-	(*v1.K3SWant)(nil),            // 25: homelab.v1.K3sWant
-	(*v1.MemberRef)(nil),          // 26: homelab.v1.MemberRef
-	(*v1.Identity)(nil),           // 27: homelab.v1.Identity
-	(*v1.Disk)(nil),               // 28: homelab.v1.Disk
-	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
-	(*v1.Volume)(nil),             // 30: homelab.v1.Volume
-	(*v1.Snapshot)(nil),           // 31: homelab.v1.Snapshot
-	(*v1.ImageCopy)(nil),          // 32: homelab.v1.ImageCopy
-	(*v1.Event)(nil),              // 33: homelab.v1.Event
-	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
-	(*v1.NodesView)(nil),          // 35: homelab.v1.NodesView
-	(*v1.Orphan)(nil),             // 36: homelab.v1.Orphan
-	(*v1.Fact)(nil),               // 37: homelab.v1.Fact
+	(*SetTrustRequest)(nil),       // 20: homelab.agent.v1.SetTrustRequest
+	(*SetTrustResponse)(nil),      // 21: homelab.agent.v1.SetTrustResponse
+	(*v1.GuestWant)(nil),          // 22: homelab.v1.GuestWant
+	(*v1.Observation)(nil),        // 23: homelab.v1.Observation
+	(*v1.Fence)(nil),              // 24: homelab.v1.Fence
+	(*v1.Step)(nil),               // 25: homelab.v1.Step
+	(*v1.ImageSource)(nil),        // 26: homelab.v1.ImageSource
+	(*v1.K3SWant)(nil),            // 27: homelab.v1.K3sWant
+	(*v1.MemberRef)(nil),          // 28: homelab.v1.MemberRef
+	(*v1.Identity)(nil),           // 29: homelab.v1.Identity
+	(*v1.Disk)(nil),               // 30: homelab.v1.Disk
+	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
+	(*v1.Volume)(nil),             // 32: homelab.v1.Volume
+	(*v1.Snapshot)(nil),           // 33: homelab.v1.Snapshot
+	(*v1.ImageCopy)(nil),          // 34: homelab.v1.ImageCopy
+	(*v1.Event)(nil),              // 35: homelab.v1.Event
+	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
+	(*v1.NodesView)(nil),          // 37: homelab.v1.NodesView
+	(*v1.Orphan)(nil),             // 38: homelab.v1.Orphan
+	(*v1.Fact)(nil),               // 39: homelab.v1.Fact
+	(*v11.Trust)(nil),             // 40: homelab.trust.v1.Trust
 }
 var file_homelab_agent_v1_agent_proto_depIdxs = []int32{
-	20, // 0: homelab.agent.v1.LookRequest.want:type_name -> homelab.v1.GuestWant
+	22, // 0: homelab.agent.v1.LookRequest.want:type_name -> homelab.v1.GuestWant
 	1,  // 1: homelab.agent.v1.ObserveRequest.looks:type_name -> homelab.agent.v1.LookRequest
-	21, // 2: homelab.agent.v1.ObserveResponse.observation:type_name -> homelab.v1.Observation
-	22, // 3: homelab.agent.v1.RunRequest.fence:type_name -> homelab.v1.Fence
-	23, // 4: homelab.agent.v1.RunRequest.step:type_name -> homelab.v1.Step
-	20, // 5: homelab.agent.v1.RunRequest.want:type_name -> homelab.v1.GuestWant
-	24, // 6: homelab.agent.v1.RunRequest.image:type_name -> homelab.v1.ImageSource
-	25, // 7: homelab.agent.v1.RunRequest.k3s:type_name -> homelab.v1.K3sWant
-	20, // 8: homelab.agent.v1.RunRequest.through:type_name -> homelab.v1.GuestWant
-	26, // 9: homelab.agent.v1.RunRequest.member:type_name -> homelab.v1.MemberRef
-	27, // 10: homelab.agent.v1.RunRequest.holder:type_name -> homelab.v1.Identity
-	28, // 11: homelab.agent.v1.RunRequest.data_disks:type_name -> homelab.v1.Disk
-	29, // 12: homelab.agent.v1.RunRequest.soak:type_name -> google.protobuf.Duration
+	23, // 2: homelab.agent.v1.ObserveResponse.observation:type_name -> homelab.v1.Observation
+	24, // 3: homelab.agent.v1.RunRequest.fence:type_name -> homelab.v1.Fence
+	25, // 4: homelab.agent.v1.RunRequest.step:type_name -> homelab.v1.Step
+	22, // 5: homelab.agent.v1.RunRequest.want:type_name -> homelab.v1.GuestWant
+	26, // 6: homelab.agent.v1.RunRequest.image:type_name -> homelab.v1.ImageSource
+	27, // 7: homelab.agent.v1.RunRequest.k3s:type_name -> homelab.v1.K3sWant
+	22, // 8: homelab.agent.v1.RunRequest.through:type_name -> homelab.v1.GuestWant
+	28, // 9: homelab.agent.v1.RunRequest.member:type_name -> homelab.v1.MemberRef
+	29, // 10: homelab.agent.v1.RunRequest.holder:type_name -> homelab.v1.Identity
+	30, // 11: homelab.agent.v1.RunRequest.data_disks:type_name -> homelab.v1.Disk
+	31, // 12: homelab.agent.v1.RunRequest.soak:type_name -> google.protobuf.Duration
 	5,  // 13: homelab.agent.v1.RunRequest.image_peers:type_name -> homelab.agent.v1.ImagePeer
 	6,  // 14: homelab.agent.v1.RunRequest.needs:type_name -> homelab.agent.v1.StorageNeed
-	27, // 15: homelab.agent.v1.RunRequest.template:type_name -> homelab.v1.Identity
-	30, // 16: homelab.agent.v1.Learned.volumes:type_name -> homelab.v1.Volume
-	31, // 17: homelab.agent.v1.Learned.snapshot:type_name -> homelab.v1.Snapshot
-	28, // 18: homelab.agent.v1.Learned.held:type_name -> homelab.v1.Disk
-	32, // 19: homelab.agent.v1.Learned.image:type_name -> homelab.v1.ImageCopy
+	29, // 15: homelab.agent.v1.RunRequest.template:type_name -> homelab.v1.Identity
+	32, // 16: homelab.agent.v1.Learned.volumes:type_name -> homelab.v1.Volume
+	33, // 17: homelab.agent.v1.Learned.snapshot:type_name -> homelab.v1.Snapshot
+	30, // 18: homelab.agent.v1.Learned.held:type_name -> homelab.v1.Disk
+	34, // 19: homelab.agent.v1.Learned.image:type_name -> homelab.v1.ImageCopy
 	7,  // 20: homelab.agent.v1.StepResult.learned:type_name -> homelab.agent.v1.Learned
-	33, // 21: homelab.agent.v1.RunResponse.event:type_name -> homelab.v1.Event
+	35, // 21: homelab.agent.v1.RunResponse.event:type_name -> homelab.v1.Event
 	8,  // 22: homelab.agent.v1.RunResponse.result:type_name -> homelab.agent.v1.StepResult
-	20, // 23: homelab.agent.v1.ExecRequest.want:type_name -> homelab.v1.GuestWant
-	20, // 24: homelab.agent.v1.CredentialsRequest.want:type_name -> homelab.v1.GuestWant
+	22, // 23: homelab.agent.v1.ExecRequest.want:type_name -> homelab.v1.GuestWant
+	22, // 24: homelab.agent.v1.CredentialsRequest.want:type_name -> homelab.v1.GuestWant
 	0,  // 25: homelab.agent.v1.CredentialsRequest.kind:type_name -> homelab.agent.v1.CredentialsKind
-	34, // 26: homelab.agent.v1.CredentialsResponse.at:type_name -> google.protobuf.Timestamp
-	35, // 27: homelab.agent.v1.CredentialsResponse.nodes:type_name -> homelab.v1.NodesView
-	36, // 28: homelab.agent.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
-	37, // 29: homelab.agent.v1.OrphansResponse.known:type_name -> homelab.v1.Fact
-	24, // 30: homelab.agent.v1.ResolveImageRequest.image:type_name -> homelab.v1.ImageSource
-	31, // 31: homelab.agent.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
-	2,  // 32: homelab.agent.v1.AgentService.Observe:input_type -> homelab.agent.v1.ObserveRequest
-	4,  // 33: homelab.agent.v1.AgentService.Run:input_type -> homelab.agent.v1.RunRequest
-	10, // 34: homelab.agent.v1.AgentService.Exec:input_type -> homelab.agent.v1.ExecRequest
-	12, // 35: homelab.agent.v1.AgentService.Credentials:input_type -> homelab.agent.v1.CredentialsRequest
-	14, // 36: homelab.agent.v1.AgentService.Orphans:input_type -> homelab.agent.v1.OrphansRequest
-	18, // 37: homelab.agent.v1.AgentService.ListSnapshots:input_type -> homelab.agent.v1.ListSnapshotsRequest
-	16, // 38: homelab.agent.v1.AgentService.ResolveImage:input_type -> homelab.agent.v1.ResolveImageRequest
-	3,  // 39: homelab.agent.v1.AgentService.Observe:output_type -> homelab.agent.v1.ObserveResponse
-	9,  // 40: homelab.agent.v1.AgentService.Run:output_type -> homelab.agent.v1.RunResponse
-	11, // 41: homelab.agent.v1.AgentService.Exec:output_type -> homelab.agent.v1.ExecResponse
-	13, // 42: homelab.agent.v1.AgentService.Credentials:output_type -> homelab.agent.v1.CredentialsResponse
-	15, // 43: homelab.agent.v1.AgentService.Orphans:output_type -> homelab.agent.v1.OrphansResponse
-	19, // 44: homelab.agent.v1.AgentService.ListSnapshots:output_type -> homelab.agent.v1.ListSnapshotsResponse
-	17, // 45: homelab.agent.v1.AgentService.ResolveImage:output_type -> homelab.agent.v1.ResolveImageResponse
-	39, // [39:46] is the sub-list for method output_type
-	32, // [32:39] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	36, // 26: homelab.agent.v1.CredentialsResponse.at:type_name -> google.protobuf.Timestamp
+	37, // 27: homelab.agent.v1.CredentialsResponse.nodes:type_name -> homelab.v1.NodesView
+	38, // 28: homelab.agent.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	39, // 29: homelab.agent.v1.OrphansResponse.known:type_name -> homelab.v1.Fact
+	26, // 30: homelab.agent.v1.ResolveImageRequest.image:type_name -> homelab.v1.ImageSource
+	33, // 31: homelab.agent.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
+	40, // 32: homelab.agent.v1.SetTrustRequest.trust:type_name -> homelab.trust.v1.Trust
+	2,  // 33: homelab.agent.v1.AgentService.Observe:input_type -> homelab.agent.v1.ObserveRequest
+	4,  // 34: homelab.agent.v1.AgentService.Run:input_type -> homelab.agent.v1.RunRequest
+	10, // 35: homelab.agent.v1.AgentService.Exec:input_type -> homelab.agent.v1.ExecRequest
+	12, // 36: homelab.agent.v1.AgentService.Credentials:input_type -> homelab.agent.v1.CredentialsRequest
+	14, // 37: homelab.agent.v1.AgentService.Orphans:input_type -> homelab.agent.v1.OrphansRequest
+	18, // 38: homelab.agent.v1.AgentService.ListSnapshots:input_type -> homelab.agent.v1.ListSnapshotsRequest
+	16, // 39: homelab.agent.v1.AgentService.ResolveImage:input_type -> homelab.agent.v1.ResolveImageRequest
+	20, // 40: homelab.agent.v1.AgentService.SetTrust:input_type -> homelab.agent.v1.SetTrustRequest
+	3,  // 41: homelab.agent.v1.AgentService.Observe:output_type -> homelab.agent.v1.ObserveResponse
+	9,  // 42: homelab.agent.v1.AgentService.Run:output_type -> homelab.agent.v1.RunResponse
+	11, // 43: homelab.agent.v1.AgentService.Exec:output_type -> homelab.agent.v1.ExecResponse
+	13, // 44: homelab.agent.v1.AgentService.Credentials:output_type -> homelab.agent.v1.CredentialsResponse
+	15, // 45: homelab.agent.v1.AgentService.Orphans:output_type -> homelab.agent.v1.OrphansResponse
+	19, // 46: homelab.agent.v1.AgentService.ListSnapshots:output_type -> homelab.agent.v1.ListSnapshotsResponse
+	17, // 47: homelab.agent.v1.AgentService.ResolveImage:output_type -> homelab.agent.v1.ResolveImageResponse
+	21, // 48: homelab.agent.v1.AgentService.SetTrust:output_type -> homelab.agent.v1.SetTrustResponse
+	41, // [41:49] is the sub-list for method output_type
+	33, // [33:41] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_homelab_agent_v1_agent_proto_init() }
@@ -1724,7 +1828,7 @@ func file_homelab_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_agent_v1_agent_proto_rawDesc), len(file_homelab_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	AgentService_Orphans_FullMethodName       = "/homelab.agent.v1.AgentService/Orphans"
 	AgentService_ListSnapshots_FullMethodName = "/homelab.agent.v1.AgentService/ListSnapshots"
 	AgentService_ResolveImage_FullMethodName  = "/homelab.agent.v1.AgentService/ResolveImage"
+	AgentService_SetTrust_FullMethodName      = "/homelab.agent.v1.AgentService/SetTrust"
 )
 
 // AgentServiceClient is the client API for AgentService service.
@@ -52,6 +53,8 @@ type AgentServiceClient interface {
 	// ResolveImage reads the list of checksums of an image's source and tells the digest that it has there. The image
 	// itself is not read, and nothing is changed.
 	ResolveImage(ctx context.Context, in *ResolveImageRequest, opts ...grpc.CallOption) (*ResolveImageResponse, error)
+	// SetTrust tells who is trusted from now on. It is kept on disk and then applied, to open connections too.
+	SetTrust(ctx context.Context, in *SetTrustRequest, opts ...grpc.CallOption) (*SetTrustResponse, error)
 }
 
 type agentServiceClient struct {
@@ -150,6 +153,16 @@ func (c *agentServiceClient) ResolveImage(ctx context.Context, in *ResolveImageR
 	return out, nil
 }
 
+func (c *agentServiceClient) SetTrust(ctx context.Context, in *SetTrustRequest, opts ...grpc.CallOption) (*SetTrustResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetTrustResponse)
+	err := c.cc.Invoke(ctx, AgentService_SetTrust_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AgentServiceServer is the server API for AgentService service.
 // All implementations must embed UnimplementedAgentServiceServer
 // for forward compatibility.
@@ -172,6 +185,8 @@ type AgentServiceServer interface {
 	// ResolveImage reads the list of checksums of an image's source and tells the digest that it has there. The image
 	// itself is not read, and nothing is changed.
 	ResolveImage(context.Context, *ResolveImageRequest) (*ResolveImageResponse, error)
+	// SetTrust tells who is trusted from now on. It is kept on disk and then applied, to open connections too.
+	SetTrust(context.Context, *SetTrustRequest) (*SetTrustResponse, error)
 	mustEmbedUnimplementedAgentServiceServer()
 }
 
@@ -202,6 +217,9 @@ func (UnimplementedAgentServiceServer) ListSnapshots(context.Context, *ListSnaps
 }
 func (UnimplementedAgentServiceServer) ResolveImage(context.Context, *ResolveImageRequest) (*ResolveImageResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResolveImage not implemented")
+}
+func (UnimplementedAgentServiceServer) SetTrust(context.Context, *SetTrustRequest) (*SetTrustResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetTrust not implemented")
 }
 func (UnimplementedAgentServiceServer) mustEmbedUnimplementedAgentServiceServer() {}
 func (UnimplementedAgentServiceServer) testEmbeddedByValue()                      {}
@@ -336,6 +354,24 @@ func _AgentService_ResolveImage_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AgentService_SetTrust_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetTrustRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).SetTrust(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_SetTrust_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).SetTrust(ctx, req.(*SetTrustRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AgentService_ServiceDesc is the grpc.ServiceDesc for AgentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -362,6 +398,10 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ResolveImage",
 			Handler:    _AgentService_ResolveImage_Handler,
+		},
+		{
+			MethodName: "SetTrust",
+			Handler:    _AgentService_SetTrust_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

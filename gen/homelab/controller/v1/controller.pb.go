@@ -2957,6 +2957,107 @@ func (x *AuditEntry) GetController() string {
 	return ""
 }
 
+// RevokeCertificateRequest names certificates to take back.
+type RevokeCertificateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The serial number of one, in hex.
+	Serial        string `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeCertificateRequest) Reset() {
+	*x = RevokeCertificateRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeCertificateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeCertificateRequest) ProtoMessage() {}
+
+func (x *RevokeCertificateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeCertificateRequest.ProtoReflect.Descriptor instead.
+func (*RevokeCertificateRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *RevokeCertificateRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+// RevokeCertificateResponse tells what was revoked.
+type RevokeCertificateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The serial numbers that are revoked by this, in hex; empty when they were before.
+	Serials []string `protobuf:"bytes,1,rep,name=serials,proto3" json:"serials,omitempty"`
+	// The number of the list that is in force now.
+	Number        int64 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeCertificateResponse) Reset() {
+	*x = RevokeCertificateResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeCertificateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeCertificateResponse) ProtoMessage() {}
+
+func (x *RevokeCertificateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeCertificateResponse.ProtoReflect.Descriptor instead.
+func (*RevokeCertificateResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *RevokeCertificateResponse) GetSerials() []string {
+	if x != nil {
+		return x.Serials
+	}
+	return nil
+}
+
+func (x *RevokeCertificateResponse) GetNumber() int64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
 var File_homelab_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_homelab_controller_v1_controller_proto_rawDesc = "" +
@@ -3153,7 +3254,12 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"controller\x18\n" +
 	" \x01(\tR\n" +
-	"controller*\xa0\x03\n" +
+	"controller\"2\n" +
+	"\x18RevokeCertificateRequest\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\"M\n" +
+	"\x19RevokeCertificateResponse\x12\x18\n" +
+	"\aserials\x18\x01 \x03(\tR\aserials\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x03R\x06number*\xa0\x03\n" +
 	"\rOperationKind\x12\x1e\n" +
 	"\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17OPERATION_KIND_RECREATE\x10\x01\x12\x19\n" +
@@ -3176,7 +3282,8 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x0eHEALTH_BOOTING\x10\x02\x12\x11\n" +
 	"\rHEALTH_UNWELL\x10\x03\x12\x12\n" +
 	"\x0eHEALTH_STANDBY\x10\x04\x12\x12\n" +
-	"\x0eHEALTH_UNKNOWN\x10\x052\xff\t\n" +
+	"\x0eHEALTH_UNKNOWN\x10\x052\xf7\n" +
+	"\n" +
 	"\x11ControllerService\x12O\n" +
 	"\x04Plan\x12\".homelab.controller.v1.PlanRequest\x1a#.homelab.controller.v1.PlanResponse\x12T\n" +
 	"\x05Apply\x12#.homelab.controller.v1.ApplyRequest\x1a$.homelab.controller.v1.ApplyResponse0\x01\x12U\n" +
@@ -3192,7 +3299,8 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x06Resume\x12$.homelab.controller.v1.ResumeRequest\x1a%.homelab.controller.v1.ResumeResponse\x12X\n" +
 	"\aOrphans\x12%.homelab.controller.v1.OrphansRequest\x1a&.homelab.controller.v1.OrphansResponse\x12j\n" +
 	"\rListSnapshots\x12+.homelab.controller.v1.ListSnapshotsRequest\x1a,.homelab.controller.v1.ListSnapshotsResponse\x12^\n" +
-	"\tListAudit\x12'.homelab.controller.v1.ListAuditRequest\x1a(.homelab.controller.v1.ListAuditResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
+	"\tListAudit\x12'.homelab.controller.v1.ListAuditRequest\x1a(.homelab.controller.v1.ListAuditResponse\x12v\n" +
+	"\x11RevokeCertificate\x12/.homelab.controller.v1.RevokeCertificateRequest\x1a0.homelab.controller.v1.RevokeCertificateResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
 
 var (
 	file_homelab_controller_v1_controller_proto_rawDescOnce sync.Once
@@ -3207,115 +3315,117 @@ func file_homelab_controller_v1_controller_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_homelab_controller_v1_controller_proto_goTypes = []any{
-	(OperationKind)(0),            // 0: homelab.controller.v1.OperationKind
-	(Health)(0),                   // 1: homelab.controller.v1.Health
-	(*Operation)(nil),             // 2: homelab.controller.v1.Operation
-	(*PlanRequest)(nil),           // 3: homelab.controller.v1.PlanRequest
-	(*PlanResponse)(nil),          // 4: homelab.controller.v1.PlanResponse
-	(*ApplyRequest)(nil),          // 5: homelab.controller.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 6: homelab.controller.v1.ApplyResponse
-	(*GuestStatus)(nil),           // 7: homelab.controller.v1.GuestStatus
-	(*ClusterStatus)(nil),         // 8: homelab.controller.v1.ClusterStatus
-	(*ClusterFinding)(nil),        // 9: homelab.controller.v1.ClusterFinding
-	(*MemberStatus)(nil),          // 10: homelab.controller.v1.MemberStatus
-	(*StatusRequest)(nil),         // 11: homelab.controller.v1.StatusRequest
-	(*StatusResponse)(nil),        // 12: homelab.controller.v1.StatusResponse
-	(*ImageStatus)(nil),           // 13: homelab.controller.v1.ImageStatus
-	(*RunRecord)(nil),             // 14: homelab.controller.v1.RunRecord
-	(*ListRunsRequest)(nil),       // 15: homelab.controller.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),      // 16: homelab.controller.v1.ListRunsResponse
-	(*FollowRunRequest)(nil),      // 17: homelab.controller.v1.FollowRunRequest
-	(*FollowRunResponse)(nil),     // 18: homelab.controller.v1.FollowRunResponse
-	(*ExecRequest)(nil),           // 19: homelab.controller.v1.ExecRequest
-	(*ExecResponse)(nil),          // 20: homelab.controller.v1.ExecResponse
-	(*KubeconfigRequest)(nil),     // 21: homelab.controller.v1.KubeconfigRequest
-	(*KubeconfigResponse)(nil),    // 22: homelab.controller.v1.KubeconfigResponse
-	(*VersionRequest)(nil),        // 23: homelab.controller.v1.VersionRequest
-	(*VersionResponse)(nil),       // 24: homelab.controller.v1.VersionResponse
-	(*WhyRequest)(nil),            // 25: homelab.controller.v1.WhyRequest
-	(*WhyEntry)(nil),              // 26: homelab.controller.v1.WhyEntry
-	(*WhyResponse)(nil),           // 27: homelab.controller.v1.WhyResponse
-	(*PauseRequest)(nil),          // 28: homelab.controller.v1.PauseRequest
-	(*PauseResponse)(nil),         // 29: homelab.controller.v1.PauseResponse
-	(*ResumeRequest)(nil),         // 30: homelab.controller.v1.ResumeRequest
-	(*ResumeResponse)(nil),        // 31: homelab.controller.v1.ResumeResponse
-	(*OrphansRequest)(nil),        // 32: homelab.controller.v1.OrphansRequest
-	(*OrphansResponse)(nil),       // 33: homelab.controller.v1.OrphansResponse
-	(*HolderStatus)(nil),          // 34: homelab.controller.v1.HolderStatus
-	(*ListSnapshotsRequest)(nil),  // 35: homelab.controller.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil), // 36: homelab.controller.v1.ListSnapshotsResponse
-	(*ListAuditRequest)(nil),      // 37: homelab.controller.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),     // 38: homelab.controller.v1.ListAuditResponse
-	(*AuditEntry)(nil),            // 39: homelab.controller.v1.AuditEntry
-	(*v1.Plan)(nil),               // 40: homelab.v1.Plan
-	(*v1.HostStatus)(nil),         // 41: homelab.v1.HostStatus
-	(*v1.Event)(nil),              // 42: homelab.v1.Event
-	(*v1.Summary)(nil),            // 43: homelab.v1.Summary
-	(v1.Power)(0),                 // 44: homelab.v1.Power
-	(v1.Role)(0),                  // 45: homelab.v1.Role
-	(*v1.GuestLook)(nil),          // 46: homelab.v1.GuestLook
-	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
-	(*v1.Fact)(nil),               // 48: homelab.v1.Fact
-	(*v1.Node)(nil),               // 49: homelab.v1.Node
-	(*v1.EtcdMember)(nil),         // 50: homelab.v1.EtcdMember
-	(v1.ImageType)(0),             // 51: homelab.v1.ImageType
-	(v1.Verification)(0),          // 52: homelab.v1.Verification
-	(*v1.Orphan)(nil),             // 53: homelab.v1.Orphan
-	(*v1.Note)(nil),               // 54: homelab.v1.Note
-	(*v1.Disk)(nil),               // 55: homelab.v1.Disk
-	(*v1.Snapshot)(nil),           // 56: homelab.v1.Snapshot
+	(OperationKind)(0),                // 0: homelab.controller.v1.OperationKind
+	(Health)(0),                       // 1: homelab.controller.v1.Health
+	(*Operation)(nil),                 // 2: homelab.controller.v1.Operation
+	(*PlanRequest)(nil),               // 3: homelab.controller.v1.PlanRequest
+	(*PlanResponse)(nil),              // 4: homelab.controller.v1.PlanResponse
+	(*ApplyRequest)(nil),              // 5: homelab.controller.v1.ApplyRequest
+	(*ApplyResponse)(nil),             // 6: homelab.controller.v1.ApplyResponse
+	(*GuestStatus)(nil),               // 7: homelab.controller.v1.GuestStatus
+	(*ClusterStatus)(nil),             // 8: homelab.controller.v1.ClusterStatus
+	(*ClusterFinding)(nil),            // 9: homelab.controller.v1.ClusterFinding
+	(*MemberStatus)(nil),              // 10: homelab.controller.v1.MemberStatus
+	(*StatusRequest)(nil),             // 11: homelab.controller.v1.StatusRequest
+	(*StatusResponse)(nil),            // 12: homelab.controller.v1.StatusResponse
+	(*ImageStatus)(nil),               // 13: homelab.controller.v1.ImageStatus
+	(*RunRecord)(nil),                 // 14: homelab.controller.v1.RunRecord
+	(*ListRunsRequest)(nil),           // 15: homelab.controller.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),          // 16: homelab.controller.v1.ListRunsResponse
+	(*FollowRunRequest)(nil),          // 17: homelab.controller.v1.FollowRunRequest
+	(*FollowRunResponse)(nil),         // 18: homelab.controller.v1.FollowRunResponse
+	(*ExecRequest)(nil),               // 19: homelab.controller.v1.ExecRequest
+	(*ExecResponse)(nil),              // 20: homelab.controller.v1.ExecResponse
+	(*KubeconfigRequest)(nil),         // 21: homelab.controller.v1.KubeconfigRequest
+	(*KubeconfigResponse)(nil),        // 22: homelab.controller.v1.KubeconfigResponse
+	(*VersionRequest)(nil),            // 23: homelab.controller.v1.VersionRequest
+	(*VersionResponse)(nil),           // 24: homelab.controller.v1.VersionResponse
+	(*WhyRequest)(nil),                // 25: homelab.controller.v1.WhyRequest
+	(*WhyEntry)(nil),                  // 26: homelab.controller.v1.WhyEntry
+	(*WhyResponse)(nil),               // 27: homelab.controller.v1.WhyResponse
+	(*PauseRequest)(nil),              // 28: homelab.controller.v1.PauseRequest
+	(*PauseResponse)(nil),             // 29: homelab.controller.v1.PauseResponse
+	(*ResumeRequest)(nil),             // 30: homelab.controller.v1.ResumeRequest
+	(*ResumeResponse)(nil),            // 31: homelab.controller.v1.ResumeResponse
+	(*OrphansRequest)(nil),            // 32: homelab.controller.v1.OrphansRequest
+	(*OrphansResponse)(nil),           // 33: homelab.controller.v1.OrphansResponse
+	(*HolderStatus)(nil),              // 34: homelab.controller.v1.HolderStatus
+	(*ListSnapshotsRequest)(nil),      // 35: homelab.controller.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 36: homelab.controller.v1.ListSnapshotsResponse
+	(*ListAuditRequest)(nil),          // 37: homelab.controller.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),         // 38: homelab.controller.v1.ListAuditResponse
+	(*AuditEntry)(nil),                // 39: homelab.controller.v1.AuditEntry
+	(*RevokeCertificateRequest)(nil),  // 40: homelab.controller.v1.RevokeCertificateRequest
+	(*RevokeCertificateResponse)(nil), // 41: homelab.controller.v1.RevokeCertificateResponse
+	(*v1.Plan)(nil),                   // 42: homelab.v1.Plan
+	(*v1.HostStatus)(nil),             // 43: homelab.v1.HostStatus
+	(*v1.Event)(nil),                  // 44: homelab.v1.Event
+	(*v1.Summary)(nil),                // 45: homelab.v1.Summary
+	(v1.Power)(0),                     // 46: homelab.v1.Power
+	(v1.Role)(0),                      // 47: homelab.v1.Role
+	(*v1.GuestLook)(nil),              // 48: homelab.v1.GuestLook
+	(*timestamppb.Timestamp)(nil),     // 49: google.protobuf.Timestamp
+	(*v1.Fact)(nil),                   // 50: homelab.v1.Fact
+	(*v1.Node)(nil),                   // 51: homelab.v1.Node
+	(*v1.EtcdMember)(nil),             // 52: homelab.v1.EtcdMember
+	(v1.ImageType)(0),                 // 53: homelab.v1.ImageType
+	(v1.Verification)(0),              // 54: homelab.v1.Verification
+	(*v1.Orphan)(nil),                 // 55: homelab.v1.Orphan
+	(*v1.Note)(nil),                   // 56: homelab.v1.Note
+	(*v1.Disk)(nil),                   // 57: homelab.v1.Disk
+	(*v1.Snapshot)(nil),               // 58: homelab.v1.Snapshot
 }
 var file_homelab_controller_v1_controller_proto_depIdxs = []int32{
 	0,  // 0: homelab.controller.v1.Operation.kind:type_name -> homelab.controller.v1.OperationKind
 	2,  // 1: homelab.controller.v1.PlanRequest.operation:type_name -> homelab.controller.v1.Operation
-	40, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
-	41, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
+	42, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
+	43, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 4: homelab.controller.v1.PlanResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	2,  // 5: homelab.controller.v1.ApplyRequest.operation:type_name -> homelab.controller.v1.Operation
-	42, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
-	40, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
-	43, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
-	40, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
-	44, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
+	44, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
+	42, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
+	45, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
+	42, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
+	46, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
 	1,  // 11: homelab.controller.v1.GuestStatus.health:type_name -> homelab.controller.v1.Health
-	45, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
-	46, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
-	47, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
-	47, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
-	48, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
-	49, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
-	48, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
+	47, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
+	48, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
+	49, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
+	49, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
+	50, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
+	51, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
+	50, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
 	10, // 19: homelab.controller.v1.ClusterStatus.members:type_name -> homelab.controller.v1.MemberStatus
 	9,  // 20: homelab.controller.v1.ClusterStatus.findings:type_name -> homelab.controller.v1.ClusterFinding
-	50, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
-	41, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
+	52, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
+	43, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 23: homelab.controller.v1.StatusResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	8,  // 24: homelab.controller.v1.StatusResponse.cluster:type_name -> homelab.controller.v1.ClusterStatus
-	47, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
+	49, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
 	13, // 26: homelab.controller.v1.StatusResponse.images:type_name -> homelab.controller.v1.ImageStatus
-	51, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
-	52, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
-	47, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
-	47, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
-	43, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
+	53, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
+	54, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
+	49, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
+	49, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
+	45, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
 	14, // 32: homelab.controller.v1.ListRunsResponse.runs:type_name -> homelab.controller.v1.RunRecord
-	42, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
+	44, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
 	14, // 34: homelab.controller.v1.FollowRunResponse.record:type_name -> homelab.controller.v1.RunRecord
-	47, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
+	49, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
 	26, // 36: homelab.controller.v1.WhyResponse.entries:type_name -> homelab.controller.v1.WhyEntry
 	7,  // 37: homelab.controller.v1.WhyResponse.now:type_name -> homelab.controller.v1.GuestStatus
-	53, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
-	54, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
+	55, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	56, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
 	34, // 40: homelab.controller.v1.OrphansResponse.holders:type_name -> homelab.controller.v1.HolderStatus
-	55, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
-	56, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
-	54, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
-	47, // 44: homelab.controller.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	57, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
+	58, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
+	56, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
+	49, // 44: homelab.controller.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
 	39, // 45: homelab.controller.v1.ListAuditResponse.entries:type_name -> homelab.controller.v1.AuditEntry
-	47, // 46: homelab.controller.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	47, // 47: homelab.controller.v1.AuditEntry.ended:type_name -> google.protobuf.Timestamp
+	49, // 46: homelab.controller.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	49, // 47: homelab.controller.v1.AuditEntry.ended:type_name -> google.protobuf.Timestamp
 	3,  // 48: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
 	5,  // 49: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
 	11, // 50: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
@@ -3330,22 +3440,24 @@ var file_homelab_controller_v1_controller_proto_depIdxs = []int32{
 	32, // 59: homelab.controller.v1.ControllerService.Orphans:input_type -> homelab.controller.v1.OrphansRequest
 	35, // 60: homelab.controller.v1.ControllerService.ListSnapshots:input_type -> homelab.controller.v1.ListSnapshotsRequest
 	37, // 61: homelab.controller.v1.ControllerService.ListAudit:input_type -> homelab.controller.v1.ListAuditRequest
-	4,  // 62: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
-	6,  // 63: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
-	12, // 64: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
-	16, // 65: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
-	18, // 66: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
-	20, // 67: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
-	22, // 68: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
-	24, // 69: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
-	27, // 70: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
-	29, // 71: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
-	31, // 72: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
-	33, // 73: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
-	36, // 74: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
-	38, // 75: homelab.controller.v1.ControllerService.ListAudit:output_type -> homelab.controller.v1.ListAuditResponse
-	62, // [62:76] is the sub-list for method output_type
-	48, // [48:62] is the sub-list for method input_type
+	40, // 62: homelab.controller.v1.ControllerService.RevokeCertificate:input_type -> homelab.controller.v1.RevokeCertificateRequest
+	4,  // 63: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
+	6,  // 64: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
+	12, // 65: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
+	16, // 66: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
+	18, // 67: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
+	20, // 68: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
+	22, // 69: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
+	24, // 70: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
+	27, // 71: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
+	29, // 72: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
+	31, // 73: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
+	33, // 74: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
+	36, // 75: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
+	38, // 76: homelab.controller.v1.ControllerService.ListAudit:output_type -> homelab.controller.v1.ListAuditResponse
+	41, // 77: homelab.controller.v1.ControllerService.RevokeCertificate:output_type -> homelab.controller.v1.RevokeCertificateResponse
+	63, // [63:78] is the sub-list for method output_type
+	48, // [48:63] is the sub-list for method input_type
 	48, // [48:48] is the sub-list for extension type_name
 	48, // [48:48] is the sub-list for extension extendee
 	0,  // [0:48] is the sub-list for field type_name
@@ -3377,7 +3489,7 @@ func file_homelab_controller_v1_controller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_controller_v1_controller_proto_rawDesc), len(file_homelab_controller_v1_controller_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   38,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

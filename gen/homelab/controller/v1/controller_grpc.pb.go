@@ -21,20 +21,21 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ControllerService_Plan_FullMethodName          = "/homelab.controller.v1.ControllerService/Plan"
-	ControllerService_Apply_FullMethodName         = "/homelab.controller.v1.ControllerService/Apply"
-	ControllerService_Status_FullMethodName        = "/homelab.controller.v1.ControllerService/Status"
-	ControllerService_ListRuns_FullMethodName      = "/homelab.controller.v1.ControllerService/ListRuns"
-	ControllerService_FollowRun_FullMethodName     = "/homelab.controller.v1.ControllerService/FollowRun"
-	ControllerService_Exec_FullMethodName          = "/homelab.controller.v1.ControllerService/Exec"
-	ControllerService_Kubeconfig_FullMethodName    = "/homelab.controller.v1.ControllerService/Kubeconfig"
-	ControllerService_Version_FullMethodName       = "/homelab.controller.v1.ControllerService/Version"
-	ControllerService_Why_FullMethodName           = "/homelab.controller.v1.ControllerService/Why"
-	ControllerService_Pause_FullMethodName         = "/homelab.controller.v1.ControllerService/Pause"
-	ControllerService_Resume_FullMethodName        = "/homelab.controller.v1.ControllerService/Resume"
-	ControllerService_Orphans_FullMethodName       = "/homelab.controller.v1.ControllerService/Orphans"
-	ControllerService_ListSnapshots_FullMethodName = "/homelab.controller.v1.ControllerService/ListSnapshots"
-	ControllerService_ListAudit_FullMethodName     = "/homelab.controller.v1.ControllerService/ListAudit"
+	ControllerService_Plan_FullMethodName              = "/homelab.controller.v1.ControllerService/Plan"
+	ControllerService_Apply_FullMethodName             = "/homelab.controller.v1.ControllerService/Apply"
+	ControllerService_Status_FullMethodName            = "/homelab.controller.v1.ControllerService/Status"
+	ControllerService_ListRuns_FullMethodName          = "/homelab.controller.v1.ControllerService/ListRuns"
+	ControllerService_FollowRun_FullMethodName         = "/homelab.controller.v1.ControllerService/FollowRun"
+	ControllerService_Exec_FullMethodName              = "/homelab.controller.v1.ControllerService/Exec"
+	ControllerService_Kubeconfig_FullMethodName        = "/homelab.controller.v1.ControllerService/Kubeconfig"
+	ControllerService_Version_FullMethodName           = "/homelab.controller.v1.ControllerService/Version"
+	ControllerService_Why_FullMethodName               = "/homelab.controller.v1.ControllerService/Why"
+	ControllerService_Pause_FullMethodName             = "/homelab.controller.v1.ControllerService/Pause"
+	ControllerService_Resume_FullMethodName            = "/homelab.controller.v1.ControllerService/Resume"
+	ControllerService_Orphans_FullMethodName           = "/homelab.controller.v1.ControllerService/Orphans"
+	ControllerService_ListSnapshots_FullMethodName     = "/homelab.controller.v1.ControllerService/ListSnapshots"
+	ControllerService_ListAudit_FullMethodName         = "/homelab.controller.v1.ControllerService/ListAudit"
+	ControllerService_RevokeCertificate_FullMethodName = "/homelab.controller.v1.ControllerService/RevokeCertificate"
 )
 
 // ControllerServiceClient is the client API for ControllerService service.
@@ -73,6 +74,8 @@ type ControllerServiceClient interface {
 	// ListAudit tells who called what that changes something or reveals a secret, and what came of it. Never told, as it
 	// is not kept: a Spec's text, a command's arguments and input, secrets.
 	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error)
+	// RevokeCertificate takes a certificate back, for good: all of the fleet that are online apply it within seconds.
+	RevokeCertificate(ctx context.Context, in *RevokeCertificateRequest, opts ...grpc.CallOption) (*RevokeCertificateResponse, error)
 }
 
 type controllerServiceClient struct {
@@ -250,6 +253,16 @@ func (c *controllerServiceClient) ListAudit(ctx context.Context, in *ListAuditRe
 	return out, nil
 }
 
+func (c *controllerServiceClient) RevokeCertificate(ctx context.Context, in *RevokeCertificateRequest, opts ...grpc.CallOption) (*RevokeCertificateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeCertificateResponse)
+	err := c.cc.Invoke(ctx, ControllerService_RevokeCertificate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControllerServiceServer is the server API for ControllerService service.
 // All implementations must embed UnimplementedControllerServiceServer
 // for forward compatibility.
@@ -286,6 +299,8 @@ type ControllerServiceServer interface {
 	// ListAudit tells who called what that changes something or reveals a secret, and what came of it. Never told, as it
 	// is not kept: a Spec's text, a command's arguments and input, secrets.
 	ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error)
+	// RevokeCertificate takes a certificate back, for good: all of the fleet that are online apply it within seconds.
+	RevokeCertificate(context.Context, *RevokeCertificateRequest) (*RevokeCertificateResponse, error)
 	mustEmbedUnimplementedControllerServiceServer()
 }
 
@@ -337,6 +352,9 @@ func (UnimplementedControllerServiceServer) ListSnapshots(context.Context, *List
 }
 func (UnimplementedControllerServiceServer) ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAudit not implemented")
+}
+func (UnimplementedControllerServiceServer) RevokeCertificate(context.Context, *RevokeCertificateRequest) (*RevokeCertificateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeCertificate not implemented")
 }
 func (UnimplementedControllerServiceServer) mustEmbedUnimplementedControllerServiceServer() {}
 func (UnimplementedControllerServiceServer) testEmbeddedByValue()                           {}
@@ -590,6 +608,24 @@ func _ControllerService_ListAudit_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ControllerService_RevokeCertificate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeCertificateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).RevokeCertificate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_RevokeCertificate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).RevokeCertificate(ctx, req.(*RevokeCertificateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ControllerService_ServiceDesc is the grpc.ServiceDesc for ControllerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -640,6 +676,10 @@ var ControllerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListAudit",
 			Handler:    _ControllerService_ListAudit_Handler,
+		},
+		{
+			MethodName: "RevokeCertificate",
+			Handler:    _ControllerService_RevokeCertificate_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -1,0 +1,208 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
+	"github.com/homeiac/homelab/internal/gossip"
+	"github.com/homeiac/homelab/internal/rpc"
+)
+
+// revocationAttempts bounds how often a list is made anew because another
+// controller made one in between.
+const revocationAttempts = 8
+
+// loadIssuing reads this controller's issuing CA; nil when it has none, as in fleets
+// that were made before there were any.
+func loadIssuing(cfg Config, fleet string) (*rpc.CA, error) {
+	if _, err := os.Stat(cfg.IssuingCA); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	ca, err := rpc.LoadCA(cfg.IssuingCA, cfg.IssuingKey, nil)
+	if err != nil {
+		return nil, err
+	}
+	if ca.IsRoot() || ca.Fleet() != fleet {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "%s is no issuing CA of fleet %s; correct issuingCA in the configuration", cfg.IssuingCA, fleet)
+	}
+	return ca, nil
+}
+
+// trustService tells agents the trust that is in force.
+type trustService struct {
+	trustv1.UnimplementedTrustServiceServer
+	c *Controller
+}
+
+// Present tells the trust that is in force.
+func (s *trustService) Present(context.Context, *trustv1.PresentRequest) (*trustv1.PresentResponse, error) {
+	t, err := s.c.trust()
+	if err != nil {
+		return nil, err
+	}
+	return &trustv1.PresentResponse{Trust: t}, nil
+}
+
+// trust is what this controller goes by, and tells others.
+func (c *Controller) trust() (*trustv1.Trust, error) {
+	roots, err := c.creds.Roots()
+	if err != nil {
+		return nil, err
+	}
+	t := &trustv1.Trust{Revocations: c.creds.Revocations().PEM(), Roots: roots}
+	if c.cfg.GossipKeys != "" {
+		if t.GossipKeys, err = gossip.ReadKeys(c.cfg.GossipKeys); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// RevokeCertificate takes a certificate back.
+func (s *service) RevokeCertificate(ctx context.Context, req *controllerv1.RevokeCertificateRequest) (*controllerv1.RevokeCertificateResponse, error) {
+	added, err := s.c.revoke(ctx, req.GetSerial())
+	if err != nil {
+		return nil, err
+	}
+	return &controllerv1.RevokeCertificateResponse{Serials: added, Number: s.c.creds.Revocations().Number()}, nil
+}
+
+// revoke makes a list with these certificates too, has it remembered, and applies
+// it; from then on it is told to everybody. It returns those that were not on it.
+func (c *Controller) revoke(ctx context.Context, serials ...string) ([]string, error) {
+	more := make(map[string]time.Time, len(serials))
+	for _, s := range serials {
+		more[s] = c.now().UTC().Truncate(time.Second)
+	}
+	return c.extend(ctx, more, 0)
+}
+
+// extend is revoke with the times, and a number that the list must exceed.
+func (c *Controller) extend(ctx context.Context, more map[string]time.Time, above int64) ([]string, error) {
+	if c.issuing == nil {
+		return nil, rpc.Errorf(rpc.ErrUnsupported, "this controller has no issuing CA, and cannot sign a list of revoked certificates")
+	}
+	for range revocationAttempts {
+		text, version, err := c.store.Revocations(ctx)
+		if err != nil {
+			return nil, err
+		}
+		stored, err := parseList(text)
+		if err != nil {
+			return nil, err
+		}
+		mine := c.creds.Revocations()
+		all := mine.Serials()
+		maps.Copy(all, stored.Serials())
+		var added []string
+		for serial, at := range more {
+			if _, ok := all[serial]; !ok {
+				all[serial] = at
+				added = append(added, serial)
+			}
+		}
+		slices.Sort(added)
+		number := max(mine.Number(), stored.Number(), above)
+		if len(added) == 0 && number == stored.Number() && number == mine.Number() {
+			return nil, nil
+		}
+		list, err := c.issuing.SignRevocations(number+1, all, c.now())
+		if err != nil {
+			return nil, err
+		}
+		ok, err := c.store.PutRevocations(ctx, list.PEM(), version)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			continue
+		}
+		if _, err := c.creds.Revoke(list.PEM()); err != nil {
+			return nil, err
+		}
+		c.log.Info("certificates revoked", "serials", added, "list", list.Number())
+		c.pusher.wake()
+		return added, nil
+	}
+	return nil, rpc.Errorf(rpc.ErrBusy, "other controllers keep revoking certificates; try again")
+}
+
+func parseList(text []byte) (*rpc.Revocations, error) {
+	if len(text) == 0 {
+		return nil, nil
+	}
+	return rpc.ParseRevocations(text)
+}
+
+// learn takes a list of revoked certificates that others go by. What is on it and
+// not on ours, and the other way round, is on the next: a controller that lost what
+// it remembered must not make anybody count again.
+func (c *Controller) learn(ctx context.Context, text []byte) error {
+	mine := c.creds.Revocations()
+	theirs, err := parseList(text)
+	if err != nil {
+		return err
+	}
+	if theirs.Number() < mine.Number() || theirs.Number() == mine.Number() && maps.EqualFunc(theirs.Serials(), mine.Serials(), time.Time.Equal) {
+		return nil
+	}
+	if err := c.creds.VerifyRevocations(theirs); err != nil {
+		return err
+	}
+	for serial := range mine.Serials() {
+		if !theirs.Has(serial) || theirs.Number() == mine.Number() {
+			_, err := c.extend(ctx, theirs.Serials(), theirs.Number())
+			return err
+		}
+	}
+	_, err = c.creds.Revoke(text)
+	if err == nil {
+		c.pusher.wake()
+	}
+	return err
+}
+
+// syncTrust makes what we go by and what the store remembers the same, the newer of
+// both: the store may be new, or another controller's word.
+func (c *Controller) syncTrust(ctx context.Context) error {
+	for range revocationAttempts {
+		text, version, err := c.store.Revocations(ctx)
+		if err != nil {
+			return err
+		}
+		if err := c.learn(ctx, text); err != nil {
+			return fmt.Errorf("the list of revoked certificates in the store: %w", err)
+		}
+		stored, err := parseList(text)
+		if err != nil {
+			return err
+		}
+		mine := c.creds.Revocations()
+		if stored.Number() >= mine.Number() {
+			return nil
+		}
+		if ok, err := c.store.PutRevocations(ctx, mine.PEM(), version); ok || err != nil {
+			return err
+		}
+	}
+	return nil // somebody else is at it; the watch tells
+}
+
+// watchTrust applies what other controllers decide, until ctx ends.
+func (c *Controller) watchTrust(ctx context.Context) error {
+	for range c.store.WatchTrust(ctx) {
+		if err := c.syncTrust(ctx); err != nil && ctx.Err() == nil {
+			c.log.Warn("trust", "error", err)
+		}
+		c.pusher.wake()
+	}
+	return nil
+}

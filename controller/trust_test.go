@@ -1,0 +1,180 @@
+package controller
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
+	"github.com/homeiac/homelab/internal/rpc"
+)
+
+// SetTrust is what an agent does with the list; it keeps it over a restart.
+func (a *fakeAgent) SetTrust(_ context.Context, req *agentv1.SetTrustRequest) (*agentv1.SetTrustResponse, error) {
+	if list := req.GetTrust().GetRevocations(); len(list) > 0 {
+		if _, err := a.creds.Revoke(list); err != nil && !errors.Is(err, rpc.ErrRefused) {
+			return nil, err
+		}
+	}
+	select {
+	case a.f.told <- a.name:
+	default:
+	}
+	return &agentv1.SetTrustResponse{Revocations: a.creds.Revocations().PEM()}, nil
+}
+
+// revoking makes the controllers of a fleet able to revoke.
+func (f *fleet) revoking() {
+	issuing, err := f.ca.NewIssuing("controller-1", time.Hour, time.Now())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.tune = func(c *Controller) { c.issuing = issuing }
+	f.told = make(chan string, 1000)
+}
+
+// serial is that of a certificate of the fleet.
+func (f *fleet) serial(name string) string {
+	block, _ := pem.Decode(must(os.ReadFile(filepath.Join(f.dir, name+".pem"))))
+	return rpc.Serial(must(x509.ParseCertificate(block.Bytes)))
+}
+
+// within waits until all named agents have the number, and fails after 5 s.
+func (f *fleet) within(number int64, names ...string) {
+	f.t.Helper()
+	limit := time.After(5 * time.Second)
+	for _, name := range names {
+		for {
+			f.mu.Lock()
+			creds := f.agents[name].creds
+			f.mu.Unlock()
+			if creds.Revocations().Number() >= number {
+				break
+			}
+			select {
+			case <-f.told:
+			case <-limit:
+				f.t.Fatalf("%s has list %d, want %d", name, creds.Revocations().Number(), number)
+			}
+		}
+	}
+}
+
+func (r *running) revokeNow(t *testing.T, serial string) *controllerv1.RevokeCertificateResponse {
+	t.Helper()
+	resp, err := r.client.RevokeCertificate(t.Context(), &controllerv1.RevokeCertificateRequest{Serial: serial})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp
+}
+
+func TestWhatIsRevokedIsCutOffEverywhereWithinFiveSeconds(t *testing.T) {
+	f := newFleet(t, "pve1", "pve2", "pve3")
+	f.revoking()
+	c := f.up()
+	if _, err := c.viewer.Version(t.Context(), &controllerv1.VersionRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	resp := c.revokeNow(t, f.serial("viewer-1"))
+	if resp.GetNumber() != 1 || len(resp.GetSerials()) != 1 {
+		t.Errorf("%v", resp)
+	}
+	// The controller itself, at once.
+	if _, err := c.viewer.Version(t.Context(), &controllerv1.VersionRequest{}); !errors.Is(err, rpc.ErrDenied) {
+		t.Errorf("the revoked viewer: %v", err)
+	}
+	f.within(1, "pve1", "pve2", "pve3")
+	if resp := c.revokeNow(t, f.serial("viewer-1")); resp.GetNumber() != 1 || len(resp.GetSerials()) != 0 {
+		t.Errorf("again: %v", resp)
+	}
+	if _, err := c.client.RevokeCertificate(t.Context(), &controllerv1.RevokeCertificateRequest{Serial: "no number"}); !errors.Is(err, rpc.ErrInvalid) {
+		t.Errorf("%v", err)
+	}
+	// An agent that is revoked is spoken to no more.
+	c.revokeNow(t, f.serial("pve3"))
+	f.within(2, "pve1", "pve2")
+	client, err := c.agents.client("pve3", f.agents["pve3"].address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Observe(t.Context(), &agentv1.ObserveRequest{}); !errors.Is(err, rpc.ErrDenied) {
+		t.Errorf("the revoked agent: %v", err)
+	}
+}
+
+func TestAnAgentThatWasOffIsToldAsSoonAsItAnswers(t *testing.T) {
+	f := newFleet(t, "pve1", "pve2")
+	f.revoking()
+	c := f.up()
+	f.stop("pve2")
+	c.revokeNow(t, f.serial("viewer-1"))
+	f.within(1, "pve1")
+	f.start("pve2")
+	f.within(1, "pve2")
+}
+
+func TestTheListOutlivesTheLossOfTheStore(t *testing.T) {
+	for _, c := range []struct{ name, lost string }{{"of the store", "state/store"}, {"of all its state", "state"}} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFleet(t, "pve1")
+			f.revoking()
+			one := f.up()
+			one.revokeNow(t, f.serial("viewer-1"))
+			f.within(1, "pve1")
+			one.kill()
+			if err := os.RemoveAll(filepath.Join(f.dir, c.lost)); err != nil {
+				t.Fatal(err)
+			}
+			two := f.up()
+			for two.creds.Revocations().Number() == 0 { // its own file, or the agent's answer
+				<-f.told
+			}
+			// What is revoked next is beside what was.
+			two.revokeNow(t, "abc")
+			if got := two.creds.Revocations(); !got.Has("abc") || !got.Has(f.serial("viewer-1")) {
+				t.Errorf("list %d: %v", got.Number(), got.Serials())
+			}
+			f.within(two.creds.Revocations().Number(), "pve1")
+		})
+	}
+}
+
+func TestAControllerThatLostItsListAddsToWhatTheAgentsHave(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.revoking()
+	issuing := must(f.ca.NewIssuing("controller-2", time.Hour, time.Now()))
+	theirs := must(issuing.SignRevocations(7, map[string]time.Time{"def": time.Now()}, time.Now()))
+	must(f.agents["pve1"].creds.Revoke(theirs.PEM()))
+	f.stop("pve1")
+	c := f.up()
+	c.revokeNow(t, "abc") // number 1, older than what the agent goes by
+	f.start("pve1")
+	f.within(8, "pve1")
+	if got := f.agents["pve1"].creds.Revocations(); !got.Has("abc") || !got.Has("def") {
+		t.Errorf("list %d: %v", got.Number(), got.Serials())
+	}
+}
+
+func TestOnlyAgentsAreToldTheGossipKeys(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.revoking()
+	c := f.up()
+	for _, name := range []string{"admin-1", "viewer-1", "controller-1"} {
+		conn := must(rpc.Dial(rpc.Target{Address: c.address, Role: rpc.RoleController, Credentials: f.creds(name)}))
+		if _, err := trustv1.NewTrustServiceClient(conn).Present(t.Context(), &trustv1.PresentRequest{}); !errors.Is(err, rpc.ErrDenied) {
+			t.Errorf("%s: %v", name, err)
+		}
+		_ = conn.Close()
+	}
+	if _, err := c.viewer.RevokeCertificate(t.Context(), &controllerv1.RevokeCertificateRequest{Serial: "abc"}); !errors.Is(err, rpc.ErrDenied) {
+		t.Errorf("viewer revokes: %v", err)
+	}
+}
