@@ -52,6 +52,7 @@ lint: $(BUF) $(GOLANGCI_LINT)
 	if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
 	go vet -tags e2e,bench,soak ./test/... ./internal/gossip
+	go vet -tags manual ./internal/manual
 	bin/golangci-lint run ./...
 
 test:

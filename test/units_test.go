@@ -10,6 +10,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/homeiac/homelab/agent"
+	"github.com/homeiac/homelab/controller"
 )
 
 var units = []string{"hl-agent.service", "hl-controller.service"}
@@ -92,5 +95,29 @@ func TestTheAgentsUnitGivesNothingToItsChildren(t *testing.T) {
 	}
 	if strings.Contains(text, "=pve-cluster") {
 		t.Error("it waits for pve-cluster, which may be what is broken")
+	}
+}
+
+// The configurations in the package hold nothing but comments: a setting is one whose
+// mark is followed by no space. With all of them in force they must be right.
+func TestTheConfigurationsInThePackageAreRight(t *testing.T) {
+	for name, load := range map[string]func(string) error{
+		"agent.yaml":      func(f string) error { _, err := agent.LoadConfig(f); return err },
+		"controller.yaml": func(f string) error { _, err := controller.LoadConfig(f); return err },
+	} {
+		text, err := os.ReadFile(filepath.Join("..", "deploy", "packages", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left := regexp.MustCompile(`(?m)^[^#\n].*$`).FindString(string(text)); left != "" {
+			t.Errorf("%s: %q is in force before the host is enrolled", name, left)
+		}
+		file := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(file, regexp.MustCompile(`(?m)^#(\w| +\w+: )`).ReplaceAll(text, []byte("$1")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := load(file); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

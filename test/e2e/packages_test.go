@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -19,6 +21,22 @@ type debian struct {
 	t   *testing.T
 	dir string
 }
+
+// debianTar is a small Debian, fetched once for all tests; it goes with their folder.
+var debianTar = func() func(string) (string, error) {
+	var once sync.Once
+	tar, err := "", error(nil)
+	return func(mmdebstrap string) (string, error) {
+		once.Do(func() {
+			tar = filepath.Join(os.TempDir(), "debian.tar")
+			var out []byte
+			if out, err = exec.Command(mmdebstrap, "--quiet", "--mode=root", "--variant=essential", "bookworm", tar).CombinedOutput(); err != nil {
+				err = fmt.Errorf("mmdebstrap: %w\n%s", err, out)
+			}
+		})
+		return tar, err
+	}
+}()
 
 func newDebian(t *testing.T) *debian {
 	t.Helper()
@@ -32,10 +50,16 @@ func newDebian(t *testing.T) *debian {
 	if _, err := os.Stat(filepath.Join(bin, "nfpm")); err != nil {
 		t.Skip("no bin/nfpm: make e2e builds it")
 	}
+	tar, err := debianTar(mmdebstrap)
+	if err != nil {
+		t.Skipf("no Debian can be had here: %v", err)
+	}
 	d := &debian{t: t, dir: filepath.Join(t.TempDir(), "root")}
-	cmd := exec.CommandContext(t.Context(), mmdebstrap, "--quiet", "--mode=root", "--variant=essential", "bookworm", d.dir)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Skipf("no Debian can be had here: %v\n%s", err, out)
+	if err := os.Mkdir(d.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), "tar", "-C", d.dir, "-xpf", tar).CombinedOutput(); err != nil {
+		t.Fatalf("unpack %s: %v\n%s", tar, err, out)
 	}
 	return d
 }

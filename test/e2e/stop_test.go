@@ -3,8 +3,12 @@
 package e2e
 
 import (
+	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -83,4 +87,65 @@ func TestAnAgentThatIsStoppedWhileAGuestBootsEndsAtOnce(t *testing.T) {
 		t.Errorf("the apply: %s", out)
 	}
 	l.mustBeHealthy(names(3)...)
+}
+
+// As systemd runs it: it hears that the agent is ready, lives and ends, in that order,
+// and by its exit code that it was stopped.
+func TestSystemdHearsOfAnAgent(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, options{hosts: 1})
+	l.awaitEnd(l.stop("pve1"), 10*time.Second)
+	socket := l.path("notify")
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer systemd.Close()
+	agent := exec.CommandContext(t.Context(), filepath.Join(bin, "hl-agent"), "--config", l.path("hosts", "pve1", "agent", "agent.yaml"))
+	agent.Env = append(os.Environ(), "NOTIFY_SOCKET="+socket, "WATCHDOG_USEC=100000")
+	var log strings.Builder
+	agent.Stderr = &log
+	if err := agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	hears := func(want string) {
+		t.Helper()
+		for range 100 {
+			buf := make([]byte, 4096)
+			_ = systemd.SetReadDeadline(time.Now().Add(20 * time.Second))
+			n, err := systemd.Read(buf)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasPrefix(string(buf[:n]), want) {
+				return
+			}
+			if string(buf[:n]) != "WATCHDOG=1" {
+				t.Fatalf("it hears %q, want %q", buf[:n], want)
+			}
+		}
+		t.Fatalf("it never hears %q", want)
+	}
+	hears("READY=1\nSTATUS=host pve1 ")
+	hears("WATCHDOG=1")
+	if err := agent.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	hears("STOPPING=1\n")
+	if err := agent.Wait(); err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+	for _, line := range []string{`msg="agent starts" name=pve1`, "msg=stopping", `reason="terminated signal received"`, "msg=stopped"} {
+		if !strings.Contains(log.String(), line) {
+			t.Errorf("its log does not say %s:\n%s", line, log.String())
+		}
+	}
+	// What it was started with is gone: systemd is not to try again and again.
+	if err := os.Remove(l.path("pki", "pve1.pem")); err != nil {
+		t.Fatal(err)
+	}
+	out := run(t, "hl-agent", "--config", l.path("hosts", "pve1", "agent", "agent.yaml"))
+	if out.exit != 78 || !strings.Contains(out.stderr, "hlctl hosts add") {
+		t.Errorf("without a certificate: %s", out)
+	}
 }
