@@ -41,6 +41,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	creds.Log = a.log
 	id := creds.Identity()
 	if id.Role != rpc.RoleAgent || id.Name != a.cfg.Name {
 		return rpc.Errorf(rpc.ErrInvalid, "the certificate %s is of %s, this is agent@%s; correct cert or name in the configuration", a.cfg.Cert, id, a.cfg.Name)

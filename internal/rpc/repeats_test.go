@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,8 +18,15 @@ import (
 func TestWhatRepeatsIsToldOnceAMinuteWithACount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r repeats
+		var mu sync.Mutex
 		var told []int
-		note := func() { r.note("10.0.0.9 expired", func(n int) { told = append(told, n) }, nil) }
+		note := func() {
+			r.note("10.0.0.9 expired", func(n int) {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, n)
+			}, nil)
+		}
 		for range 100 {
 			note()
 		}
@@ -44,9 +52,14 @@ func TestWhatRepeatsIsToldOnceAMinuteWithACount(t *testing.T) {
 func TestAStrangerDoesNotFillTheMemoryWithReasons(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r repeats
+		var mu sync.Mutex
 		rest := 0
 		for i := range 10 * repeatKinds {
-			r.note(fmt.Sprint(i), func(int) {}, func(n int) { rest += n })
+			r.note(fmt.Sprint(i), func(int) {}, func(n int) {
+				mu.Lock()
+				defer mu.Unlock()
+				rest += n
+			})
 		}
 		if len(r.seen) > repeatKinds+1 || rest != 1 {
 			t.Errorf("%d remembered, %d told of the rest", len(r.seen), rest)
