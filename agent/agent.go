@@ -70,7 +70,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	trust.ask(ctx)
+	trust.begin(ctx)
 	proc := driver.New(driver.Config{
 		Command: a.cfg.driverCommand(self), Sockets: filepath.Join(a.cfg.State, "plugin"), Log: a.log.With("part", "driver"),
 	})
@@ -110,6 +110,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return peers.Run(ctx) })
 	g.Go(func() error { return trust.follow(ctx, peers) })
+	renewal := &rpc.Renewal{Credentials: creds, Renew: trust.renew, Log: a.log}
+	g.Go(func() error { return renewal.Run(ctx) })
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("agent %s: %w", a.cfg.Name, err)
 	}

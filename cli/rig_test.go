@@ -46,6 +46,12 @@ var allow = rpc.Allow{
 	controllerv1.ControllerService_ListSnapshots_FullMethodName: viewer,
 	controllerv1.ControllerService_Pause_FullMethodName:         {rpc.RoleAdmin},
 	controllerv1.ControllerService_Resume_FullMethodName:        {rpc.RoleAdmin},
+
+	controllerv1.ControllerService_Trust_FullMethodName:             {rpc.RoleAdmin},
+	controllerv1.ControllerService_ListTokens_FullMethodName:        {rpc.RoleAdmin},
+	controllerv1.ControllerService_CreateToken_FullMethodName:       {rpc.RoleAdmin},
+	controllerv1.ControllerService_RevokeToken_FullMethodName:       {rpc.RoleAdmin},
+	controllerv1.ControllerService_RevokeCertificate_FullMethodName: {rpc.RoleAdmin},
 }
 
 func newRig(t *testing.T) *rig {
