@@ -58,7 +58,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	trust.ask(ctx)
+	trust.begin(ctx)
 	proc := driver.New(driver.Config{
 		Command: a.cfg.driverCommand(self), Sockets: filepath.Join(a.cfg.State, "plugin"), Log: a.log.With("part", "driver"),
 	})
@@ -108,6 +108,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return server.Run(base) })
 	g.Go(func() error { return peers.Run(base) })
 	g.Go(func() error { return trust.follow(base, peers) })
+	renewal := &rpc.Renewal{Credentials: creds, Renew: trust.renew, Log: a.log}
+	g.Go(func() error { return renewal.Run(base) })
 	g.Go(func() error {
 		if answers(ctx, proc) {
 			supervisor.Ready(fmt.Sprintf("host %s of fleet %s, serving on %s", a.cfg.Name, id.Fleet, address))

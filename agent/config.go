@@ -35,13 +35,16 @@ type Config struct {
 	Clock string `yaml:"clock"`
 }
 
+// defaultState is the agent's own folder.
+const defaultState = "/var/lib/hl-agent"
+
 var driverName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]*$`)
 
 // LoadConfig reads a configuration file. All its faults come together, each with
 // its line; an unknown key is one.
 func LoadConfig(file string) (Config, error) {
 	c := Config{
-		Daemon: config.Daemon{Port: 8400, GossipPort: 7946, State: "/var/lib/hl-agent"},
+		Daemon: config.Daemon{Port: 8400, GossipPort: 7946, State: defaultState},
 		Root:   "/", Proc: "/proc", SSHPort: 22, FileRoots: []string{"/var/lib/homelab"},
 		Driver: "proxmox", PluginDir: "/usr/lib/homelab/drivers",
 	}

@@ -60,6 +60,11 @@ func (s *Service) SetTrust(_ context.Context, req *agentv1.SetTrustRequest) (*ag
 func (t *trust) take(told *trustv1.Trust) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if c := told.GetController(); c.GetName() != "" && c.GetAddress() != "" {
+		if err := t.remember(known{c.GetName(), c.GetAddress(), c.GetEnrol()}); err != nil {
+			t.log.Warn("a controller is not remembered", "controller", c.GetName(), "error", err)
+		}
+	}
 	// The roots come first: the list may be signed below a new one.
 	if len(told.GetRoots()) > 0 {
 		if changed, err := t.creds.SetRoots(told.GetRoots()); err != nil {
@@ -110,6 +115,8 @@ func (t *trust) setRing(ring func([][]byte) error) {
 type known struct {
 	Name    string `json:"name"`
 	Address string `json:"address"` // IP:PORT of its gRPC
+	// Enrol is where certificates are renewed, IP:PORT; empty while it is not known.
+	Enrol string `json:"enrol,omitempty"`
 }
 
 // ask asks the controllers that this agent has ever seen for the trust in force, and
@@ -178,7 +185,7 @@ func (t *trust) remembered() ([]known, error) {
 func (t *trust) follow(ctx context.Context, g *gossip.Gossip) error {
 	changed := g.Watch(ctx)
 	for {
-		if err := t.remember(g.Peers()); err != nil {
+		if err := t.rememberAll(g.Peers()); err != nil {
 			t.log.Warn("controllers are not remembered", "error", err)
 		}
 		if _, more := <-changed; !more {
@@ -187,29 +194,40 @@ func (t *trust) follow(ctx context.Context, g *gossip.Gossip) error {
 	}
 }
 
+// rememberAll adds the controllers among the peers.
+func (t *trust) rememberAll(peers []gossip.Peer) error {
+	var all []known
+	for _, p := range peers {
+		if p.Role == rpc.RoleController && p.Alive && p.Address != "" {
+			all = append(all, known{Name: p.Name, Address: p.Address})
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.remember(all...)
+}
+
 // maxKnown bounds the controllers that are remembered: anybody with the gossip's key
 // can claim to be one.
 const maxKnown = 16
 
-// remember adds the controllers among the peers, the latest first.
-func (t *trust) remember(peers []gossip.Peer) error {
+// remember adds controllers, the latest first. The mutex is held.
+func (t *trust) remember(all ...known) error {
 	old, err := t.remembered()
 	if err != nil {
 		old = nil // written anew
 	}
-	var all []known
-	for _, p := range peers {
-		if p.Role == rpc.RoleController && p.Alive && p.Address != "" {
-			all = append(all, known{p.Name, p.Address})
-		}
-	}
 	for _, k := range old {
-		if !slices.ContainsFunc(all, func(n known) bool { return n.Name == k.Name }) {
+		i := slices.IndexFunc(all, func(n known) bool { return n.Name == k.Name })
+		switch {
+		case i < 0:
 			all = append(all, k)
+		case all[i].Enrol == "":
+			all[i].Enrol = k.Enrol // the gossip does not say
 		}
 	}
 	all = all[:min(len(all), maxKnown)]
-	if slices.Equal(all, old) {
+	if len(all) == len(old) && !slices.ContainsFunc(all, func(k known) bool { return !slices.Contains(old, k) }) {
 		return nil
 	}
 	data, err := json.Marshal(all)

@@ -144,7 +144,7 @@ func TestAnAgentThatWasOffAsksWhoIsTrustedBeforeItServes(t *testing.T) {
 		{{Role: rpc.RoleController, Name: "c1", Address: good, Alive: true}, {Role: rpc.RoleController, Name: "c2", Address: liar, Alive: true}},
 		{{Role: rpc.RoleController, Name: "c3", Address: gone, Alive: true}, {Role: rpc.RoleAgent, Name: "pve2", Address: gone, Alive: true}},
 	} {
-		if err := tr.remember(peers); err != nil {
+		if err := tr.rememberAll(peers); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -159,7 +159,7 @@ func TestAnAgentThatWasOffAsksWhoIsTrustedBeforeItServes(t *testing.T) {
 		t.Fatal(err)
 	}
 	tr.ask(t.Context()) // what is lost is not fatal
-	if err := tr.remember([]gossip.Peer{{Role: rpc.RoleController, Name: "c1", Address: good, Alive: true}}); err != nil {
+	if err := tr.rememberAll([]gossip.Peer{{Role: rpc.RoleController, Name: "c1", Address: good, Alive: true}}); err != nil {
 		t.Error(err)
 	}
 }

@@ -25,6 +25,8 @@ var reads = []string{
 	controllerv1.ControllerService_Orphans_FullMethodName,
 	controllerv1.ControllerService_ListSnapshots_FullMethodName,
 	controllerv1.ControllerService_ListAudit_FullMethodName,
+	controllerv1.ControllerService_ListTokens_FullMethodName,
+	controllerv1.ControllerService_Trust_FullMethodName,
 }
 
 const (

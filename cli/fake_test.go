@@ -63,6 +63,9 @@ type fake struct {
 	// left are what no VM has, and snaps the etcd snapshots.
 	left  *controllerv1.OrphansResponse
 	snaps *controllerv1.ListSnapshotsResponse
+	// trust is who is trusted, and tokens those who may come.
+	trust  *controllerv1.TrustResponse
+	tokens []*controllerv1.TokenStatus
 	// hold is called before each part of a run is sent.
 	hold func(ctx context.Context, part *controllerv1.ApplyResponse)
 }

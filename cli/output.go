@@ -105,7 +105,7 @@ func (a *app) table(heading []string, rows [][]cell) {
 		if sentences {
 			text = row[columns].text
 		}
-		if indent+utf8.RuneCountInString(text) <= a.columns && !strings.Contains(text, "\n") {
+		if text == "" || indent+utf8.RuneCountInString(text) <= a.columns && !strings.Contains(text, "\n") {
 			fmt.Fprintln(a.out, strings.TrimRight(b.String()+text, " "))
 			return
 		}

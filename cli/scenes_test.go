@@ -36,6 +36,7 @@ var scenes = map[string]func(*fake){
 		f.plan = recreation()
 		f.fails = map[string]string{"create/pve2/k3s-2": "create k3s-2 on pve2: storage local is not active\n  make it so, then hlctl apply"}
 	},
+	"trust":   trusting,
 	"by name": func(f *fake) { f.plan = byName(recreation()) },
 	"ripens": func(f *fake) {
 		f.plan, f.drifts, f.before = ripening(), []*homelabv1.Plan{recreation()}, ripeningEvents()

@@ -67,7 +67,7 @@ type running struct {
 // end, or by kill.
 func (f *fleet) up() *running {
 	f.t.Helper()
-	cfg := Config{Daemon: config.Daemon{Name: "controller-1", Advertise: "127.0.0.1", State: filepath.Join(f.dir, "state")}}
+	cfg := Config{Daemon: config.Daemon{Name: "controller-1", Advertise: "127.0.0.1", State: filepath.Join(f.dir, "state")}, CertificateLife: time.Hour}
 	c := newController(cfg, "test", slog.New(slog.DiscardHandler), f.creds("controller-1"), f.key(), f)
 	c.pace = pace{
 		poll: 5 * time.Millisecond, gone: 2 * time.Second, busy: 50 * time.Millisecond, flight: 20 * time.Second,

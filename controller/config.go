@@ -2,8 +2,16 @@ package controller
 
 import (
 	"path/filepath"
+	"time"
 
 	"github.com/homeiac/homelab/internal/config"
+)
+
+// certificateLife is how long certificates last; shortestLife is for tests, each
+// shorter one would be renewed all the time.
+const (
+	certificateLife = 90 * 24 * time.Hour
+	shortestLife    = 5 * time.Second
 )
 
 // Config is the controller's configuration. In its file relative paths are
@@ -19,6 +27,11 @@ type Config struct {
 	// need not be there.
 	IssuingCA  string `yaml:"issuingCA"`
 	IssuingKey string `yaml:"issuingKey"`
+	// EnrolPort is where those without a certificate come, 8402 when not said.
+	EnrolPort int `yaml:"enrolPort"`
+	// CertificateLife is how long certificates last that this controller issues, 90
+	// days (2160h) when not said.
+	CertificateLife time.Duration `yaml:"certificateLife"`
 	// Etcd is an external store; without endpoints the store is embedded and
 	// lies in State.
 	Etcd EtcdConfig `yaml:"etcd"`
@@ -37,7 +50,10 @@ type EtcdConfig struct {
 // LoadConfig reads a configuration file. All its faults come together, each with
 // its line; an unknown key is one.
 func LoadConfig(file string) (Config, error) {
-	c := Config{Daemon: config.Daemon{Port: 8401, GossipPort: 7946, State: "/var/lib/hl-controller"}}
+	c := Config{
+		Daemon:    config.Daemon{Port: 8401, GossipPort: 7946, State: "/var/lib/hl-controller"},
+		EnrolPort: 8402, CertificateLife: certificateLife,
+	}
 	f, err := config.Read(file, &c)
 	if err != nil {
 		return Config{}, err
@@ -45,6 +61,13 @@ func LoadConfig(file string) (Config, error) {
 	c.Check(f)
 	f.Paths(&c.FleetKey, &c.IssuingCA, &c.IssuingKey, &c.Etcd.CA, &c.Etcd.Cert, &c.Etcd.Key)
 	f.Need("fleetKey", c.FleetKey)
+	f.Port("enrolPort", c.EnrolPort)
+	if c.EnrolPort == c.Port {
+		f.Fault("enrolPort", "%d is gRPC's port; it needs one of its own", c.EnrolPort)
+	}
+	if c.CertificateLife < shortestLife {
+		f.Fault("certificateLife", "%s is too short, %s is the least", c.CertificateLife, shortestLife)
+	}
 	for file, name := range map[*string]string{&c.IssuingCA: "issuing-ca.pem", &c.IssuingKey: "issuing-ca.key"} {
 		if *file == "" {
 			*file = filepath.Join(filepath.Dir(c.Cert), name)

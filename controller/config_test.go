@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -46,6 +47,7 @@ func TestConfigIsReadWithDefaultsAndPathsBesideTheFile(t *testing.T) {
 			GossipKeys: dir + "/gossip.keys", State: dir + "/state",
 		},
 		FleetKey: dir + "/fleet.key", IssuingCA: "/etc/homelab/issuing-ca.pem", IssuingKey: "/etc/homelab/issuing-ca.key",
+		EnrolPort: 8402, CertificateLife: 90 * 24 * time.Hour,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -45,6 +45,7 @@ type Controller struct {
 	signer  signer
 	issuing *rpc.CA // nil when there is none
 	pusher  *pusher
+	seldom  seldom
 	gossip  *gossip.Gossip // nil in tests that bring their own Peers
 	agents  *agents
 	seeing  *observer
@@ -61,6 +62,7 @@ type Controller struct {
 
 	mu      sync.Mutex
 	address string // of the gRPC server, once it listens
+	enrolAt string // and of the one for those without a certificate
 	stored  map[string]store.Host
 	atWork  map[string]bool // guests that a run of this controller works on
 	listens chan struct{}
@@ -164,8 +166,16 @@ func (c *Controller) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	enrol, err := c.listenEnrol(ctx)
+	if err != nil {
+		_ = server.Close()
+		return err
+	}
 	c.mu.Lock()
 	c.address = server.Addr().String()
+	if enrol != nil {
+		c.enrolAt = enrol.Addr().String()
+	}
 	c.mu.Unlock()
 	close(c.listens)
 	c.log.Info("serving", "name", c.cfg.Name, "address", server.Addr().String(), "fleet", c.fleet, "version", c.version)
@@ -182,6 +192,11 @@ func (c *Controller) Run(ctx context.Context) error {
 	g.Go(func() error { return c.pulse(ctx, supervisor) })
 	g.Go(func() error { return c.watchTrust(ctx) })
 	g.Go(func() error { return c.pusher.run(ctx) })
+	if enrol != nil {
+		g.Go(func() error { return enrol.Run(ctx) })
+		renewal := &rpc.Renewal{Credentials: c.creds, Renew: c.renewOwn, Log: c.log}
+		g.Go(func() error { return renewal.Run(ctx) })
+	}
 	if c.gossip != nil {
 		g.Go(func() error { return c.gossip.Run(ctx) })
 	}

@@ -57,7 +57,10 @@ func (c *Controller) trust() (*trustv1.Trust, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &trustv1.Trust{Revocations: c.creds.Revocations().PEM(), Roots: roots}
+	t := &trustv1.Trust{
+		Revocations: c.creds.Revocations().PEM(), Roots: roots,
+		Controller: &trustv1.ControllerAddress{Name: c.cfg.Name, Address: c.listening(), Enrol: c.enrolAddress()},
+	}
 	if c.cfg.GossipKeys != "" {
 		if t.GossipKeys, err = gossip.ReadKeys(c.cfg.GossipKeys); err != nil {
 			return nil, err
@@ -68,7 +71,7 @@ func (c *Controller) trust() (*trustv1.Trust, error) {
 
 // RevokeCertificate takes a certificate back.
 func (s *service) RevokeCertificate(ctx context.Context, req *controllerv1.RevokeCertificateRequest) (*controllerv1.RevokeCertificateResponse, error) {
-	added, err := s.c.revoke(ctx, req.GetSerial())
+	added, err := s.c.takeBack(ctx, req.GetSerial(), req.GetHolder())
 	if err != nil {
 		return nil, err
 	}
@@ -205,4 +208,18 @@ func (c *Controller) watchTrust(ctx context.Context) error {
 		c.pusher.wake()
 	}
 	return nil
+}
+
+// listening is the IP:PORT of our services, and enrolAddress that of the service for
+// those without a certificate; empty while there is none.
+func (c *Controller) listening() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.address
+}
+
+func (c *Controller) enrolAddress() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.enrolAt
 }

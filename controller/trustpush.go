@@ -6,11 +6,14 @@ import (
 	"strconv"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
 	"github.com/homeiac/homelab/internal/gossip"
+	"github.com/homeiac/homelab/internal/rpc"
 )
 
 const (
@@ -89,13 +92,13 @@ func (p *pusher) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		for host, peer := range p.c.seeing.agentPeers() {
-			key := lifeOf(peer) + " " + version
+		for host, agent := range p.c.seeing.agentPeers() {
+			key := lifeOf(agent) + " " + version
 			if !p.begin(host, key, time.Now()) {
 				continue
 			}
 			go func() {
-				e := pushed{host: host, key: key, err: p.tell(ctx, host, peer.Address, t)}
+				e := pushed{host: host, key: key, err: p.tell(ctx, host, agent.Address, t)}
 				select {
 				case ended <- e:
 				case <-ctx.Done():
@@ -169,9 +172,16 @@ func (p *pusher) tell(ctx context.Context, host, address string, t *trustv1.Trus
 	if err != nil {
 		return err
 	}
-	resp, err := client.SetTrust(ctx, &agentv1.SetTrustRequest{Trust: t})
+	var far peer.Peer
+	resp, err := client.SetTrust(ctx, &agentv1.SetTrustRequest{Trust: t}, grpc.Peer(&far))
 	if err != nil {
 		return err
+	}
+	// Certificates that the root or a lost store gave are known from here on.
+	if cert := rpc.CertificateOf(&far); cert != nil {
+		if err := p.c.store.PutIssued(ctx, issuedOf(cert, rpc.Identity{Role: rpc.RoleAgent, Name: host}, "seen")); err != nil {
+			return err
+		}
 	}
 	return p.c.learn(ctx, resp.GetRevocations())
 }

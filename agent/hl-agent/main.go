@@ -3,7 +3,10 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -19,7 +22,7 @@ import (
 
 func main() {
 	cmd := daemon.Command("hl-agent", "The homelab agent on a Proxmox host", "/etc/homelab/agent.yaml", run)
-	cmd.AddCommand(driverCommand())
+	cmd.AddCommand(driverCommand(), enrolCommand())
 	daemon.Main(cmd)
 }
 
@@ -50,5 +53,35 @@ func driverCommand() *cobra.Command {
 	one.Flags().StringVar(&cfg.Proc, "proc", "/proc", "where processes are looked up")
 	one.Flags().StringVar(&cfg.State, "state", "/var/lib/hl-agent/driver", "the driver's own folder")
 	cmd.AddCommand(one)
+	return cmd
+}
+
+func enrolCommand() *cobra.Command {
+	var e agent.Enrolment
+	var token string
+	cmd := &cobra.Command{
+		Use: "enrol --controller IP:PORT --token -", Short: "Get this host its certificate, for a token", Args: cobra.NoArgs,
+		Long: `enrol asks a controller for this host's certificate. The token is read from standard
+input, so that it is in no list of processes; hlctl token create HOST prints it and the
+whole line. The key is made here and does not leave the host. enrol is safe to repeat.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if token != "-" {
+				return errors.New("the token is read from standard input: --token -")
+			}
+			text, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 4096)).ReadString('\n')
+			if err != nil && !errors.Is(err, io.EOF) {
+				return err
+			}
+			e.Token, e.Out = text, cmd.OutOrStdout()
+			return agent.Enrol(cmd.Context(), e)
+		},
+	}
+	cmd.Flags().StringVar(&e.Controller, "controller", "", "IP:PORT of a controller's enrolment (port 8402)")
+	cmd.Flags().StringVar(&token, "token", "", "- reads the token from standard input")
+	cmd.Flags().StringVar(&e.Config, "config", "/etc/homelab/agent.yaml", "the agent's configuration; written when it is not there")
+	cmd.Flags().StringVar(&e.Advertise, "advertise", "", "this host's IP address, for a configuration that is written")
+	cmd.Flags().StringVar(&e.State, "state", "", "the agent's state folder, for a configuration that is written")
+	_ = cmd.MarkFlagRequired("controller")
+	_ = cmd.MarkFlagRequired("token")
 	return cmd
 }

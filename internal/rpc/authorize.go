@@ -96,7 +96,7 @@ func (g *gate) enter(ctx context.Context, info *tap.Info) (context.Context, erro
 		return ctx, nil
 	}
 	who, _ := PeerIdentity(ctx) // unknown is empty
-	from, method := source(ctx), info.FullMethodName
+	from, method := Source(ctx), info.FullMethodName
 	if _, known := g.table[method]; !known {
 		method = "unknown" // whoever calls chooses the name
 	}
@@ -108,15 +108,6 @@ func (g *gate) enter(ctx context.Context, info *tap.Info) (context.Context, erro
 		}
 	}, func(n int) { g.log.Warn("calls denied", "count", n) })
 	return ctx, ToStatus(err)
-}
-
-// source is where a caller is, without its port.
-func source(ctx context.Context) string {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return ""
-	}
-	return hostOf(p.Addr)
 }
 
 func hostOf(a net.Addr) string {

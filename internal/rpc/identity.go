@@ -108,3 +108,21 @@ func PeerIdentity(ctx context.Context) (Identity, error) {
 	}
 	return id, nil
 }
+
+// PeerCertificate is the verified certificate of who makes the call; nil when there
+// is none, as in a call within the process.
+func PeerCertificate(ctx context.Context) *x509.Certificate {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil
+	}
+	return CertificateOf(p)
+}
+
+// CertificateOf is the verified certificate of a peer; nil when there is none.
+func CertificateOf(p *peer.Peer) *x509.Certificate {
+	if chain := chainOf(p.AuthInfo); len(chain) > 0 {
+		return chain[0]
+	}
+	return nil
+}

@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -131,6 +132,9 @@ func (ca *CA) Fleet() string { return ca.cert.Subject.Organization[0] }
 // IsRoot says whether it is a root, and no issuing CA.
 func (ca *CA) IsRoot() bool { return isRoot(ca.cert) }
 
+// SignedBy says whether a root signed this issuing CA.
+func (ca *CA) SignedBy(root *x509.Certificate) bool { return ca.cert.CheckSignatureFrom(root) == nil }
+
 func isRoot(cert *x509.Certificate) bool { return bytes.Equal(cert.RawIssuer, cert.RawSubject) }
 
 // Cert is the CA's certificate in PEM: public, and of a root what every peer needs.
@@ -171,7 +175,7 @@ func (ca *CA) Issue(id Identity, lifetime time.Duration, now time.Time) (*Pair, 
 	if err != nil {
 		return nil, err
 	}
-	cert, err := ca.Sign(key.Public(), id, lifetime, now)
+	cert, err := ca.Sign(key.Public(), id, nil, lifetime, now)
 	if err != nil {
 		return nil, err
 	}
@@ -183,8 +187,10 @@ func (ca *CA) Issue(id Identity, lifetime time.Duration, now time.Time) (*Pair, 
 }
 
 // Sign makes a certificate (PEM, with the issuing CA's after it) for a key whose
-// private half stays with its owner. Otherwise as Issue.
-func (ca *CA) Sign(public crypto.PublicKey, id Identity, lifetime time.Duration, now time.Time) ([]byte, error) {
+// private half stays with its owner. The addresses are for people and other
+// programs: peers of the fleet go by the identity. It ends with the CA's own at the
+// latest. Otherwise as Issue.
+func (ca *CA) Sign(public crypto.PublicKey, id Identity, addresses []netip.Addr, lifetime time.Duration, now time.Time) ([]byte, error) {
 	if id.Fleet == "" {
 		id.Fleet = ca.Fleet()
 	}
@@ -211,6 +217,12 @@ func (ca *CA) Sign(public crypto.PublicKey, id Identity, lifetime time.Duration,
 		URIs:        []*url.URL{id.URI()},
 		// What a client verifies in place of a host name, see serverName.
 		DNSNames: []string{serverName(id.Role)},
+	}
+	for _, a := range addresses {
+		template.IPAddresses = append(template.IPAddresses, a.AsSlice())
+	}
+	if template.NotAfter.After(ca.cert.NotAfter) {
+		template.NotAfter = ca.cert.NotAfter
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, public, ca.key)
 	if err != nil {
@@ -252,6 +264,23 @@ func encodeKey(key crypto.Signer) ([]byte, error) {
 		return nil, fmt.Errorf("encode a private key: %w", err)
 	}
 	return encodePEM("PRIVATE KEY", der), nil
+}
+
+// parseKey reads a private key as encodeKey writes it.
+func parseKey(data []byte) (crypto.Signer, error) {
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return nil, Errorf(ErrInvalid, "it holds no key")
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, Errorf(ErrInvalid, "%w", err)
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, Errorf(ErrInvalid, "its key cannot sign")
+	}
+	return signer, nil
 }
 
 func encodePEM(kind string, der []byte) []byte {

@@ -99,5 +99,8 @@ func (c *Credentials) SetRoots(data []byte) (changed bool, err error) {
 	if err := durable.Write(c.ca, data); err != nil {
 		return false, err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen = [3]fileMark{} // read again
 	return true, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,6 +30,8 @@ type Credentials struct {
 	// Log is told about files that changed into something unusable (the old
 	// ones stay in use) and about refused callers; nil is slog.Default().
 	Log *slog.Logger
+	// Now is the clock that certificates are judged by; LoadTLS gives time.Now.
+	Now func() time.Time
 
 	ca, cert, key string
 
@@ -38,14 +41,14 @@ type Credentials struct {
 	mu     sync.Mutex
 	seen   [3]fileMark
 	loaded *loaded
-	now    func() time.Time
 }
 
 // loaded is one consistent reading of the three files.
 type loaded struct {
-	pool *x509.CertPool
-	pair tls.Certificate
-	id   Identity
+	pool  *x509.CertPool
+	roots [][]byte // of the pool, DER
+	pair  tls.Certificate
+	id    Identity
 }
 
 // fileMark changes whenever the file is written or replaced.
@@ -59,7 +62,7 @@ type fileMark struct {
 // certificate has expired is found when it is used: a new one may be put in its
 // place while the process runs.
 func LoadTLS(ca, cert, key string) (*Credentials, error) {
-	c := &Credentials{ca: ca, cert: cert, key: key, now: time.Now}
+	c := &Credentials{ca: ca, cert: cert, key: key, Now: time.Now}
 	marks, err := c.marks()
 	if err != nil {
 		return nil, err
@@ -102,7 +105,18 @@ func (c *Credentials) read() (*loaded, error) {
 		return nil, Errorf(ErrInvalid, "credentials: %w", err)
 	}
 	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(caPEM) {
+	var roots [][]byte
+	for rest := caPEM; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
+			pool.AddCert(cert)
+			roots = append(roots, cert.Raw)
+		}
+	}
+	if len(roots) == 0 {
 		return nil, Errorf(ErrInvalid, "credentials: %s holds no CA certificate", c.ca)
 	}
 	pair, err := tls.LoadX509KeyPair(c.cert, c.key)
@@ -113,7 +127,7 @@ func (c *Credentials) read() (*loaded, error) {
 	if err != nil {
 		return nil, Errorf(ErrInvalid, "credentials: %s is no certificate of a fleet: %w", c.cert, err)
 	}
-	return &loaded{pool: pool, pair: pair, id: id}, nil
+	return &loaded{pool: pool, roots: roots, pair: pair, id: id}, nil
 }
 
 // current gives what the files hold now. Files that became unusable (half
@@ -149,7 +163,7 @@ func (c *Credentials) config(l *loaded) *tls.Config {
 	return &tls.Config{
 		MinVersion:   tls.VersionTLS13,
 		Certificates: []tls.Certificate{l.pair},
-		Time:         c.now,
+		Time:         c.Now,
 	}
 }
 
@@ -188,7 +202,10 @@ func (c *Credentials) clientConfig(l *loaded, role, name string) *tls.Config {
 
 // checkPeer is all that is to be said against a peer but its role and name.
 func (c *Credentials) checkPeer(s tls.ConnectionState, fleet string) error {
-	if err := checkChain(s, fleet); err != nil {
+	if len(s.VerifiedChains) == 0 {
+		return errors.New("no certificate of this fleet was shown")
+	}
+	if err := checkChain(s.VerifiedChains[0], fleet); err != nil {
 		return err
 	}
 	return c.revokedIn(s.VerifiedChains[0])
@@ -197,11 +214,7 @@ func (c *Credentials) checkPeer(s tls.ConnectionState, fleet string) error {
 // checkChain is what x509 does not check of a verified chain: that it is of this
 // fleet all the way up, and that no CA poses as somebody. A root that vouches for
 // several fleets does not make them one.
-func checkChain(s tls.ConnectionState, fleet string) error {
-	if len(s.VerifiedChains) == 0 {
-		return errors.New("no certificate of this fleet was shown")
-	}
-	chain := s.VerifiedChains[0]
+func checkChain(chain []*x509.Certificate, fleet string) error {
 	id, err := identityOf(chain[0])
 	switch {
 	case err != nil:
@@ -354,7 +367,7 @@ func (s *clientCreds) ClientHandshake(
 
 // ownFault finds what the other side would refuse anyway, with a better text.
 func (c *Credentials) ownFault(l *loaded) error {
-	leaf, now := l.pair.Leaf, c.now()
+	leaf, now := l.pair.Leaf, c.Now()
 	switch {
 	case now.After(leaf.NotAfter):
 		return Errorf(ErrDenied, "the certificate %s of %s expired on %s; %s",

@@ -12,6 +12,7 @@ import (
 	v1 "github.com/homeiac/homelab/gen/homelab/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -2961,7 +2962,9 @@ func (x *AuditEntry) GetController() string {
 type RevokeCertificateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The serial number of one, in hex.
-	Serial        string `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	Serial string `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	// Whose certificates, all of them, as ROLE@NAME; instead of serial.
+	Holder        string `protobuf:"bytes,2,opt,name=holder,proto3" json:"holder,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2999,6 +3002,13 @@ func (*RevokeCertificateRequest) Descriptor() ([]byte, []int) {
 func (x *RevokeCertificateRequest) GetSerial() string {
 	if x != nil {
 		return x.Serial
+	}
+	return ""
+}
+
+func (x *RevokeCertificateRequest) GetHolder() string {
+	if x != nil {
+		return x.Holder
 	}
 	return ""
 }
@@ -3058,11 +3068,669 @@ func (x *RevokeCertificateResponse) GetNumber() int64 {
 	return 0
 }
 
+// CreateTokenRequest says for whom.
+type CreateTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name: a host's in the Spec, or a controller's.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// agent or controller; empty is agent.
+	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	// IP addresses that the certificate names and the process advertises; may be empty.
+	Addresses []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// How long the token is good for; unset is 15 minutes, a week at most.
+	Ttl *durationpb.Duration `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// Whether certificates that the name has are revoked when the token is used.
+	Replace       bool `protobuf:"varint,5,opt,name=replace,proto3" json:"replace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenRequest) Reset() {
+	*x = CreateTokenRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenRequest) ProtoMessage() {}
+
+func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
+func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *CreateTokenRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateTokenRequest) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *CreateTokenRequest) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *CreateTokenRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *CreateTokenRequest) GetReplace() bool {
+	if x != nil {
+		return x.Replace
+	}
+	return false
+}
+
+// CreateTokenResponse holds the token.
+type CreateTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The token, one word. It is kept nowhere and shown once.
+	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// What it is.
+	Status *TokenStatus `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	// IP:PORT where it is used.
+	Enrol         string `protobuf:"bytes,3,opt,name=enrol,proto3" json:"enrol,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenResponse) Reset() {
+	*x = CreateTokenResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenResponse) ProtoMessage() {}
+
+func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
+func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *CreateTokenResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *CreateTokenResponse) GetStatus() *TokenStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *CreateTokenResponse) GetEnrol() string {
+	if x != nil {
+		return x.Enrol
+	}
+	return ""
+}
+
+// TokenStatus is a token without its secret.
+type TokenStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names it.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The name that it is for.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// The role.
+	Role string `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
+	// The addresses.
+	Addresses []string `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// Who made it.
+	By string `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	// When it was made.
+	Created *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created,proto3" json:"created,omitempty"`
+	// When it ends.
+	Expires *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expires,proto3" json:"expires,omitempty"`
+	// Whether it replaces certificates.
+	Replace bool `protobuf:"varint,8,opt,name=replace,proto3" json:"replace,omitempty"`
+	// When it was used; unset when it was not.
+	Used *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=used,proto3" json:"used,omitempty"`
+	// The serial number of the certificate that was given for it, in hex; empty when it was not used.
+	Serial        string `protobuf:"bytes,10,opt,name=serial,proto3" json:"serial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenStatus) Reset() {
+	*x = TokenStatus{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenStatus) ProtoMessage() {}
+
+func (x *TokenStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenStatus.ProtoReflect.Descriptor instead.
+func (*TokenStatus) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *TokenStatus) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *TokenStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TokenStatus) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *TokenStatus) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *TokenStatus) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *TokenStatus) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *TokenStatus) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *TokenStatus) GetReplace() bool {
+	if x != nil {
+		return x.Replace
+	}
+	return false
+}
+
+func (x *TokenStatus) GetUsed() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Used
+	}
+	return nil
+}
+
+func (x *TokenStatus) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+// ListTokensRequest asks for the tokens.
+type ListTokensRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensRequest) Reset() {
+	*x = ListTokensRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensRequest) ProtoMessage() {}
+
+func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
+func (*ListTokensRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{43}
+}
+
+// ListTokensResponse holds them.
+type ListTokensResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tokens, newest first; those that ended more than a day ago are forgotten.
+	Tokens        []*TokenStatus `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensResponse) Reset() {
+	*x = ListTokensResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensResponse) ProtoMessage() {}
+
+func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
+func (*ListTokensResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ListTokensResponse) GetTokens() []*TokenStatus {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+// RevokeTokenRequest names a token.
+type RevokeTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenRequest) Reset() {
+	*x = RevokeTokenRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenRequest) ProtoMessage() {}
+
+func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
+func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *RevokeTokenRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// RevokeTokenResponse is empty: the token is gone.
+type RevokeTokenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenResponse) Reset() {
+	*x = RevokeTokenResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenResponse) ProtoMessage() {}
+
+func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
+func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{46}
+}
+
+// TrustRequest asks who is trusted.
+type TrustRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustRequest) Reset() {
+	*x = TrustRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustRequest) ProtoMessage() {}
+
+func (x *TrustRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustRequest.ProtoReflect.Descriptor instead.
+func (*TrustRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{47}
+}
+
+// TrustResponse tells it.
+type TrustResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The roots and the controller's issuing CA.
+	Authorities []*CertificateStatus `protobuf:"bytes,1,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	// Certificates that were issued or seen, by role and name, the latest first.
+	Certificates []*CertificateStatus `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	// The number of the list of revoked certificates; 0 is none yet.
+	Revocations   int64 `protobuf:"varint,3,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustResponse) Reset() {
+	*x = TrustResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustResponse) ProtoMessage() {}
+
+func (x *TrustResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustResponse.ProtoReflect.Descriptor instead.
+func (*TrustResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *TrustResponse) GetAuthorities() []*CertificateStatus {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+func (x *TrustResponse) GetCertificates() []*CertificateStatus {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *TrustResponse) GetRevocations() int64 {
+	if x != nil {
+		return x.Revocations
+	}
+	return 0
+}
+
+// CertificateStatus is one certificate.
+type CertificateStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its serial number in hex.
+	Serial string `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	// The holder's name; of a CA the certificate's.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// The holder's role; root or issuing for a CA.
+	Role string `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
+	// The name of the CA that issued it.
+	Issuer string `protobuf:"bytes,4,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// When it begins.
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	// When it ends.
+	NotAfter *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	// When it was revoked; unset when it was not.
+	Revoked *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	// How it came to be known, for people (token 1a2b, renewal, seen).
+	How string `protobuf:"bytes,8,opt,name=how,proto3" json:"how,omitempty"`
+	// SHA-256 of a CA's certificate in hex.
+	Sha256        string `protobuf:"bytes,9,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertificateStatus) Reset() {
+	*x = CertificateStatus{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertificateStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertificateStatus) ProtoMessage() {}
+
+func (x *CertificateStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertificateStatus.ProtoReflect.Descriptor instead.
+func (*CertificateStatus) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *CertificateStatus) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *CertificateStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CertificateStatus) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *CertificateStatus) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *CertificateStatus) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
+func (x *CertificateStatus) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *CertificateStatus) GetRevoked() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+func (x *CertificateStatus) GetHow() string {
+	if x != nil {
+		return x.How
+	}
+	return ""
+}
+
+func (x *CertificateStatus) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
 var File_homelab_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
-	"&homelab/controller/v1/controller.proto\x12\x15homelab.controller.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18homelab/v1/cluster.proto\x1a\x16homelab/v1/event.proto\x1a\x15homelab/v1/fact.proto\x1a\x16homelab/v1/guest.proto\x1a\x15homelab/v1/host.proto\x1a\x15homelab/v1/plan.proto\"\xb3\x01\n" +
+	"&homelab/controller/v1/controller.proto\x12\x15homelab.controller.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18homelab/v1/cluster.proto\x1a\x16homelab/v1/event.proto\x1a\x15homelab/v1/fact.proto\x1a\x16homelab/v1/guest.proto\x1a\x15homelab/v1/host.proto\x1a\x15homelab/v1/plan.proto\"\xb3\x01\n" +
 	"\tOperation\x128\n" +
 	"\x04kind\x18\x01 \x01(\x0e2$.homelab.controller.v1.OperationKindR\x04kind\x12\x14\n" +
 	"\x05guest\x18\x02 \x01(\tR\x05guest\x12\x12\n" +
@@ -3254,12 +3922,57 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"controller\x18\n" +
 	" \x01(\tR\n" +
-	"controller\"2\n" +
+	"controller\"J\n" +
 	"\x18RevokeCertificateRequest\x12\x16\n" +
-	"\x06serial\x18\x01 \x01(\tR\x06serial\"M\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x16\n" +
+	"\x06holder\x18\x02 \x01(\tR\x06holder\"M\n" +
 	"\x19RevokeCertificateResponse\x12\x18\n" +
 	"\aserials\x18\x01 \x03(\tR\aserials\x12\x16\n" +
-	"\x06number\x18\x02 \x01(\x03R\x06number*\xa0\x03\n" +
+	"\x06number\x18\x02 \x01(\x03R\x06number\"\xa1\x01\n" +
+	"\x12CreateTokenRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\x12+\n" +
+	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x18\n" +
+	"\areplace\x18\x05 \x01(\bR\areplace\"\x82\x01\n" +
+	"\x13CreateTokenResponse\x12\x19\n" +
+	"\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01R\x05token\x12:\n" +
+	"\x06status\x18\x02 \x01(\v2\".homelab.controller.v1.TokenStatusR\x06status\x12\x14\n" +
+	"\x05enrol\x18\x03 \x01(\tR\x05enrol\"\xc1\x02\n" +
+	"\vTokenStatus\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role\x12\x1c\n" +
+	"\taddresses\x18\x04 \x03(\tR\taddresses\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x124\n" +
+	"\acreated\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
+	"\aexpires\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x18\n" +
+	"\areplace\x18\b \x01(\bR\areplace\x12.\n" +
+	"\x04used\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x04used\x12\x16\n" +
+	"\x06serial\x18\n" +
+	" \x01(\tR\x06serial\"\x13\n" +
+	"\x11ListTokensRequest\"P\n" +
+	"\x12ListTokensResponse\x12:\n" +
+	"\x06tokens\x18\x01 \x03(\v2\".homelab.controller.v1.TokenStatusR\x06tokens\"$\n" +
+	"\x12RevokeTokenRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
+	"\x13RevokeTokenResponse\"\x0e\n" +
+	"\fTrustRequest\"\xcb\x01\n" +
+	"\rTrustResponse\x12J\n" +
+	"\vauthorities\x18\x01 \x03(\v2(.homelab.controller.v1.CertificateStatusR\vauthorities\x12L\n" +
+	"\fcertificates\x18\x02 \x03(\v2(.homelab.controller.v1.CertificateStatusR\fcertificates\x12 \n" +
+	"\vrevocations\x18\x03 \x01(\x03R\vrevocations\"\xbf\x02\n" +
+	"\x11CertificateStatus\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role\x12\x16\n" +
+	"\x06issuer\x18\x04 \x01(\tR\x06issuer\x129\n" +
+	"\n" +
+	"not_before\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
+	"\tnot_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x124\n" +
+	"\arevoked\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\x12\x10\n" +
+	"\x03how\x18\b \x01(\tR\x03how\x12\x16\n" +
+	"\x06sha256\x18\t \x01(\tR\x06sha256*\xa0\x03\n" +
 	"\rOperationKind\x12\x1e\n" +
 	"\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17OPERATION_KIND_RECREATE\x10\x01\x12\x19\n" +
@@ -3282,8 +3995,7 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x0eHEALTH_BOOTING\x10\x02\x12\x11\n" +
 	"\rHEALTH_UNWELL\x10\x03\x12\x12\n" +
 	"\x0eHEALTH_STANDBY\x10\x04\x12\x12\n" +
-	"\x0eHEALTH_UNKNOWN\x10\x052\xf7\n" +
-	"\n" +
+	"\x0eHEALTH_UNKNOWN\x10\x052\xfa\r\n" +
 	"\x11ControllerService\x12O\n" +
 	"\x04Plan\x12\".homelab.controller.v1.PlanRequest\x1a#.homelab.controller.v1.PlanResponse\x12T\n" +
 	"\x05Apply\x12#.homelab.controller.v1.ApplyRequest\x1a$.homelab.controller.v1.ApplyResponse0\x01\x12U\n" +
@@ -3300,7 +4012,12 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\aOrphans\x12%.homelab.controller.v1.OrphansRequest\x1a&.homelab.controller.v1.OrphansResponse\x12j\n" +
 	"\rListSnapshots\x12+.homelab.controller.v1.ListSnapshotsRequest\x1a,.homelab.controller.v1.ListSnapshotsResponse\x12^\n" +
 	"\tListAudit\x12'.homelab.controller.v1.ListAuditRequest\x1a(.homelab.controller.v1.ListAuditResponse\x12v\n" +
-	"\x11RevokeCertificate\x12/.homelab.controller.v1.RevokeCertificateRequest\x1a0.homelab.controller.v1.RevokeCertificateResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
+	"\x11RevokeCertificate\x12/.homelab.controller.v1.RevokeCertificateRequest\x1a0.homelab.controller.v1.RevokeCertificateResponse\x12d\n" +
+	"\vCreateToken\x12).homelab.controller.v1.CreateTokenRequest\x1a*.homelab.controller.v1.CreateTokenResponse\x12a\n" +
+	"\n" +
+	"ListTokens\x12(.homelab.controller.v1.ListTokensRequest\x1a).homelab.controller.v1.ListTokensResponse\x12d\n" +
+	"\vRevokeToken\x12).homelab.controller.v1.RevokeTokenRequest\x1a*.homelab.controller.v1.RevokeTokenResponse\x12R\n" +
+	"\x05Trust\x12#.homelab.controller.v1.TrustRequest\x1a$.homelab.controller.v1.TrustResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
 
 var (
 	file_homelab_controller_v1_controller_proto_rawDescOnce sync.Once
@@ -3315,7 +4032,7 @@ func file_homelab_controller_v1_controller_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_homelab_controller_v1_controller_proto_goTypes = []any{
 	(OperationKind)(0),                // 0: homelab.controller.v1.OperationKind
 	(Health)(0),                       // 1: homelab.controller.v1.Health
@@ -3359,108 +4076,138 @@ var file_homelab_controller_v1_controller_proto_goTypes = []any{
 	(*AuditEntry)(nil),                // 39: homelab.controller.v1.AuditEntry
 	(*RevokeCertificateRequest)(nil),  // 40: homelab.controller.v1.RevokeCertificateRequest
 	(*RevokeCertificateResponse)(nil), // 41: homelab.controller.v1.RevokeCertificateResponse
-	(*v1.Plan)(nil),                   // 42: homelab.v1.Plan
-	(*v1.HostStatus)(nil),             // 43: homelab.v1.HostStatus
-	(*v1.Event)(nil),                  // 44: homelab.v1.Event
-	(*v1.Summary)(nil),                // 45: homelab.v1.Summary
-	(v1.Power)(0),                     // 46: homelab.v1.Power
-	(v1.Role)(0),                      // 47: homelab.v1.Role
-	(*v1.GuestLook)(nil),              // 48: homelab.v1.GuestLook
-	(*timestamppb.Timestamp)(nil),     // 49: google.protobuf.Timestamp
-	(*v1.Fact)(nil),                   // 50: homelab.v1.Fact
-	(*v1.Node)(nil),                   // 51: homelab.v1.Node
-	(*v1.EtcdMember)(nil),             // 52: homelab.v1.EtcdMember
-	(v1.ImageType)(0),                 // 53: homelab.v1.ImageType
-	(v1.Verification)(0),              // 54: homelab.v1.Verification
-	(*v1.Orphan)(nil),                 // 55: homelab.v1.Orphan
-	(*v1.Note)(nil),                   // 56: homelab.v1.Note
-	(*v1.Disk)(nil),                   // 57: homelab.v1.Disk
-	(*v1.Snapshot)(nil),               // 58: homelab.v1.Snapshot
+	(*CreateTokenRequest)(nil),        // 42: homelab.controller.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),       // 43: homelab.controller.v1.CreateTokenResponse
+	(*TokenStatus)(nil),               // 44: homelab.controller.v1.TokenStatus
+	(*ListTokensRequest)(nil),         // 45: homelab.controller.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 46: homelab.controller.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),        // 47: homelab.controller.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),       // 48: homelab.controller.v1.RevokeTokenResponse
+	(*TrustRequest)(nil),              // 49: homelab.controller.v1.TrustRequest
+	(*TrustResponse)(nil),             // 50: homelab.controller.v1.TrustResponse
+	(*CertificateStatus)(nil),         // 51: homelab.controller.v1.CertificateStatus
+	(*v1.Plan)(nil),                   // 52: homelab.v1.Plan
+	(*v1.HostStatus)(nil),             // 53: homelab.v1.HostStatus
+	(*v1.Event)(nil),                  // 54: homelab.v1.Event
+	(*v1.Summary)(nil),                // 55: homelab.v1.Summary
+	(v1.Power)(0),                     // 56: homelab.v1.Power
+	(v1.Role)(0),                      // 57: homelab.v1.Role
+	(*v1.GuestLook)(nil),              // 58: homelab.v1.GuestLook
+	(*timestamppb.Timestamp)(nil),     // 59: google.protobuf.Timestamp
+	(*v1.Fact)(nil),                   // 60: homelab.v1.Fact
+	(*v1.Node)(nil),                   // 61: homelab.v1.Node
+	(*v1.EtcdMember)(nil),             // 62: homelab.v1.EtcdMember
+	(v1.ImageType)(0),                 // 63: homelab.v1.ImageType
+	(v1.Verification)(0),              // 64: homelab.v1.Verification
+	(*v1.Orphan)(nil),                 // 65: homelab.v1.Orphan
+	(*v1.Note)(nil),                   // 66: homelab.v1.Note
+	(*v1.Disk)(nil),                   // 67: homelab.v1.Disk
+	(*v1.Snapshot)(nil),               // 68: homelab.v1.Snapshot
+	(*durationpb.Duration)(nil),       // 69: google.protobuf.Duration
 }
 var file_homelab_controller_v1_controller_proto_depIdxs = []int32{
 	0,  // 0: homelab.controller.v1.Operation.kind:type_name -> homelab.controller.v1.OperationKind
 	2,  // 1: homelab.controller.v1.PlanRequest.operation:type_name -> homelab.controller.v1.Operation
-	42, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
-	43, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
+	52, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
+	53, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 4: homelab.controller.v1.PlanResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	2,  // 5: homelab.controller.v1.ApplyRequest.operation:type_name -> homelab.controller.v1.Operation
-	44, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
-	42, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
-	45, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
-	42, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
-	46, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
+	54, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
+	52, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
+	55, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
+	52, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
+	56, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
 	1,  // 11: homelab.controller.v1.GuestStatus.health:type_name -> homelab.controller.v1.Health
-	47, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
-	48, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
-	49, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
-	49, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
-	50, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
-	51, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
-	50, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
+	57, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
+	58, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
+	59, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
+	59, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
+	60, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
+	61, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
+	60, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
 	10, // 19: homelab.controller.v1.ClusterStatus.members:type_name -> homelab.controller.v1.MemberStatus
 	9,  // 20: homelab.controller.v1.ClusterStatus.findings:type_name -> homelab.controller.v1.ClusterFinding
-	52, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
-	43, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
+	62, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
+	53, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 23: homelab.controller.v1.StatusResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	8,  // 24: homelab.controller.v1.StatusResponse.cluster:type_name -> homelab.controller.v1.ClusterStatus
-	49, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
+	59, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
 	13, // 26: homelab.controller.v1.StatusResponse.images:type_name -> homelab.controller.v1.ImageStatus
-	53, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
-	54, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
-	49, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
-	49, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
-	45, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
+	63, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
+	64, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
+	59, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
+	59, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
+	55, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
 	14, // 32: homelab.controller.v1.ListRunsResponse.runs:type_name -> homelab.controller.v1.RunRecord
-	44, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
+	54, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
 	14, // 34: homelab.controller.v1.FollowRunResponse.record:type_name -> homelab.controller.v1.RunRecord
-	49, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
+	59, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
 	26, // 36: homelab.controller.v1.WhyResponse.entries:type_name -> homelab.controller.v1.WhyEntry
 	7,  // 37: homelab.controller.v1.WhyResponse.now:type_name -> homelab.controller.v1.GuestStatus
-	55, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
-	56, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
+	65, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	66, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
 	34, // 40: homelab.controller.v1.OrphansResponse.holders:type_name -> homelab.controller.v1.HolderStatus
-	57, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
-	58, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
-	56, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
-	49, // 44: homelab.controller.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	67, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
+	68, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
+	66, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
+	59, // 44: homelab.controller.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
 	39, // 45: homelab.controller.v1.ListAuditResponse.entries:type_name -> homelab.controller.v1.AuditEntry
-	49, // 46: homelab.controller.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	49, // 47: homelab.controller.v1.AuditEntry.ended:type_name -> google.protobuf.Timestamp
-	3,  // 48: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
-	5,  // 49: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
-	11, // 50: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
-	15, // 51: homelab.controller.v1.ControllerService.ListRuns:input_type -> homelab.controller.v1.ListRunsRequest
-	17, // 52: homelab.controller.v1.ControllerService.FollowRun:input_type -> homelab.controller.v1.FollowRunRequest
-	19, // 53: homelab.controller.v1.ControllerService.Exec:input_type -> homelab.controller.v1.ExecRequest
-	21, // 54: homelab.controller.v1.ControllerService.Kubeconfig:input_type -> homelab.controller.v1.KubeconfigRequest
-	23, // 55: homelab.controller.v1.ControllerService.Version:input_type -> homelab.controller.v1.VersionRequest
-	25, // 56: homelab.controller.v1.ControllerService.Why:input_type -> homelab.controller.v1.WhyRequest
-	28, // 57: homelab.controller.v1.ControllerService.Pause:input_type -> homelab.controller.v1.PauseRequest
-	30, // 58: homelab.controller.v1.ControllerService.Resume:input_type -> homelab.controller.v1.ResumeRequest
-	32, // 59: homelab.controller.v1.ControllerService.Orphans:input_type -> homelab.controller.v1.OrphansRequest
-	35, // 60: homelab.controller.v1.ControllerService.ListSnapshots:input_type -> homelab.controller.v1.ListSnapshotsRequest
-	37, // 61: homelab.controller.v1.ControllerService.ListAudit:input_type -> homelab.controller.v1.ListAuditRequest
-	40, // 62: homelab.controller.v1.ControllerService.RevokeCertificate:input_type -> homelab.controller.v1.RevokeCertificateRequest
-	4,  // 63: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
-	6,  // 64: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
-	12, // 65: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
-	16, // 66: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
-	18, // 67: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
-	20, // 68: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
-	22, // 69: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
-	24, // 70: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
-	27, // 71: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
-	29, // 72: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
-	31, // 73: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
-	33, // 74: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
-	36, // 75: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
-	38, // 76: homelab.controller.v1.ControllerService.ListAudit:output_type -> homelab.controller.v1.ListAuditResponse
-	41, // 77: homelab.controller.v1.ControllerService.RevokeCertificate:output_type -> homelab.controller.v1.RevokeCertificateResponse
-	63, // [63:78] is the sub-list for method output_type
-	48, // [48:63] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	59, // 46: homelab.controller.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	59, // 47: homelab.controller.v1.AuditEntry.ended:type_name -> google.protobuf.Timestamp
+	69, // 48: homelab.controller.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	44, // 49: homelab.controller.v1.CreateTokenResponse.status:type_name -> homelab.controller.v1.TokenStatus
+	59, // 50: homelab.controller.v1.TokenStatus.created:type_name -> google.protobuf.Timestamp
+	59, // 51: homelab.controller.v1.TokenStatus.expires:type_name -> google.protobuf.Timestamp
+	59, // 52: homelab.controller.v1.TokenStatus.used:type_name -> google.protobuf.Timestamp
+	44, // 53: homelab.controller.v1.ListTokensResponse.tokens:type_name -> homelab.controller.v1.TokenStatus
+	51, // 54: homelab.controller.v1.TrustResponse.authorities:type_name -> homelab.controller.v1.CertificateStatus
+	51, // 55: homelab.controller.v1.TrustResponse.certificates:type_name -> homelab.controller.v1.CertificateStatus
+	59, // 56: homelab.controller.v1.CertificateStatus.not_before:type_name -> google.protobuf.Timestamp
+	59, // 57: homelab.controller.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
+	59, // 58: homelab.controller.v1.CertificateStatus.revoked:type_name -> google.protobuf.Timestamp
+	3,  // 59: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
+	5,  // 60: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
+	11, // 61: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
+	15, // 62: homelab.controller.v1.ControllerService.ListRuns:input_type -> homelab.controller.v1.ListRunsRequest
+	17, // 63: homelab.controller.v1.ControllerService.FollowRun:input_type -> homelab.controller.v1.FollowRunRequest
+	19, // 64: homelab.controller.v1.ControllerService.Exec:input_type -> homelab.controller.v1.ExecRequest
+	21, // 65: homelab.controller.v1.ControllerService.Kubeconfig:input_type -> homelab.controller.v1.KubeconfigRequest
+	23, // 66: homelab.controller.v1.ControllerService.Version:input_type -> homelab.controller.v1.VersionRequest
+	25, // 67: homelab.controller.v1.ControllerService.Why:input_type -> homelab.controller.v1.WhyRequest
+	28, // 68: homelab.controller.v1.ControllerService.Pause:input_type -> homelab.controller.v1.PauseRequest
+	30, // 69: homelab.controller.v1.ControllerService.Resume:input_type -> homelab.controller.v1.ResumeRequest
+	32, // 70: homelab.controller.v1.ControllerService.Orphans:input_type -> homelab.controller.v1.OrphansRequest
+	35, // 71: homelab.controller.v1.ControllerService.ListSnapshots:input_type -> homelab.controller.v1.ListSnapshotsRequest
+	37, // 72: homelab.controller.v1.ControllerService.ListAudit:input_type -> homelab.controller.v1.ListAuditRequest
+	40, // 73: homelab.controller.v1.ControllerService.RevokeCertificate:input_type -> homelab.controller.v1.RevokeCertificateRequest
+	42, // 74: homelab.controller.v1.ControllerService.CreateToken:input_type -> homelab.controller.v1.CreateTokenRequest
+	45, // 75: homelab.controller.v1.ControllerService.ListTokens:input_type -> homelab.controller.v1.ListTokensRequest
+	47, // 76: homelab.controller.v1.ControllerService.RevokeToken:input_type -> homelab.controller.v1.RevokeTokenRequest
+	49, // 77: homelab.controller.v1.ControllerService.Trust:input_type -> homelab.controller.v1.TrustRequest
+	4,  // 78: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
+	6,  // 79: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
+	12, // 80: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
+	16, // 81: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
+	18, // 82: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
+	20, // 83: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
+	22, // 84: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
+	24, // 85: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
+	27, // 86: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
+	29, // 87: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
+	31, // 88: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
+	33, // 89: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
+	36, // 90: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
+	38, // 91: homelab.controller.v1.ControllerService.ListAudit:output_type -> homelab.controller.v1.ListAuditResponse
+	41, // 92: homelab.controller.v1.ControllerService.RevokeCertificate:output_type -> homelab.controller.v1.RevokeCertificateResponse
+	43, // 93: homelab.controller.v1.ControllerService.CreateToken:output_type -> homelab.controller.v1.CreateTokenResponse
+	46, // 94: homelab.controller.v1.ControllerService.ListTokens:output_type -> homelab.controller.v1.ListTokensResponse
+	48, // 95: homelab.controller.v1.ControllerService.RevokeToken:output_type -> homelab.controller.v1.RevokeTokenResponse
+	50, // 96: homelab.controller.v1.ControllerService.Trust:output_type -> homelab.controller.v1.TrustResponse
+	78, // [78:97] is the sub-list for method output_type
+	59, // [59:78] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_homelab_controller_v1_controller_proto_init() }
@@ -3489,7 +4236,7 @@ func file_homelab_controller_v1_controller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_controller_v1_controller_proto_rawDesc), len(file_homelab_controller_v1_controller_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   40,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -31,7 +31,9 @@ type Trust struct {
 	// The bundle of roots, PEM. Empty: as it is.
 	Roots []byte `protobuf:"bytes,2,opt,name=roots,proto3" json:"roots,omitempty"`
 	// The gossip key ring, the key to send with first. Empty: as it is. Secret.
-	GossipKeys    [][]byte `protobuf:"bytes,3,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
+	GossipKeys [][]byte `protobuf:"bytes,3,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
+	// The controller that tells it.
+	Controller    *ControllerAddress `protobuf:"bytes,4,opt,name=controller,proto3" json:"controller,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -87,6 +89,298 @@ func (x *Trust) GetGossipKeys() [][]byte {
 	return nil
 }
 
+func (x *Trust) GetController() *ControllerAddress {
+	if x != nil {
+		return x.Controller
+	}
+	return nil
+}
+
+// ControllerAddress is where a controller is found.
+type ControllerAddress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name in its certificate.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// IP:PORT of its services.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// IP:PORT of its EnrolService; empty when it serves none.
+	Enrol         string `protobuf:"bytes,3,opt,name=enrol,proto3" json:"enrol,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ControllerAddress) Reset() {
+	*x = ControllerAddress{}
+	mi := &file_homelab_trust_v1_trust_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControllerAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControllerAddress) ProtoMessage() {}
+
+func (x *ControllerAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_trust_v1_trust_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControllerAddress.ProtoReflect.Descriptor instead.
+func (*ControllerAddress) Descriptor() ([]byte, []int) {
+	return file_homelab_trust_v1_trust_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ControllerAddress) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ControllerAddress) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ControllerAddress) GetEnrol() string {
+	if x != nil {
+		return x.Enrol
+	}
+	return ""
+}
+
+// EnrolRequest asks for a certificate.
+type EnrolRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The token's secret. It is sent only to who has shown to be below the root in the token.
+	Secret []byte `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	// A certificate request (PKCS #10, DER). Of it nothing counts but the public key, and the signature by which the
+	// caller has the private one.
+	Csr           []byte `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrolRequest) Reset() {
+	*x = EnrolRequest{}
+	mi := &file_homelab_trust_v1_trust_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrolRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrolRequest) ProtoMessage() {}
+
+func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_trust_v1_trust_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrolRequest.ProtoReflect.Descriptor instead.
+func (*EnrolRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_trust_v1_trust_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *EnrolRequest) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *EnrolRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+// EnrolResponse is all that a new process of the fleet needs.
+type EnrolResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The certificate and that of the CA which issued it, PEM.
+	Certificate []byte `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// Who is trusted.
+	Trust *Trust `protobuf:"bytes,2,opt,name=trust,proto3" json:"trust,omitempty"`
+	// The addresses that the token is for; may be empty.
+	Addresses []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// Gossip addresses of others, IP:PORT.
+	Seeds         []string `protobuf:"bytes,4,rep,name=seeds,proto3" json:"seeds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrolResponse) Reset() {
+	*x = EnrolResponse{}
+	mi := &file_homelab_trust_v1_trust_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrolResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrolResponse) ProtoMessage() {}
+
+func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_trust_v1_trust_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrolResponse.ProtoReflect.Descriptor instead.
+func (*EnrolResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_trust_v1_trust_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *EnrolResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *EnrolResponse) GetTrust() *Trust {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
+}
+
+func (x *EnrolResponse) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *EnrolResponse) GetSeeds() []string {
+	if x != nil {
+		return x.Seeds
+	}
+	return nil
+}
+
+// RenewRequest asks for a new certificate; the old one is shown in the connection.
+type RenewRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_homelab_trust_v1_trust_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_trust_v1_trust_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_trust_v1_trust_proto_rawDescGZIP(), []int{4}
+}
+
+// RenewResponse holds it.
+type RenewResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The certificate and that of the CA which issued it, PEM.
+	Certificate []byte `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// Who is trusted: the bundle of roots and the gossip keys may have changed since.
+	Trust         *Trust `protobuf:"bytes,2,opt,name=trust,proto3" json:"trust,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewResponse) Reset() {
+	*x = RenewResponse{}
+	mi := &file_homelab_trust_v1_trust_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewResponse) ProtoMessage() {}
+
+func (x *RenewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_trust_v1_trust_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
+func (*RenewResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_trust_v1_trust_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RenewResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *RenewResponse) GetTrust() *Trust {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
+}
+
 // PresentRequest asks for the trust in force.
 type PresentRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -96,7 +390,7 @@ type PresentRequest struct {
 
 func (x *PresentRequest) Reset() {
 	*x = PresentRequest{}
-	mi := &file_homelab_trust_v1_trust_proto_msgTypes[1]
+	mi := &file_homelab_trust_v1_trust_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -108,7 +402,7 @@ func (x *PresentRequest) String() string {
 func (*PresentRequest) ProtoMessage() {}
 
 func (x *PresentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_trust_v1_trust_proto_msgTypes[1]
+	mi := &file_homelab_trust_v1_trust_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -121,7 +415,7 @@ func (x *PresentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PresentRequest.ProtoReflect.Descriptor instead.
 func (*PresentRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_trust_v1_trust_proto_rawDescGZIP(), []int{1}
+	return file_homelab_trust_v1_trust_proto_rawDescGZIP(), []int{6}
 }
 
 // PresentResponse holds it.
@@ -135,7 +429,7 @@ type PresentResponse struct {
 
 func (x *PresentResponse) Reset() {
 	*x = PresentResponse{}
-	mi := &file_homelab_trust_v1_trust_proto_msgTypes[2]
+	mi := &file_homelab_trust_v1_trust_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -147,7 +441,7 @@ func (x *PresentResponse) String() string {
 func (*PresentResponse) ProtoMessage() {}
 
 func (x *PresentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_trust_v1_trust_proto_msgTypes[2]
+	mi := &file_homelab_trust_v1_trust_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -160,7 +454,7 @@ func (x *PresentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PresentResponse.ProtoReflect.Descriptor instead.
 func (*PresentResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_trust_v1_trust_proto_rawDescGZIP(), []int{2}
+	return file_homelab_trust_v1_trust_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PresentResponse) GetTrust() *Trust {
@@ -174,17 +468,39 @@ var File_homelab_trust_v1_trust_proto protoreflect.FileDescriptor
 
 const file_homelab_trust_v1_trust_proto_rawDesc = "" +
 	"\n" +
-	"\x1chomelab/trust/v1/trust.proto\x12\x10homelab.trust.v1\"e\n" +
+	"\x1chomelab/trust/v1/trust.proto\x12\x10homelab.trust.v1\"\xaa\x01\n" +
 	"\x05Trust\x12 \n" +
 	"\vrevocations\x18\x01 \x01(\fR\vrevocations\x12\x14\n" +
 	"\x05roots\x18\x02 \x01(\fR\x05roots\x12$\n" +
 	"\vgossip_keys\x18\x03 \x03(\fB\x03\x80\x01\x01R\n" +
-	"gossipKeys\"\x10\n" +
+	"gossipKeys\x12C\n" +
+	"\n" +
+	"controller\x18\x04 \x01(\v2#.homelab.trust.v1.ControllerAddressR\n" +
+	"controller\"W\n" +
+	"\x11ControllerAddress\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05enrol\x18\x03 \x01(\tR\x05enrol\"=\n" +
+	"\fEnrolRequest\x12\x1b\n" +
+	"\x06secret\x18\x01 \x01(\fB\x03\x80\x01\x01R\x06secret\x12\x10\n" +
+	"\x03csr\x18\x02 \x01(\fR\x03csr\"\x94\x01\n" +
+	"\rEnrolResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12-\n" +
+	"\x05trust\x18\x02 \x01(\v2\x17.homelab.trust.v1.TrustR\x05trust\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x14\n" +
+	"\x05seeds\x18\x04 \x03(\tR\x05seeds\"\x0e\n" +
+	"\fRenewRequest\"`\n" +
+	"\rRenewResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12-\n" +
+	"\x05trust\x18\x02 \x01(\v2\x17.homelab.trust.v1.TrustR\x05trust\"\x10\n" +
 	"\x0ePresentRequest\"@\n" +
 	"\x0fPresentResponse\x12-\n" +
 	"\x05trust\x18\x01 \x01(\v2\x17.homelab.trust.v1.TrustR\x05trust2^\n" +
 	"\fTrustService\x12N\n" +
-	"\aPresent\x12 .homelab.trust.v1.PresentRequest\x1a!.homelab.trust.v1.PresentResponseB9Z7github.com/homeiac/homelab/gen/homelab/trust/v1;trustv1b\x06proto3"
+	"\aPresent\x12 .homelab.trust.v1.PresentRequest\x1a!.homelab.trust.v1.PresentResponse2\xa2\x01\n" +
+	"\fEnrolService\x12H\n" +
+	"\x05Enrol\x12\x1e.homelab.trust.v1.EnrolRequest\x1a\x1f.homelab.trust.v1.EnrolResponse\x12H\n" +
+	"\x05Renew\x12\x1e.homelab.trust.v1.RenewRequest\x1a\x1f.homelab.trust.v1.RenewResponseB9Z7github.com/homeiac/homelab/gen/homelab/trust/v1;trustv1b\x06proto3"
 
 var (
 	file_homelab_trust_v1_trust_proto_rawDescOnce sync.Once
@@ -198,21 +514,33 @@ func file_homelab_trust_v1_trust_proto_rawDescGZIP() []byte {
 	return file_homelab_trust_v1_trust_proto_rawDescData
 }
 
-var file_homelab_trust_v1_trust_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_homelab_trust_v1_trust_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_homelab_trust_v1_trust_proto_goTypes = []any{
-	(*Trust)(nil),           // 0: homelab.trust.v1.Trust
-	(*PresentRequest)(nil),  // 1: homelab.trust.v1.PresentRequest
-	(*PresentResponse)(nil), // 2: homelab.trust.v1.PresentResponse
+	(*Trust)(nil),             // 0: homelab.trust.v1.Trust
+	(*ControllerAddress)(nil), // 1: homelab.trust.v1.ControllerAddress
+	(*EnrolRequest)(nil),      // 2: homelab.trust.v1.EnrolRequest
+	(*EnrolResponse)(nil),     // 3: homelab.trust.v1.EnrolResponse
+	(*RenewRequest)(nil),      // 4: homelab.trust.v1.RenewRequest
+	(*RenewResponse)(nil),     // 5: homelab.trust.v1.RenewResponse
+	(*PresentRequest)(nil),    // 6: homelab.trust.v1.PresentRequest
+	(*PresentResponse)(nil),   // 7: homelab.trust.v1.PresentResponse
 }
 var file_homelab_trust_v1_trust_proto_depIdxs = []int32{
-	0, // 0: homelab.trust.v1.PresentResponse.trust:type_name -> homelab.trust.v1.Trust
-	1, // 1: homelab.trust.v1.TrustService.Present:input_type -> homelab.trust.v1.PresentRequest
-	2, // 2: homelab.trust.v1.TrustService.Present:output_type -> homelab.trust.v1.PresentResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	1, // 0: homelab.trust.v1.Trust.controller:type_name -> homelab.trust.v1.ControllerAddress
+	0, // 1: homelab.trust.v1.EnrolResponse.trust:type_name -> homelab.trust.v1.Trust
+	0, // 2: homelab.trust.v1.RenewResponse.trust:type_name -> homelab.trust.v1.Trust
+	0, // 3: homelab.trust.v1.PresentResponse.trust:type_name -> homelab.trust.v1.Trust
+	6, // 4: homelab.trust.v1.TrustService.Present:input_type -> homelab.trust.v1.PresentRequest
+	2, // 5: homelab.trust.v1.EnrolService.Enrol:input_type -> homelab.trust.v1.EnrolRequest
+	4, // 6: homelab.trust.v1.EnrolService.Renew:input_type -> homelab.trust.v1.RenewRequest
+	7, // 7: homelab.trust.v1.TrustService.Present:output_type -> homelab.trust.v1.PresentResponse
+	3, // 8: homelab.trust.v1.EnrolService.Enrol:output_type -> homelab.trust.v1.EnrolResponse
+	5, // 9: homelab.trust.v1.EnrolService.Renew:output_type -> homelab.trust.v1.RenewResponse
+	7, // [7:10] is the sub-list for method output_type
+	4, // [4:7] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_homelab_trust_v1_trust_proto_init() }
@@ -226,9 +554,9 @@ func file_homelab_trust_v1_trust_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_trust_v1_trust_proto_rawDesc), len(file_homelab_trust_v1_trust_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   8,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_homelab_trust_v1_trust_proto_goTypes,
 		DependencyIndexes: file_homelab_trust_v1_trust_proto_depIdxs,

@@ -127,3 +127,157 @@ var TrustService_ServiceDesc = grpc.ServiceDesc{
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "homelab/trust/v1/trust.proto",
 }
+
+const (
+	EnrolService_Enrol_FullMethodName = "/homelab.trust.v1.EnrolService/Enrol"
+	EnrolService_Renew_FullMethodName = "/homelab.trust.v1.EnrolService/Renew"
+)
+
+// EnrolServiceClient is the client API for EnrolService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// EnrolService is served by a controller on a port of its own, with no other service, to whoever comes: Enrol is the
+// one call of a fleet that needs no certificate.
+type EnrolServiceClient interface {
+	// Enrol gives a certificate for a token. The same key asking again before the token expires gets the same answer;
+	// another key is Denied. Name, role and addresses are the token's.
+	Enrol(ctx context.Context, in *EnrolRequest, opts ...grpc.CallOption) (*EnrolResponse, error)
+	// Renew gives a certificate for the one that the caller shows, with the same name, role and key. That one may have
+	// expired, for less than a year, and must not be revoked.
+	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
+}
+
+type enrolServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewEnrolServiceClient(cc grpc.ClientConnInterface) EnrolServiceClient {
+	return &enrolServiceClient{cc}
+}
+
+func (c *enrolServiceClient) Enrol(ctx context.Context, in *EnrolRequest, opts ...grpc.CallOption) (*EnrolResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EnrolResponse)
+	err := c.cc.Invoke(ctx, EnrolService_Enrol_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *enrolServiceClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewResponse)
+	err := c.cc.Invoke(ctx, EnrolService_Renew_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// EnrolServiceServer is the server API for EnrolService service.
+// All implementations must embed UnimplementedEnrolServiceServer
+// for forward compatibility.
+//
+// EnrolService is served by a controller on a port of its own, with no other service, to whoever comes: Enrol is the
+// one call of a fleet that needs no certificate.
+type EnrolServiceServer interface {
+	// Enrol gives a certificate for a token. The same key asking again before the token expires gets the same answer;
+	// another key is Denied. Name, role and addresses are the token's.
+	Enrol(context.Context, *EnrolRequest) (*EnrolResponse, error)
+	// Renew gives a certificate for the one that the caller shows, with the same name, role and key. That one may have
+	// expired, for less than a year, and must not be revoked.
+	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
+	mustEmbedUnimplementedEnrolServiceServer()
+}
+
+// UnimplementedEnrolServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedEnrolServiceServer struct{}
+
+func (UnimplementedEnrolServiceServer) Enrol(context.Context, *EnrolRequest) (*EnrolResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Enrol not implemented")
+}
+func (UnimplementedEnrolServiceServer) Renew(context.Context, *RenewRequest) (*RenewResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
+}
+func (UnimplementedEnrolServiceServer) mustEmbedUnimplementedEnrolServiceServer() {}
+func (UnimplementedEnrolServiceServer) testEmbeddedByValue()                      {}
+
+// UnsafeEnrolServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to EnrolServiceServer will
+// result in compilation errors.
+type UnsafeEnrolServiceServer interface {
+	mustEmbedUnimplementedEnrolServiceServer()
+}
+
+func RegisterEnrolServiceServer(s grpc.ServiceRegistrar, srv EnrolServiceServer) {
+	// If the following call panics, it indicates UnimplementedEnrolServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&EnrolService_ServiceDesc, srv)
+}
+
+func _EnrolService_Enrol_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EnrolRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrolServiceServer).Enrol(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnrolService_Enrol_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrolServiceServer).Enrol(ctx, req.(*EnrolRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _EnrolService_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrolServiceServer).Renew(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnrolService_Renew_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrolServiceServer).Renew(ctx, req.(*RenewRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// EnrolService_ServiceDesc is the grpc.ServiceDesc for EnrolService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var EnrolService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "homelab.trust.v1.EnrolService",
+	HandlerType: (*EnrolServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Enrol",
+			Handler:    _EnrolService_Enrol_Handler,
+		},
+		{
+			MethodName: "Renew",
+			Handler:    _EnrolService_Renew_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "homelab/trust/v1/trust.proto",
+}

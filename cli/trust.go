@@ -1,0 +1,127 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	"github.com/spf13/cobra"
+)
+
+// soon is how long before its end a certificate is shown in yellow: daemons have
+// renewed theirs by then.
+const soon = 14 * 24 * time.Hour
+
+// trustDoc is who is trusted, in JSON.
+type trustDoc struct {
+	Authorities  []certDoc `json:"authorities"`
+	Certificates []certDoc `json:"certificates"`
+	Revocations  int64     `json:"revocations"`
+}
+
+type certDoc struct {
+	Serial    string  `json:"serial"`
+	Name      string  `json:"name"`
+	Role      string  `json:"role"`
+	Issuer    string  `json:"issuer"`
+	NotBefore *string `json:"notBefore"`
+	NotAfter  *string `json:"notAfter"`
+	Revoked   *string `json:"revoked"`
+	How       string  `json:"how"`
+	SHA256    string  `json:"sha256"`
+}
+
+func certJSON(all []*controllerv1.CertificateStatus) []certDoc {
+	docs := []certDoc{}
+	for _, s := range all {
+		docs = append(docs, certDoc{
+			Serial: s.GetSerial(), Name: s.GetName(), Role: s.GetRole(), Issuer: s.GetIssuer(), How: s.GetHow(), SHA256: s.GetSha256(),
+			NotBefore: timeOrNull(timeOf(s.GetNotBefore())), NotAfter: timeOrNull(timeOf(s.GetNotAfter())), Revoked: timeOrNull(timeOf(s.GetRevoked())),
+		})
+	}
+	return docs
+}
+
+func (a *app) trustCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "trust", Short: "Show who is trusted, and until when", Args: cobra.NoArgs,
+		Long: `trust lists the roots, the controller's issuing CA, and every certificate that was
+issued or seen, with its serial number and its end. Agents and controllers renew theirs
+by themselves at two thirds of their life.`,
+		Example: "  hlctl trust\n  hlctl trust revoke agent@pve4",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.close()
+			resp, err := ask(cmd.Context(), c.Trust, &controllerv1.TrustRequest{})
+			if err != nil {
+				return err
+			}
+			doc := trustDoc{certJSON(resp.GetAuthorities()), certJSON(resp.GetCertificates()), resp.GetRevocations()}
+			return a.print(doc, func() { a.showTrust(resp) })
+		},
+	}
+	cmd.AddCommand(a.trustRevokeCommand())
+	return cmd
+}
+
+func (a *app) showTrust(resp *controllerv1.TrustResponse) {
+	var rows [][]cell
+	for _, s := range append(resp.GetAuthorities(), resp.GetCertificates()...) {
+		rows = append(rows, []cell{plain(s.GetRole()), plain(s.GetName()), plain(s.GetSerial()), a.ends(s), plain(s.GetHow())})
+	}
+	a.table([]string{"ROLE", "NAME", "SERIAL", "ENDS", ""}, rows)
+	if n := resp.GetRevocations(); n > 0 {
+		fmt.Fprintf(a.out, "\nThe list of revoked certificates has number %d.\n", n)
+	}
+}
+
+func (a *app) ends(s *controllerv1.CertificateStatus) cell {
+	end := timeOf(s.GetNotAfter())
+	switch left := end.Sub(a.now()); {
+	case s.GetRevoked() != nil:
+		return cell{"revoked " + day(timeOf(s.GetRevoked()), false), red}
+	case left <= 0:
+		return cell{"expired " + day(end, false), red}
+	case left < soon && left < end.Sub(timeOf(s.GetNotBefore()))/3:
+		return cell{day(end, true), yellow}
+	}
+	return plain(day(end, false))
+}
+
+func (a *app) trustRevokeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "revoke SERIAL|ROLE@NAME", Short: "Take certificates back, for good", Args: cobra.ExactArgs(1),
+		Long: `revoke takes back one certificate by its serial number, or all of a holder (agent@pve4).
+Within seconds nobody of the fleet that is online speaks to it any more, open
+connections are cut, and those that are off know before they serve. It cannot be undone:
+a host gets in again with hlctl token create HOST.`,
+		Example: "  hlctl trust revoke agent@pve4\n  hlctl trust revoke 3f2a9c",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.close()
+			req := &controllerv1.RevokeCertificateRequest{Serial: args[0]}
+			if strings.Contains(args[0], "@") {
+				req = &controllerv1.RevokeCertificateRequest{Holder: args[0]}
+			}
+			resp, err := ask(cmd.Context(), c.RevokeCertificate, req)
+			if err != nil {
+				return err
+			}
+			doc := map[string]any{"serials": append([]string{}, resp.GetSerials()...), "number": resp.GetNumber()}
+			return a.print(doc, func() {
+				if len(resp.GetSerials()) == 0 {
+					fmt.Fprintln(a.out, "It was revoked before.")
+					return
+				}
+				fmt.Fprintf(a.out, "Revoked: %s. The list has number %d now.\n", strings.Join(resp.GetSerials(), ", "), resp.GetNumber())
+			})
+		},
+	}
+}

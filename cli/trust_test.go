@@ -1,0 +1,69 @@
+package cli
+
+import (
+	"context"
+	"time"
+
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	"github.com/homeiac/homelab/internal/rpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// trusting is a fleet with a host that is enrolled and one that was revoked.
+func trusting(f *fake) {
+	at := func(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(noon.Add(d)) }
+	const days = 24 * time.Hour
+	cert := func(role, name, serial string, end time.Duration, how string) *controllerv1.CertificateStatus {
+		return &controllerv1.CertificateStatus{
+			Role: role, Name: name, Serial: serial, NotBefore: at(end - 90*days), NotAfter: at(end), How: how, Issuer: "homelab issuing CA of controller-1 of fleet home",
+		}
+	}
+	root := cert("root", "homelab CA of fleet home", "1a", 3650*days, "")
+	root.Issuer, root.Sha256 = root.Name, "00ff"
+	gone := cert("agent", "pve2", "2c", 80*days, "token 0123456789ab")
+	gone.Revoked = at(-days)
+	f.trust = &controllerv1.TrustResponse{
+		Authorities: []*controllerv1.CertificateStatus{root},
+		Certificates: []*controllerv1.CertificateStatus{
+			cert("admin", "laptop", "2a", -days, "seen"), cert("agent", "pve1", "2b", 10*days, "token 0123456789aa"), gone,
+		},
+		Revocations: 3,
+	}
+	f.tokens = []*controllerv1.TokenStatus{
+		{Id: "0123456789ac", Name: "pve3", Role: "agent", By: "admin@laptop", Created: at(0), Expires: at(15 * time.Minute), Addresses: []string{"192.0.2.3"}},
+		{Id: "0123456789ab", Name: "pve2", Role: "agent", By: "admin@laptop", Created: at(-time.Hour), Expires: at(-time.Minute), Used: at(-50 * time.Minute), Serial: "2c"},
+		{Id: "0123456789aa", Name: "pve9", Role: "agent", By: "admin@laptop", Created: at(-time.Hour), Expires: at(-time.Minute)},
+	}
+}
+
+func (f *fake) Trust(context.Context, *controllerv1.TrustRequest) (*controllerv1.TrustResponse, error) {
+	return f.trust, nil
+}
+
+func (f *fake) ListTokens(context.Context, *controllerv1.ListTokensRequest) (*controllerv1.ListTokensResponse, error) {
+	return &controllerv1.ListTokensResponse{Tokens: f.tokens}, nil
+}
+
+func (f *fake) CreateToken(_ context.Context, req *controllerv1.CreateTokenRequest) (*controllerv1.CreateTokenResponse, error) {
+	if req.GetName() == "pve1" && !req.GetReplace() {
+		return nil, rpc.Errorf(rpc.ErrExists, "agent@pve1 has a certificate")
+	}
+	return &controllerv1.CreateTokenResponse{
+		Token: "hl1_abc", Enrol: "192.0.2.10:8402",
+		Status: &controllerv1.TokenStatus{Id: "0123456789ac", Name: req.GetName(), Role: req.GetRole(), Expires: timestamppb.New(noon.Add(req.GetTtl().AsDuration()))},
+	}, nil
+}
+
+func (f *fake) RevokeToken(_ context.Context, req *controllerv1.RevokeTokenRequest) (*controllerv1.RevokeTokenResponse, error) {
+	if req.GetId() != "0123456789ac" {
+		return nil, rpc.Errorf(rpc.ErrNotFound, "there is no token %s; see: hlctl token ls", req.GetId())
+	}
+	return new(controllerv1.RevokeTokenResponse), nil
+}
+
+func (f *fake) RevokeCertificate(_ context.Context, req *controllerv1.RevokeCertificateRequest) (*controllerv1.RevokeCertificateResponse, error) {
+	if req.GetHolder() == "agent@pve1" || req.GetSerial() == "2b" {
+		return &controllerv1.RevokeCertificateResponse{Serials: []string{"2b"}, Number: 4}, nil
+	}
+	return &controllerv1.RevokeCertificateResponse{Number: 3}, nil
+}

@@ -1,0 +1,313 @@
+package controller
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/homeiac/homelab/controller/store"
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	"github.com/homeiac/homelab/internal/rpc"
+)
+
+const (
+	// tokenLife is how long a token is good for unless it is said, longestToken what
+	// may be said, and tokenKept how long it is shown after its end.
+	tokenLife    = 15 * time.Minute
+	longestToken = 7 * 24 * time.Hour
+	tokenKept    = 24 * time.Hour
+	// maxTokens bounds the tokens that there are at once.
+	maxTokens = 1000
+)
+
+// CreateToken makes a token for one name.
+func (s *service) CreateToken(ctx context.Context, req *controllerv1.CreateTokenRequest) (*controllerv1.CreateTokenResponse, error) {
+	c := s.c
+	by, err := rpc.PeerIdentity(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if c.issuing == nil {
+		return nil, rpc.Errorf(rpc.ErrUnsupported, "this controller has no issuing CA, and nobody can enrol with it")
+	}
+	id := rpc.Identity{Fleet: c.fleet, Role: cmp.Or(req.GetRole(), rpc.RoleAgent), Name: req.GetName()}
+	if id.Role != rpc.RoleAgent && id.Role != rpc.RoleController {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "role %q: a token is for agent or controller; people get their certificates with: hlctl trust renew", id.Role)
+	}
+	for _, a := range req.GetAddresses() {
+		if ip, err := netip.ParseAddr(a); err != nil || ip.IsUnspecified() || ip.Zone() != "" {
+			return nil, rpc.Errorf(rpc.ErrInvalid, "address %q is no IP address of a host", a)
+		}
+	}
+	if len(req.GetAddresses()) > 16 {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "%d addresses, 16 is the limit", len(req.GetAddresses()))
+	}
+	ttl := tokenLife
+	if req.GetTtl() != nil {
+		ttl = req.GetTtl().AsDuration()
+	}
+	if ttl <= 0 || ttl > longestToken {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "a token for %s: from a second to %s may be said", ttl, longestToken)
+	}
+	if held, err := c.valid(ctx, id.Role, id.Name); err != nil {
+		return nil, err
+	} else if len(held) > 0 && !req.GetReplace() {
+		return nil, rpc.Errorf(rpc.ErrExists, "%s has a certificate until %s; to give it another and take that one back: hlctl token create %s --replace",
+			id, held[0].NotAfter.Format(time.DateOnly), id.Name)
+	}
+	return c.createToken(ctx, id, store.Token{
+		Addresses: req.GetAddresses(), Replace: req.GetReplace(), By: by.String(), Created: c.now().UTC(), Expires: c.now().Add(ttl).UTC(),
+	})
+}
+
+func (c *Controller) createToken(ctx context.Context, id rpc.Identity, t store.Token) (*controllerv1.CreateTokenResponse, error) {
+	tokens, err := c.tokens(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(tokens) >= maxTokens {
+		return nil, rpc.Errorf(rpc.ErrRefused, "there are %d tokens; take some back: hlctl token ls", len(tokens))
+	}
+	root, err := c.ownRoot()
+	if err != nil {
+		return nil, err
+	}
+	token, err := rpc.NewToken(id, rpc.RootHash(root))
+	if err != nil {
+		return nil, err
+	}
+	t.Hash = rpc.SecretHash(token.Secret)
+	t.ID, t.Name, t.Role = rpc.TokenID(t.Hash), id.Name, id.Role
+	if err := c.store.PutToken(ctx, t); err != nil {
+		return nil, err
+	}
+	return &controllerv1.CreateTokenResponse{Token: token.Text(), Status: tokenStatus(t), Enrol: c.enrolAddress()}, nil
+}
+
+// ownRoot is the root above this controller's own certificate: whoever enrols will
+// have to find it in the handshake.
+func (c *Controller) ownRoot() (*x509.Certificate, error) {
+	bundle, err := c.creds.Roots()
+	if err != nil {
+		return nil, err
+	}
+	roots, err := rpc.ParseRoots(bundle, c.fleet)
+	if err != nil {
+		return nil, err
+	}
+	for _, root := range roots {
+		if c.issuing.SignedBy(root) {
+			return root, nil
+		}
+	}
+	return nil, rpc.Errorf(rpc.ErrInvalid, "no root in the bundle has signed this controller's issuing CA; correct issuingCA in its configuration")
+}
+
+// tokens are those that are not long gone; the others are forgotten.
+func (c *Controller) tokens(ctx context.Context) ([]store.Token, error) {
+	all, err := c.store.Tokens(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var kept []store.Token
+	for _, t := range all {
+		if c.now().Sub(t.Expires) < tokenKept {
+			kept = append(kept, t)
+			continue
+		}
+		if err := c.store.DropToken(ctx, t.ID); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(kept, func(a, b store.Token) int { return b.Created.Compare(a.Created) })
+	return kept, nil
+}
+
+func tokenStatus(t store.Token) *controllerv1.TokenStatus {
+	s := &controllerv1.TokenStatus{
+		Id: t.ID, Name: t.Name, Role: t.Role, Addresses: t.Addresses, By: t.By, Replace: t.Replace, Serial: t.Serial,
+		Created: timestamppb.New(t.Created), Expires: timestamppb.New(t.Expires),
+	}
+	if !t.At.IsZero() {
+		s.Used = timestamppb.New(t.At)
+	}
+	return s
+}
+
+// ListTokens tells the tokens.
+func (s *service) ListTokens(ctx context.Context, _ *controllerv1.ListTokensRequest) (*controllerv1.ListTokensResponse, error) {
+	tokens, err := s.c.tokens(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := new(controllerv1.ListTokensResponse)
+	for _, t := range tokens {
+		resp.Tokens = append(resp.Tokens, tokenStatus(t))
+	}
+	return resp, nil
+}
+
+// RevokeToken takes a token back.
+func (s *service) RevokeToken(ctx context.Context, req *controllerv1.RevokeTokenRequest) (*controllerv1.RevokeTokenResponse, error) {
+	if _, err := s.c.store.Token(ctx, req.GetId()); err != nil {
+		return nil, err
+	}
+	return new(controllerv1.RevokeTokenResponse), s.c.store.DropToken(ctx, req.GetId())
+}
+
+// Trust tells who is trusted.
+func (s *service) Trust(ctx context.Context, _ *controllerv1.TrustRequest) (*controllerv1.TrustResponse, error) {
+	c := s.c
+	if err := c.noteSeen(ctx); err != nil {
+		return nil, err
+	}
+	bundle, err := c.creds.Roots()
+	if err != nil {
+		return nil, err
+	}
+	roots, err := rpc.ParseRoots(bundle, c.fleet)
+	if err != nil {
+		return nil, err
+	}
+	list := c.creds.Revocations()
+	revoked := list.Serials()
+	resp := &controllerv1.TrustResponse{Revocations: list.Number()}
+	add := func(to *[]*controllerv1.CertificateStatus, s *controllerv1.CertificateStatus) {
+		if at, ok := revoked[s.GetSerial()]; ok {
+			s.Revoked = timestamppb.New(at)
+		}
+		*to = append(*to, s)
+	}
+	for _, root := range roots {
+		add(&resp.Authorities, authorityStatus(root, "root"))
+	}
+	if c.issuing != nil {
+		block, _ := pem.Decode(c.issuing.Cert())
+		ca, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		add(&resp.Authorities, authorityStatus(ca, "issuing"))
+	}
+	issued, err := c.issued(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range issued {
+		add(&resp.Certificates, &controllerv1.CertificateStatus{
+			Serial: i.Serial, Name: i.Name, Role: i.Role, Issuer: i.Issuer, How: i.How,
+			NotBefore: timestamppb.New(i.NotBefore), NotAfter: timestamppb.New(i.NotAfter),
+		})
+	}
+	return resp, nil
+}
+
+func authorityStatus(ca *x509.Certificate, role string) *controllerv1.CertificateStatus {
+	return &controllerv1.CertificateStatus{
+		Serial: rpc.Serial(ca), Name: ca.Subject.CommonName, Role: role, Issuer: ca.Issuer.CommonName, Sha256: rpc.RootHash(ca),
+		NotBefore: timestamppb.New(ca.NotBefore), NotAfter: timestamppb.New(ca.NotAfter),
+	}
+}
+
+// noteSeen remembers the certificates of the caller and of this controller, which
+// may have come from the root.
+func (c *Controller) noteSeen(ctx context.Context) error {
+	own := c.creds.Leaf()
+	if err := c.store.PutIssued(ctx, issuedOf(own, c.creds.Identity(), "own")); err != nil {
+		return err
+	}
+	cert := rpc.PeerCertificate(ctx)
+	if cert == nil {
+		return nil // a call within the process
+	}
+	id, err := rpc.PeerIdentity(ctx)
+	if err != nil {
+		return err
+	}
+	return c.store.PutIssued(ctx, issuedOf(cert, id, "seen"))
+}
+
+// issued are the certificates that are remembered, by role and name, the latest
+// first; those that are of no use to anybody any more are forgotten.
+func (c *Controller) issued(ctx context.Context) ([]store.Issued, error) {
+	all, err := c.store.Issued(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var kept []store.Issued
+	for _, i := range all {
+		if c.now().Sub(i.NotAfter) <= forgiven {
+			kept = append(kept, i)
+			continue
+		}
+		if err := c.store.DropIssued(ctx, i.Serial); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(kept, func(a, b store.Issued) int {
+		return cmp.Or(cmp.Compare(a.Role, b.Role), cmp.Compare(a.Name, b.Name), b.NotBefore.Compare(a.NotBefore), cmp.Compare(a.Serial, b.Serial))
+	})
+	return kept, nil
+}
+
+// valid are the certificates with which a name can still get in, one that has
+// expired too: it can be renewed.
+func (c *Controller) valid(ctx context.Context, role, name string) ([]store.Issued, error) {
+	all, err := c.issued(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := c.creds.Revocations()
+	return slices.DeleteFunc(all, func(i store.Issued) bool {
+		return i.Role != role || i.Name != name || list.Has(i.Serial)
+	}), nil
+}
+
+// revokeHolder revokes all certificates of a name but one, and returns them. It looks
+// again until there is no other: one may be renewed at the same moment.
+func (c *Controller) revokeHolder(ctx context.Context, role, name, but string) ([]string, error) {
+	var all []string
+	for {
+		held, err := c.valid(ctx, role, name)
+		if err != nil {
+			return nil, err
+		}
+		var serials []string
+		for _, i := range held {
+			if i.Serial != but {
+				serials = append(serials, i.Serial)
+			}
+		}
+		if len(serials) == 0 {
+			return all, nil
+		}
+		added, err := c.revoke(ctx, serials...)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, added...)
+	}
+}
+
+// takeBack carries out what RevokeCertificate asks for.
+func (c *Controller) takeBack(ctx context.Context, serial, holder string) ([]string, error) {
+	if holder == "" {
+		return c.revoke(ctx, serial)
+	}
+	role, name, ok := strings.Cut(holder, "@")
+	if !ok || serial != "" {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "%q: a serial number or ROLE@NAME, and one of both", holder)
+	}
+	serials, err := c.revokeHolder(ctx, role, name, "")
+	if err == nil && len(serials) == 0 {
+		err = rpc.Errorf(rpc.ErrNotFound, "no certificate of %s is known that is not revoked; see: hlctl trust", holder)
+	}
+	return serials, err
+}
