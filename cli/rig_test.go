@@ -51,6 +51,7 @@ var allow = rpc.Allow{
 	controllerv1.ControllerService_ListTokens_FullMethodName:        {rpc.RoleAdmin},
 	controllerv1.ControllerService_CreateToken_FullMethodName:       {rpc.RoleAdmin},
 	controllerv1.ControllerService_RevokeToken_FullMethodName:       {rpc.RoleAdmin},
+	controllerv1.ControllerService_RotateGossip_FullMethodName:      {rpc.RoleAdmin},
 	controllerv1.ControllerService_RevokeCertificate_FullMethodName: {rpc.RoleAdmin},
 }
 

@@ -67,3 +67,7 @@ func (f *fake) RevokeCertificate(_ context.Context, req *controllerv1.RevokeCert
 	}
 	return &controllerv1.RevokeCertificateResponse{Number: 3}, nil
 }
+
+func (f *fake) RotateGossip(context.Context, *controllerv1.RotateGossipRequest) (*controllerv1.RotateGossipResponse, error) {
+	return &controllerv1.RotateGossipResponse{Late: []string{"pve4"}}, nil
+}

@@ -3,7 +3,9 @@ package controller
 import (
 	"context"
 	"crypto/sha256"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -34,6 +36,10 @@ type pusher struct {
 	news chan struct{}
 	// hosts is touched by run alone.
 	hosts map[string]*telling
+
+	mu   sync.Mutex
+	have map[string]string // the version that an agent took last, by host
+	took chan struct{}     // closed when have changes, and then another one
 }
 
 // telling is how far one agent was told.
@@ -47,12 +53,12 @@ type telling struct {
 
 // pushed is how telling one agent ended.
 type pushed struct {
-	host, key string
-	err       error
+	host, key, version string
+	err                error
 }
 
 func newPusher(c *Controller) *pusher {
-	return &pusher{c: c, news: make(chan struct{}, 1), hosts: make(map[string]*telling)}
+	return &pusher{c: c, news: make(chan struct{}, 1), hosts: make(map[string]*telling), have: make(map[string]string), took: make(chan struct{})}
 }
 
 // wake says that the trust may have changed.
@@ -98,7 +104,7 @@ func (p *pusher) run(ctx context.Context) error {
 				continue
 			}
 			go func() {
-				e := pushed{host: host, key: key, err: p.tell(ctx, host, agent.Address, t)}
+				e := pushed{host: host, key: key, version: version, err: p.tell(ctx, host, agent.Address, t)}
 				select {
 				case ended <- e:
 				case <-ctx.Done():
@@ -146,6 +152,11 @@ func (p *pusher) ended(e pushed, now time.Time) {
 	}
 	if e.err == nil {
 		h.done = true
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.have[e.host] = e.version
+		close(p.took)
+		p.took = make(chan struct{})
 		return
 	}
 	p.c.log.Debug("agent was not told the trust in force", "host", e.host, "error", e.err)
@@ -162,6 +173,43 @@ func (p *pusher) pause(now time.Time) time.Duration {
 		}
 	}
 	return max(least, 0)
+}
+
+// await waits until all agents that are alive in the gossip took the trust as it is
+// now, and returns those that did not within limit.
+func (p *pusher) await(ctx context.Context, limit time.Duration) (late []string, err error) {
+	t, err := p.c.trust()
+	if err != nil {
+		return nil, err
+	}
+	version, err := trustVersion(t)
+	if err != nil {
+		return nil, err
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for {
+		p.mu.Lock()
+		late = nil
+		for host, agent := range p.c.seeing.agentPeers() {
+			if agent.Alive && p.have[host] != version {
+				late = append(late, host)
+			}
+		}
+		took := p.took
+		p.mu.Unlock()
+		slices.Sort(late)
+		if len(late) == 0 {
+			return nil, nil
+		}
+		select {
+		case <-took:
+		case <-timer.C:
+			return late, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // tell tells one agent, and learns from it: it may know more than we do.

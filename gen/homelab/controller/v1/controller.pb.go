@@ -3489,6 +3489,89 @@ func (x *CertificateStatus) GetSha256() string {
 	return ""
 }
 
+// RotateGossipRequest asks for a new gossip key.
+type RotateGossipRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateGossipRequest) Reset() {
+	*x = RotateGossipRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateGossipRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateGossipRequest) ProtoMessage() {}
+
+func (x *RotateGossipRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateGossipRequest.ProtoReflect.Descriptor instead.
+func (*RotateGossipRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{47}
+}
+
+// RotateGossipResponse tells how it went.
+type RotateGossipResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hosts that are alive in the gossip and did not take it in time; they are told again.
+	Late          []string `protobuf:"bytes,1,rep,name=late,proto3" json:"late,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateGossipResponse) Reset() {
+	*x = RotateGossipResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateGossipResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateGossipResponse) ProtoMessage() {}
+
+func (x *RotateGossipResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateGossipResponse.ProtoReflect.Descriptor instead.
+func (*RotateGossipResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *RotateGossipResponse) GetLate() []string {
+	if x != nil {
+		return x.Late
+	}
+	return nil
+}
+
 var File_homelab_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_homelab_controller_v1_controller_proto_rawDesc = "" +
@@ -3714,7 +3797,10 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\tnot_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x124\n" +
 	"\arevoked\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\x12\x10\n" +
 	"\x03how\x18\b \x01(\tR\x03how\x12\x16\n" +
-	"\x06sha256\x18\t \x01(\tR\x06sha256*\xa0\x03\n" +
+	"\x06sha256\x18\t \x01(\tR\x06sha256\"\x15\n" +
+	"\x13RotateGossipRequest\"*\n" +
+	"\x14RotateGossipResponse\x12\x12\n" +
+	"\x04late\x18\x01 \x03(\tR\x04late*\xa0\x03\n" +
 	"\rOperationKind\x12\x1e\n" +
 	"\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17OPERATION_KIND_RECREATE\x10\x01\x12\x19\n" +
@@ -3737,7 +3823,7 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x0eHEALTH_BOOTING\x10\x02\x12\x11\n" +
 	"\rHEALTH_UNWELL\x10\x03\x12\x12\n" +
 	"\x0eHEALTH_STANDBY\x10\x04\x12\x12\n" +
-	"\x0eHEALTH_UNKNOWN\x10\x052\x9a\r\n" +
+	"\x0eHEALTH_UNKNOWN\x10\x052\x83\x0e\n" +
 	"\x11ControllerService\x12O\n" +
 	"\x04Plan\x12\".homelab.controller.v1.PlanRequest\x1a#.homelab.controller.v1.PlanResponse\x12T\n" +
 	"\x05Apply\x12#.homelab.controller.v1.ApplyRequest\x1a$.homelab.controller.v1.ApplyResponse0\x01\x12U\n" +
@@ -3758,7 +3844,8 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"ListTokens\x12(.homelab.controller.v1.ListTokensRequest\x1a).homelab.controller.v1.ListTokensResponse\x12d\n" +
 	"\vRevokeToken\x12).homelab.controller.v1.RevokeTokenRequest\x1a*.homelab.controller.v1.RevokeTokenResponse\x12R\n" +
-	"\x05Trust\x12#.homelab.controller.v1.TrustRequest\x1a$.homelab.controller.v1.TrustResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
+	"\x05Trust\x12#.homelab.controller.v1.TrustRequest\x1a$.homelab.controller.v1.TrustResponse\x12g\n" +
+	"\fRotateGossip\x12*.homelab.controller.v1.RotateGossipRequest\x1a+.homelab.controller.v1.RotateGossipResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
 
 var (
 	file_homelab_controller_v1_controller_proto_rawDescOnce sync.Once
@@ -3773,7 +3860,7 @@ func file_homelab_controller_v1_controller_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_homelab_controller_v1_controller_proto_goTypes = []any{
 	(OperationKind)(0),                // 0: homelab.controller.v1.OperationKind
 	(Health)(0),                       // 1: homelab.controller.v1.Health
@@ -3824,81 +3911,83 @@ var file_homelab_controller_v1_controller_proto_goTypes = []any{
 	(*TrustRequest)(nil),              // 46: homelab.controller.v1.TrustRequest
 	(*TrustResponse)(nil),             // 47: homelab.controller.v1.TrustResponse
 	(*CertificateStatus)(nil),         // 48: homelab.controller.v1.CertificateStatus
-	(*v1.Plan)(nil),                   // 49: homelab.v1.Plan
-	(*v1.HostStatus)(nil),             // 50: homelab.v1.HostStatus
-	(*v1.Event)(nil),                  // 51: homelab.v1.Event
-	(*v1.Summary)(nil),                // 52: homelab.v1.Summary
-	(v1.Power)(0),                     // 53: homelab.v1.Power
-	(v1.Role)(0),                      // 54: homelab.v1.Role
-	(*v1.GuestLook)(nil),              // 55: homelab.v1.GuestLook
-	(*timestamppb.Timestamp)(nil),     // 56: google.protobuf.Timestamp
-	(*v1.Fact)(nil),                   // 57: homelab.v1.Fact
-	(*v1.Node)(nil),                   // 58: homelab.v1.Node
-	(*v1.EtcdMember)(nil),             // 59: homelab.v1.EtcdMember
-	(v1.ImageType)(0),                 // 60: homelab.v1.ImageType
-	(v1.Verification)(0),              // 61: homelab.v1.Verification
-	(*v1.Orphan)(nil),                 // 62: homelab.v1.Orphan
-	(*v1.Note)(nil),                   // 63: homelab.v1.Note
-	(*v1.Disk)(nil),                   // 64: homelab.v1.Disk
-	(*v1.Snapshot)(nil),               // 65: homelab.v1.Snapshot
-	(*durationpb.Duration)(nil),       // 66: google.protobuf.Duration
+	(*RotateGossipRequest)(nil),       // 49: homelab.controller.v1.RotateGossipRequest
+	(*RotateGossipResponse)(nil),      // 50: homelab.controller.v1.RotateGossipResponse
+	(*v1.Plan)(nil),                   // 51: homelab.v1.Plan
+	(*v1.HostStatus)(nil),             // 52: homelab.v1.HostStatus
+	(*v1.Event)(nil),                  // 53: homelab.v1.Event
+	(*v1.Summary)(nil),                // 54: homelab.v1.Summary
+	(v1.Power)(0),                     // 55: homelab.v1.Power
+	(v1.Role)(0),                      // 56: homelab.v1.Role
+	(*v1.GuestLook)(nil),              // 57: homelab.v1.GuestLook
+	(*timestamppb.Timestamp)(nil),     // 58: google.protobuf.Timestamp
+	(*v1.Fact)(nil),                   // 59: homelab.v1.Fact
+	(*v1.Node)(nil),                   // 60: homelab.v1.Node
+	(*v1.EtcdMember)(nil),             // 61: homelab.v1.EtcdMember
+	(v1.ImageType)(0),                 // 62: homelab.v1.ImageType
+	(v1.Verification)(0),              // 63: homelab.v1.Verification
+	(*v1.Orphan)(nil),                 // 64: homelab.v1.Orphan
+	(*v1.Note)(nil),                   // 65: homelab.v1.Note
+	(*v1.Disk)(nil),                   // 66: homelab.v1.Disk
+	(*v1.Snapshot)(nil),               // 67: homelab.v1.Snapshot
+	(*durationpb.Duration)(nil),       // 68: google.protobuf.Duration
 }
 var file_homelab_controller_v1_controller_proto_depIdxs = []int32{
 	0,  // 0: homelab.controller.v1.Operation.kind:type_name -> homelab.controller.v1.OperationKind
 	2,  // 1: homelab.controller.v1.PlanRequest.operation:type_name -> homelab.controller.v1.Operation
-	49, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
-	50, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
+	51, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
+	52, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 4: homelab.controller.v1.PlanResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	2,  // 5: homelab.controller.v1.ApplyRequest.operation:type_name -> homelab.controller.v1.Operation
-	51, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
-	49, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
-	52, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
-	49, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
-	53, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
+	53, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
+	51, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
+	54, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
+	51, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
+	55, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
 	1,  // 11: homelab.controller.v1.GuestStatus.health:type_name -> homelab.controller.v1.Health
-	54, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
-	55, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
-	56, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
-	56, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
-	57, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
-	58, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
-	57, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
+	56, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
+	57, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
+	58, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
+	58, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
+	59, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
+	60, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
+	59, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
 	10, // 19: homelab.controller.v1.ClusterStatus.members:type_name -> homelab.controller.v1.MemberStatus
 	9,  // 20: homelab.controller.v1.ClusterStatus.findings:type_name -> homelab.controller.v1.ClusterFinding
-	59, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
-	50, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
+	61, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
+	52, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 23: homelab.controller.v1.StatusResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	8,  // 24: homelab.controller.v1.StatusResponse.cluster:type_name -> homelab.controller.v1.ClusterStatus
-	56, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
+	58, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
 	13, // 26: homelab.controller.v1.StatusResponse.images:type_name -> homelab.controller.v1.ImageStatus
-	60, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
-	61, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
-	56, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
-	56, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
-	52, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
+	62, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
+	63, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
+	58, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
+	58, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
+	54, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
 	14, // 32: homelab.controller.v1.ListRunsResponse.runs:type_name -> homelab.controller.v1.RunRecord
-	51, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
+	53, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
 	14, // 34: homelab.controller.v1.FollowRunResponse.record:type_name -> homelab.controller.v1.RunRecord
-	56, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
+	58, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
 	26, // 36: homelab.controller.v1.WhyResponse.entries:type_name -> homelab.controller.v1.WhyEntry
 	7,  // 37: homelab.controller.v1.WhyResponse.now:type_name -> homelab.controller.v1.GuestStatus
-	62, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
-	63, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
+	64, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	65, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
 	34, // 40: homelab.controller.v1.OrphansResponse.holders:type_name -> homelab.controller.v1.HolderStatus
-	64, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
-	65, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
-	63, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
-	66, // 44: homelab.controller.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	66, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
+	67, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
+	65, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
+	68, // 44: homelab.controller.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	41, // 45: homelab.controller.v1.CreateTokenResponse.status:type_name -> homelab.controller.v1.TokenStatus
-	56, // 46: homelab.controller.v1.TokenStatus.created:type_name -> google.protobuf.Timestamp
-	56, // 47: homelab.controller.v1.TokenStatus.expires:type_name -> google.protobuf.Timestamp
-	56, // 48: homelab.controller.v1.TokenStatus.used:type_name -> google.protobuf.Timestamp
+	58, // 46: homelab.controller.v1.TokenStatus.created:type_name -> google.protobuf.Timestamp
+	58, // 47: homelab.controller.v1.TokenStatus.expires:type_name -> google.protobuf.Timestamp
+	58, // 48: homelab.controller.v1.TokenStatus.used:type_name -> google.protobuf.Timestamp
 	41, // 49: homelab.controller.v1.ListTokensResponse.tokens:type_name -> homelab.controller.v1.TokenStatus
 	48, // 50: homelab.controller.v1.TrustResponse.authorities:type_name -> homelab.controller.v1.CertificateStatus
 	48, // 51: homelab.controller.v1.TrustResponse.certificates:type_name -> homelab.controller.v1.CertificateStatus
-	56, // 52: homelab.controller.v1.CertificateStatus.not_before:type_name -> google.protobuf.Timestamp
-	56, // 53: homelab.controller.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
-	56, // 54: homelab.controller.v1.CertificateStatus.revoked:type_name -> google.protobuf.Timestamp
+	58, // 52: homelab.controller.v1.CertificateStatus.not_before:type_name -> google.protobuf.Timestamp
+	58, // 53: homelab.controller.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
+	58, // 54: homelab.controller.v1.CertificateStatus.revoked:type_name -> google.protobuf.Timestamp
 	3,  // 55: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
 	5,  // 56: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
 	11, // 57: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
@@ -3917,26 +4006,28 @@ var file_homelab_controller_v1_controller_proto_depIdxs = []int32{
 	42, // 70: homelab.controller.v1.ControllerService.ListTokens:input_type -> homelab.controller.v1.ListTokensRequest
 	44, // 71: homelab.controller.v1.ControllerService.RevokeToken:input_type -> homelab.controller.v1.RevokeTokenRequest
 	46, // 72: homelab.controller.v1.ControllerService.Trust:input_type -> homelab.controller.v1.TrustRequest
-	4,  // 73: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
-	6,  // 74: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
-	12, // 75: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
-	16, // 76: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
-	18, // 77: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
-	20, // 78: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
-	22, // 79: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
-	24, // 80: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
-	27, // 81: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
-	29, // 82: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
-	31, // 83: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
-	33, // 84: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
-	36, // 85: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
-	38, // 86: homelab.controller.v1.ControllerService.RevokeCertificate:output_type -> homelab.controller.v1.RevokeCertificateResponse
-	40, // 87: homelab.controller.v1.ControllerService.CreateToken:output_type -> homelab.controller.v1.CreateTokenResponse
-	43, // 88: homelab.controller.v1.ControllerService.ListTokens:output_type -> homelab.controller.v1.ListTokensResponse
-	45, // 89: homelab.controller.v1.ControllerService.RevokeToken:output_type -> homelab.controller.v1.RevokeTokenResponse
-	47, // 90: homelab.controller.v1.ControllerService.Trust:output_type -> homelab.controller.v1.TrustResponse
-	73, // [73:91] is the sub-list for method output_type
-	55, // [55:73] is the sub-list for method input_type
+	49, // 73: homelab.controller.v1.ControllerService.RotateGossip:input_type -> homelab.controller.v1.RotateGossipRequest
+	4,  // 74: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
+	6,  // 75: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
+	12, // 76: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
+	16, // 77: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
+	18, // 78: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
+	20, // 79: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
+	22, // 80: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
+	24, // 81: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
+	27, // 82: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
+	29, // 83: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
+	31, // 84: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
+	33, // 85: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
+	36, // 86: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
+	38, // 87: homelab.controller.v1.ControllerService.RevokeCertificate:output_type -> homelab.controller.v1.RevokeCertificateResponse
+	40, // 88: homelab.controller.v1.ControllerService.CreateToken:output_type -> homelab.controller.v1.CreateTokenResponse
+	43, // 89: homelab.controller.v1.ControllerService.ListTokens:output_type -> homelab.controller.v1.ListTokensResponse
+	45, // 90: homelab.controller.v1.ControllerService.RevokeToken:output_type -> homelab.controller.v1.RevokeTokenResponse
+	47, // 91: homelab.controller.v1.ControllerService.Trust:output_type -> homelab.controller.v1.TrustResponse
+	50, // 92: homelab.controller.v1.ControllerService.RotateGossip:output_type -> homelab.controller.v1.RotateGossipResponse
+	74, // [74:93] is the sub-list for method output_type
+	55, // [55:74] is the sub-list for method input_type
 	55, // [55:55] is the sub-list for extension type_name
 	55, // [55:55] is the sub-list for extension extendee
 	0,  // [0:55] is the sub-list for field type_name
@@ -3968,7 +4059,7 @@ func file_homelab_controller_v1_controller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_controller_v1_controller_proto_rawDesc), len(file_homelab_controller_v1_controller_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   47,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
