@@ -245,6 +245,28 @@ func TestARotationOfTheGossipKeyLosesNobodyWhoIsThere(t *testing.T) {
 	}
 }
 
+func TestARotationDoesNotWaitForWhoIsRevoked(t *testing.T) {
+	f := newFleet(t, "pve1", "pve2")
+	f.enrolling(&clock{t: time.Now()})
+	c := f.up()
+	f.within(0, "pve1", "pve2")
+	c.revokeNow(t, f.serial("pve2")) // it is alive in the gossip still
+	f.within(1, "pve1")
+	began := time.Now()
+	resp, err := c.client.RotateGossip(t.Context(), &controllerv1.RotateGossipRequest{})
+	if err != nil || len(resp.GetLate()) != 0 || time.Since(began) > ringTimeout {
+		t.Errorf("%v, %v, after %s", resp, err, time.Since(began))
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := must(gossip.ReadKeys(c.cfg.GossipKeys))
+	for _, ring := range f.agents["pve2"].rings {
+		if bytes.Equal(ring[0], now[0]) {
+			t.Error("who is revoked was given the new key")
+		}
+	}
+}
+
 func TestTheGossipKeysInTheStoreAreSealed(t *testing.T) {
 	f := newFleet(t)
 	keys := [][]byte{gossip.NewKey()}

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"slices"
 	"strconv"
 	"sync"
@@ -38,7 +39,7 @@ type pusher struct {
 	hosts map[string]*telling
 
 	mu   sync.Mutex
-	have map[string]string // the version that an agent took last, by host
+	have map[string]string // the version that an agent took last, by host; empty for one that is not spoken to
 	took chan struct{}     // closed when have changes, and then another one
 }
 
@@ -152,16 +153,24 @@ func (p *pusher) ended(e pushed, now time.Time) {
 	}
 	if e.err == nil {
 		h.done = true
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.have[e.host] = e.version
-		close(p.took)
-		p.took = make(chan struct{})
+		p.note(e.host, e.version)
 		return
+	}
+	if errors.Is(e.err, rpc.ErrDenied) {
+		p.note(e.host, "")
 	}
 	p.c.log.Debug("agent was not told the trust in force", "host", e.host, "error", e.err)
 	h.next = now.Add(h.wait)
 	h.wait = min(2*h.wait, pushRarely)
+}
+
+// note keeps what an agent took, for those who wait for it.
+func (p *pusher) note(host, version string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.have[host] = version
+	close(p.took)
+	p.took = make(chan struct{})
 }
 
 // pause is how long nobody has to be told.
@@ -176,7 +185,8 @@ func (p *pusher) pause(now time.Time) time.Duration {
 }
 
 // await waits until all agents that are alive in the gossip took the trust as it is
-// now, and returns those that did not within limit.
+// now, and returns those that did not within limit. One that is revoked is alive there
+// too, until it has no key, and is not waited for.
 func (p *pusher) await(ctx context.Context, limit time.Duration) (late []string, err error) {
 	t, err := p.c.trust()
 	if err != nil {
@@ -192,7 +202,8 @@ func (p *pusher) await(ctx context.Context, limit time.Duration) (late []string,
 		p.mu.Lock()
 		late = nil
 		for host, agent := range p.c.seeing.agentPeers() {
-			if agent.Alive && p.have[host] != version {
+			has, told := p.have[host]
+			if agent.Alive && has != version && !(told && has == "") {
 				late = append(late, host)
 			}
 		}
