@@ -143,7 +143,7 @@ func TestExpiredCertificateIsOneClearError(t *testing.T) {
 	r.configure(r.address, "127.0.0.1:1", "127.0.0.1:2")
 	r.issue("admin", rpc.Identity{Role: rpc.RoleAdmin, Name: "laptop"}, -time.Minute)
 	got := r.run("status")
-	wants(t, got, 1, "the certificate DIR/admin.pem of admin@laptop expired on ", "openssl x509")
+	wants(t, got, 1, "the certificate DIR/admin.pem of admin@laptop expired on ", "hlctl trust renew", "hl-controller issue-admin")
 	if n := strings.Count(got.err, "expired"); n != 1 {
 		t.Errorf("it is said %d times:\n%s", n, got.err)
 	}
@@ -321,7 +321,7 @@ func TestCommandsOfTheContract(t *testing.T) {
 		"images", "images fetch", "images prune",
 		"k3s join", "k3s kubeconfig", "k3s members", "k3s rejoin", "k3s remove", "k3s snapshot", "k3s snapshot ls", "k3s status",
 		"orphans", "pause", "plan", "resume", "runs", "runs follow", "runs show", "status",
-		"token create", "token ls", "token revoke", "trust", "trust revoke", "validate", "version", "why",
+		"token create", "token ls", "token revoke", "trust", "trust renew", "trust revoke", "trust rotate-gossip", "validate", "version", "why",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

@@ -56,9 +56,10 @@ func (a *app) connect(ctx context.Context) (*controller, error) {
 	}
 	creds, err := rpc.LoadTLS(c.CA, c.Cert, c.Key)
 	if err != nil {
-		return nil, fmt.Errorf("%w\n  correct ca, cert and key in %s", err, c.where)
+		return nil, fmt.Errorf("%w\n  correct ca, cert and key in %s, or make them anew: %s", err, c.where, renewHint)
 	}
 	creds.Log = slog.New(slog.DiscardHandler)
+	creds.Renew = renewHint
 	return first(ctx, c, func(ctx context.Context, address string) (*controller, error) { return probe(ctx, creds, address) })
 }
 

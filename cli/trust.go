@@ -64,7 +64,7 @@ by themselves at two thirds of their life.`,
 			return a.print(doc, func() { a.showTrust(resp) })
 		},
 	}
-	cmd.AddCommand(a.trustRevokeCommand())
+	cmd.AddCommand(a.trustRevokeCommand(), a.trustRenewCommand(), a.rotateGossipCommand())
 	return cmd
 }
 
@@ -121,6 +121,33 @@ a host gets in again with hlctl token create HOST.`,
 					return
 				}
 				fmt.Fprintf(a.out, "Revoked: %s. The list has number %d now.\n", strings.Join(resp.GetSerials(), ", "), resp.GetNumber())
+			})
+		},
+	}
+}
+
+func (a *app) rotateGossipCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "rotate-gossip", Short: "Give the fleet a new gossip key", Args: cobra.NoArgs,
+		Long: `rotate-gossip puts a new gossip key in the place of those there are, in three steps, so
+that nobody who answers loses the others. A host that is off gets the key when it comes
+back. A host that was revoked gets none, and hears nothing from then on.`,
+		Example: "  hlctl trust rotate-gossip",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.close()
+			resp, err := ask(cmd.Context(), c.RotateGossip, &controllerv1.RotateGossipRequest{})
+			if err != nil {
+				return err
+			}
+			return a.print(map[string][]string{"late": append([]string{}, resp.GetLate()...)}, func() {
+				fmt.Fprintln(a.out, "The gossip key is a new one.")
+				if len(resp.GetLate()) > 0 {
+					fmt.Fprintf(a.out, "Not told yet, and told again: %s\n", strings.Join(resp.GetLate(), ", "))
+				}
 			})
 		},
 	}

@@ -2,6 +2,9 @@ package cli
 
 import (
 	"context"
+	"os"
+	"strings"
+	"testing"
 	"time"
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
@@ -66,4 +69,53 @@ func (f *fake) RevokeCertificate(_ context.Context, req *controllerv1.RevokeCert
 		return &controllerv1.RevokeCertificateResponse{Serials: []string{"2b"}, Number: 4}, nil
 	}
 	return &controllerv1.RevokeCertificateResponse{Number: 3}, nil
+}
+
+func (f *fake) RotateGossip(context.Context, *controllerv1.RotateGossipRequest) (*controllerv1.RotateGossipResponse, error) {
+	return &controllerv1.RotateGossipResponse{Late: []string{"pve4"}}, nil
+}
+
+func TestAnAdminsCertificateIsMadeAnewWithTheRootsKey(t *testing.T) {
+	r := newRig(t)
+	r.issue("admin", rpc.Identity{Role: rpc.RoleAdmin, Name: "laptop"}, -time.Minute)
+	if err := r.ca.Seal(r.path("root-ca.pem"), r.path("root-ca.key"), []byte("correct horse")); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.run("version"); !strings.Contains(got.out+got.err, "hlctl trust renew") || !strings.Contains(got.out+got.err, "hl-controller issue-admin") {
+		t.Errorf("%+v", got)
+	}
+	if got := r.runWith(t.Context(), strings.NewReader("wrong\n"), nil, "trust", "renew"); got.code != 1 || !strings.Contains(got.err, "passphrase is not the right one") {
+		t.Errorf("%+v", got)
+	}
+	if got := r.runWith(t.Context(), strings.NewReader("correct horse\n"), nil, "trust", "renew"); got.code != 0 || !strings.Contains(got.out, "admin@laptop has a new certificate until") {
+		t.Fatalf("%+v", got)
+	}
+	trusting(r.fake)
+	if got := r.run("trust"); got.code != 0 {
+		t.Errorf("%+v", got)
+	}
+	// Lost altogether: whose it was has to be said.
+	for _, name := range []string{"admin.pem", "admin.key"} {
+		if err := os.Remove(r.path(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := r.run("trust"); got.code != 1 || !strings.Contains(got.err, "hlctl trust renew") {
+		t.Errorf("%+v", got)
+	}
+	again := func(args ...string) ran {
+		return r.runWith(t.Context(), strings.NewReader("correct horse\n"), nil, append([]string{"trust", "renew"}, args...)...)
+	}
+	if got := again(); got.code != 1 || !strings.Contains(got.err, "--name NAME") {
+		t.Errorf("%+v", got)
+	}
+	if got := again("--name", "pve1", "--role", "agent"); got.code != 1 || !strings.Contains(got.err, "this is for people") {
+		t.Errorf("%+v", got)
+	}
+	if got := again("--name", "laptop"); got.code != 0 {
+		t.Errorf("%+v", got)
+	}
+	if got := r.run("trust"); got.code != 0 {
+		t.Errorf("%+v", got)
+	}
 }

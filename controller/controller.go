@@ -46,11 +46,13 @@ type Controller struct {
 	issuing *rpc.CA // nil when there is none
 	pusher  *pusher
 	seldom  seldom
-	gossip  *gossip.Gossip // nil in tests that bring their own Peers
-	agents  *agents
-	seeing  *observer
-	pace    pace
-	track   *tracker
+	// rotating is held by the one rotation of the gossip's keys.
+	rotating sync.Mutex
+	gossip   *gossip.Gossip // nil in tests that bring their own Peers
+	agents   *agents
+	seeing   *observer
+	pace     pace
+	track    *tracker
 	// make is plan.Make but in tests that bring a planner of their own.
 	make func(plan.Want, plan.Seen, time.Time) *homelabv1.Plan
 

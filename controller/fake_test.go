@@ -230,6 +230,7 @@ type fakeAgent struct {
 	images []*homelabv1.ImageCopy
 	fence  *homelabv1.Fence
 	flight map[string]*homelabv1.StepInFlight
+	rings  [][][]byte // the gossip keys that it was told, as they changed
 }
 
 func yesFact() *homelabv1.Fact { return &homelabv1.Fact{Truth: homelabv1.Truth_TRUTH_YES} }

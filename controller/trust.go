@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
@@ -174,8 +175,11 @@ func (c *Controller) learn(ctx context.Context, text []byte) error {
 }
 
 // syncTrust makes what we go by and what the store remembers the same, the newer of
-// both: the store may be new, or another controller's word.
+// both lists: the store may be new, or another controller's word.
 func (c *Controller) syncTrust(ctx context.Context) error {
+	if err := c.syncRing(ctx); err != nil {
+		return err
+	}
 	for range revocationAttempts {
 		text, version, err := c.store.Revocations(ctx)
 		if err != nil {
@@ -199,13 +203,21 @@ func (c *Controller) syncTrust(ctx context.Context) error {
 	return nil // somebody else is at it; the watch tells
 }
 
-// watchTrust applies what other controllers decide, until ctx ends.
+// watchTrust applies what controllers decide, until ctx ends. After each new list all
+// hosts are asked, so that whoever is revoked is shown so, and not as last seen.
 func (c *Controller) watchTrust(ctx context.Context) error {
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	number := c.creds.Revocations().Number()
 	for range c.store.WatchTrust(ctx) {
 		if err := c.syncTrust(ctx); err != nil && ctx.Err() == nil {
 			c.log.Warn("trust", "error", err)
 		}
 		c.pusher.wake()
+		if now := c.creds.Revocations().Number(); now != number {
+			number = now
+			asking.Go(func() { c.background(ctx, nil, false) })
+		}
 	}
 	return nil
 }

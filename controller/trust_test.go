@@ -1,18 +1,21 @@
 package controller
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
+	"github.com/homeiac/homelab/internal/gossip"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -22,6 +25,13 @@ func (a *fakeAgent) SetTrust(_ context.Context, req *agentv1.SetTrustRequest) (*
 		if _, err := a.creds.Revoke(list); err != nil && !errors.Is(err, rpc.ErrRefused) {
 			return nil, err
 		}
+	}
+	if ring := req.GetTrust().GetGossipKeys(); len(ring) > 0 {
+		a.f.mu.Lock()
+		if n := len(a.rings); n == 0 || !slices.EqualFunc(a.rings[n-1], ring, bytes.Equal) {
+			a.rings = append(a.rings, ring)
+		}
+		a.f.mu.Unlock()
 	}
 	select {
 	case a.f.told <- a.name:
@@ -88,7 +98,14 @@ func TestWhatIsRevokedIsCutOffEverywhereWithinFiveSeconds(t *testing.T) {
 		t.Errorf("%v", resp)
 	}
 	// The controller itself, at once.
-	if _, err := c.viewer.Version(t.Context(), &controllerv1.VersionRequest{}); !errors.Is(err, rpc.ErrDenied) {
+	_, err := c.viewer.Version(t.Context(), &controllerv1.VersionRequest{})
+	for range 20 { // the first may still be on the connection that was cut
+		if !errors.Is(err, rpc.ErrUnavailable) {
+			break
+		}
+		_, err = c.viewer.Version(t.Context(), &controllerv1.VersionRequest{})
+	}
+	if !errors.Is(err, rpc.ErrDenied) {
 		t.Errorf("the revoked viewer: %v", err)
 	}
 	f.within(1, "pve1", "pve2", "pve3")
@@ -176,5 +193,101 @@ func TestOnlyAgentsAreToldTheGossipKeys(t *testing.T) {
 	}
 	if _, err := c.viewer.RevokeCertificate(t.Context(), &controllerv1.RevokeCertificateRequest{Serial: "abc"}); !errors.Is(err, rpc.ErrDenied) {
 		t.Errorf("viewer revokes: %v", err)
+	}
+}
+
+func TestARotationOfTheGossipKeyLosesNobodyWhoIsThere(t *testing.T) {
+	f := newFleet(t, "pve1", "pve2", "pve3")
+	f.enrolling(&clock{t: time.Now()})
+	c := f.up()
+	f.within(0, "pve1")
+	old := must(gossip.ReadKeys(c.cfg.GossipKeys))
+	f.stop("pve3")
+	for range 2 {
+		resp, err := c.client.RotateGossip(t.Context(), &controllerv1.RotateGossipRequest{})
+		if err != nil || len(resp.GetLate()) != 0 {
+			t.Fatalf("%v, %v", resp, err)
+		}
+	}
+	now := must(gossip.ReadKeys(c.cfg.GossipKeys))
+	if len(now) != 1 || bytes.Equal(now[0], old[0]) {
+		t.Errorf("%d keys", len(now))
+	}
+	f.mu.Lock()
+	for _, name := range []string{"pve1", "pve2"} {
+		rings := f.agents[name].rings
+		// From one ring to the next nobody sends with what another cannot receive.
+		for i := 1; i < len(rings); i++ {
+			has := func(ring [][]byte, key []byte) bool {
+				return slices.ContainsFunc(ring, func(k []byte) bool { return bytes.Equal(k, key) })
+			}
+			if !has(rings[i-1], rings[i][0]) || !has(rings[i], rings[i-1][0]) {
+				t.Errorf("%s: ring %d and the one before cannot hear each other", name, i)
+			}
+		}
+		if !slices.EqualFunc(rings[len(rings)-1], now, bytes.Equal) {
+			t.Errorf("%s has another ring at the end", name)
+		}
+	}
+	f.mu.Unlock()
+	// One that was off gets it when it is back, and so does a controller from the store.
+	f.start("pve3")
+	for done := false; !done; {
+		<-f.told
+		f.mu.Lock()
+		rings := f.agents["pve3"].rings
+		done = len(rings) > 0 && slices.EqualFunc(rings[len(rings)-1], now, bytes.Equal)
+		f.mu.Unlock()
+	}
+	c.kill()
+	if err := gossip.WriteKeys(c.cfg.GossipKeys, old); err != nil {
+		t.Fatal(err)
+	}
+	c = f.up()
+	if got := must(gossip.ReadKeys(c.cfg.GossipKeys)); !slices.EqualFunc(got, now, bytes.Equal) {
+		t.Error("the controller goes by the old key")
+	}
+	if _, err := c.viewer.RotateGossip(t.Context(), &controllerv1.RotateGossipRequest{}); !errors.Is(err, rpc.ErrDenied) {
+		t.Errorf("a viewer: %v", err)
+	}
+}
+
+func TestARotationDoesNotWaitForWhoIsRevoked(t *testing.T) {
+	f := newFleet(t, "pve1", "pve2")
+	f.enrolling(&clock{t: time.Now()})
+	c := f.up()
+	f.within(0, "pve1", "pve2")
+	c.revokeNow(t, f.serial("pve2")) // it is alive in the gossip still
+	f.within(1, "pve1")
+	began := time.Now()
+	resp, err := c.client.RotateGossip(t.Context(), &controllerv1.RotateGossipRequest{})
+	if err != nil || len(resp.GetLate()) != 0 || time.Since(began) > ringTimeout {
+		t.Errorf("%v, %v, after %s", resp, err, time.Since(began))
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := must(gossip.ReadKeys(c.cfg.GossipKeys))
+	for _, ring := range f.agents["pve2"].rings {
+		if bytes.Equal(ring[0], now[0]) {
+			t.Error("who is revoked was given the new key")
+		}
+	}
+}
+
+func TestTheGossipKeysInTheStoreAreSealed(t *testing.T) {
+	f := newFleet(t)
+	keys := [][]byte{gossip.NewKey()}
+	sealed := must(sealRing(f.key(), keys))
+	if bytes.Contains(sealed, keys[0]) {
+		t.Error("a key is there to be read")
+	}
+	if got := must(openRing(f.key(), sealed)); !slices.EqualFunc(got, keys, bytes.Equal) {
+		t.Error("another ring came back")
+	}
+	sealed[len(sealed)-1]++
+	for _, bad := range [][]byte{sealed, sealed[:5], nil} {
+		if _, err := openRing(f.key(), bad); !errors.Is(err, rpc.ErrInvalid) {
+			t.Errorf("%v", err)
+		}
 	}
 }

@@ -3,7 +3,10 @@ package controller
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -34,6 +37,10 @@ type pusher struct {
 	news chan struct{}
 	// hosts is touched by run alone.
 	hosts map[string]*telling
+
+	mu   sync.Mutex
+	have map[string]string // the version that an agent took last, by host; empty for one that is not spoken to
+	took chan struct{}     // closed when have changes, and then another one
 }
 
 // telling is how far one agent was told.
@@ -47,12 +54,12 @@ type telling struct {
 
 // pushed is how telling one agent ended.
 type pushed struct {
-	host, key string
-	err       error
+	host, key, version string
+	err                error
 }
 
 func newPusher(c *Controller) *pusher {
-	return &pusher{c: c, news: make(chan struct{}, 1), hosts: make(map[string]*telling)}
+	return &pusher{c: c, news: make(chan struct{}, 1), hosts: make(map[string]*telling), have: make(map[string]string), took: make(chan struct{})}
 }
 
 // wake says that the trust may have changed.
@@ -98,7 +105,7 @@ func (p *pusher) run(ctx context.Context) error {
 				continue
 			}
 			go func() {
-				e := pushed{host: host, key: key, err: p.tell(ctx, host, agent.Address, t)}
+				e := pushed{host: host, key: key, version: version, err: p.tell(ctx, host, agent.Address, t)}
 				select {
 				case ended <- e:
 				case <-ctx.Done():
@@ -146,11 +153,24 @@ func (p *pusher) ended(e pushed, now time.Time) {
 	}
 	if e.err == nil {
 		h.done = true
+		p.note(e.host, e.version)
 		return
+	}
+	if errors.Is(e.err, rpc.ErrDenied) {
+		p.note(e.host, "")
 	}
 	p.c.log.Debug("agent was not told the trust in force", "host", e.host, "error", e.err)
 	h.next = now.Add(h.wait)
 	h.wait = min(2*h.wait, pushRarely)
+}
+
+// note keeps what an agent took, for those who wait for it.
+func (p *pusher) note(host, version string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.have[host] = version
+	close(p.took)
+	p.took = make(chan struct{})
 }
 
 // pause is how long nobody has to be told.
@@ -162,6 +182,45 @@ func (p *pusher) pause(now time.Time) time.Duration {
 		}
 	}
 	return max(least, 0)
+}
+
+// await waits until all agents that are alive in the gossip took the trust as it is
+// now, and returns those that did not within limit. One that is revoked is alive there
+// too, until it has no key, and is not waited for.
+func (p *pusher) await(ctx context.Context, limit time.Duration) (late []string, err error) {
+	t, err := p.c.trust()
+	if err != nil {
+		return nil, err
+	}
+	version, err := trustVersion(t)
+	if err != nil {
+		return nil, err
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for {
+		p.mu.Lock()
+		late = nil
+		for host, agent := range p.c.seeing.agentPeers() {
+			has, told := p.have[host]
+			if agent.Alive && has != version && !(told && has == "") {
+				late = append(late, host)
+			}
+		}
+		took := p.took
+		p.mu.Unlock()
+		slices.Sort(late)
+		if len(late) == 0 {
+			return nil, nil
+		}
+		select {
+		case <-took:
+		case <-timer.C:
+			return late, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // tell tells one agent, and learns from it: it may know more than we do.

@@ -4,17 +4,28 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/homeiac/homelab/controller"
 	"github.com/homeiac/homelab/internal/daemon"
+	"github.com/homeiac/homelab/internal/durable"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/version"
 )
 
 func main() {
-	daemon.Main(daemon.Command("hl-controller", "Finds the agents of a fleet and carries out what a Spec asks for", "/etc/homelab/controller.yaml", run))
+	cmd := daemon.Command("hl-controller", "Finds the agents of a fleet and carries out what a Spec asks for", configFile, run)
+	cmd.AddCommand(issueAdminCommand())
+	daemon.Main(cmd)
 }
+
+const configFile = "/etc/homelab/controller.yaml"
 
 func run(ctx context.Context, file string, log *slog.Logger) error {
 	cfg, err := controller.LoadConfig(file)
@@ -26,4 +37,42 @@ func run(ctx context.Context, file string, log *slog.Logger) error {
 		return err
 	}
 	return c.Run(ctx)
+}
+
+func issueAdminCommand() *cobra.Command {
+	var file, name, dir string
+	cmd := &cobra.Command{
+		Use: "issue-admin --out DIR", Short: "Make an admin's certificate, for who lost theirs", Args: cobra.NoArgs,
+		Long: `issue-admin makes a certificate with which hlctl may do everything, signed by this
+host's issuing CA, and writes it into DIR with its key: NAME.pem, NAME.key and ca.pem.
+Take them to where hlctl runs, and delete them here. The controller may run or not.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := controller.LoadConfig(file)
+			if err != nil {
+				return err
+			}
+			pair, err := controller.IssueAdmin(cfg, name, time.Now())
+			if err != nil {
+				return err
+			}
+			roots, err := os.ReadFile(cfg.CA)
+			if err != nil {
+				return err
+			}
+			cert, key, ca := filepath.Join(dir, name+".pem"), filepath.Join(dir, name+".key"), filepath.Join(dir, "ca.pem")
+			if err := pair.Write(cert, key); err != nil {
+				return err
+			}
+			if err := durable.Write(ca, roots); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "ca: %s\ncert: %s\nkey: %s\n", ca, cert, key)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", configFile, "the controller's configuration")
+	cmd.Flags().StringVar(&name, "name", "admin", "whose certificate it is")
+	cmd.Flags().StringVar(&dir, "out", "", "the folder to write into")
+	_ = cmd.MarkFlagRequired("out")
+	return cmd
 }

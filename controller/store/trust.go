@@ -11,6 +11,7 @@ import (
 const (
 	trustPrefix    = "trust/"
 	revocationsKey = trustPrefix + "revocations"
+	ringKey        = trustPrefix + "ring"
 )
 
 // Revocations is the list of revoked certificates as it was last put, and its
@@ -25,6 +26,18 @@ func (s *Store) Revocations(ctx context.Context) (list []byte, version int64, er
 func (s *Store) PutRevocations(ctx context.Context, list []byte, version int64) (ok bool, err error) {
 	old := value{key: revocationsKey, rev: version}
 	return s.commit(ctx, "write "+revocationsKey, []clientv3.Cmp{s.unchanged(old)}, s.put(revocationsKey, list))
+}
+
+// Ring is the gossip's key ring, sealed by whoever put it; nil when there was none.
+func (s *Store) Ring(ctx context.Context) ([]byte, error) {
+	v, err := s.get(ctx, ringKey)
+	return v.data, err
+}
+
+// PutRing remembers the gossip's key ring.
+func (s *Store) PutRing(ctx context.Context, sealed []byte) error {
+	_, err := s.commit(ctx, "write "+ringKey, nil, s.put(ringKey, sealed))
+	return err
 }
 
 // WatchTrust gives a channel that receives whenever what is remembered of the trust

@@ -62,6 +62,13 @@ func NewKey(raw []byte) (Key, error) {
 	return Key{bytes: bytes.Clone(raw)}, nil
 }
 
+// Derive is a key of 32 bytes for another purpose, which tells nothing of this one.
+func (k Key) Derive(purpose string) []byte {
+	h := hmac.New(sha256.New, k.bytes)
+	h.Write([]byte("derive " + purpose))
+	return h.Sum(nil)
+}
+
 // Mark is what a mark's text says. It proves nothing before Verify.
 type Mark struct {
 	Fleet      string

@@ -3726,6 +3726,89 @@ func (x *CertificateStatus) GetSha256() string {
 	return ""
 }
 
+// RotateGossipRequest asks for a new gossip key.
+type RotateGossipRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateGossipRequest) Reset() {
+	*x = RotateGossipRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateGossipRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateGossipRequest) ProtoMessage() {}
+
+func (x *RotateGossipRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateGossipRequest.ProtoReflect.Descriptor instead.
+func (*RotateGossipRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{50}
+}
+
+// RotateGossipResponse tells how it went.
+type RotateGossipResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hosts that are alive in the gossip and did not take it in time; they are told again.
+	Late          []string `protobuf:"bytes,1,rep,name=late,proto3" json:"late,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateGossipResponse) Reset() {
+	*x = RotateGossipResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateGossipResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateGossipResponse) ProtoMessage() {}
+
+func (x *RotateGossipResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateGossipResponse.ProtoReflect.Descriptor instead.
+func (*RotateGossipResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *RotateGossipResponse) GetLate() []string {
+	if x != nil {
+		return x.Late
+	}
+	return nil
+}
+
 var File_homelab_controller_v1_controller_proto protoreflect.FileDescriptor
 
 const file_homelab_controller_v1_controller_proto_rawDesc = "" +
@@ -3972,7 +4055,10 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\tnot_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x124\n" +
 	"\arevoked\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\x12\x10\n" +
 	"\x03how\x18\b \x01(\tR\x03how\x12\x16\n" +
-	"\x06sha256\x18\t \x01(\tR\x06sha256*\xa0\x03\n" +
+	"\x06sha256\x18\t \x01(\tR\x06sha256\"\x15\n" +
+	"\x13RotateGossipRequest\"*\n" +
+	"\x14RotateGossipResponse\x12\x12\n" +
+	"\x04late\x18\x01 \x03(\tR\x04late*\xa0\x03\n" +
 	"\rOperationKind\x12\x1e\n" +
 	"\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17OPERATION_KIND_RECREATE\x10\x01\x12\x19\n" +
@@ -3995,7 +4081,7 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x0eHEALTH_BOOTING\x10\x02\x12\x11\n" +
 	"\rHEALTH_UNWELL\x10\x03\x12\x12\n" +
 	"\x0eHEALTH_STANDBY\x10\x04\x12\x12\n" +
-	"\x0eHEALTH_UNKNOWN\x10\x052\xfa\r\n" +
+	"\x0eHEALTH_UNKNOWN\x10\x052\xe3\x0e\n" +
 	"\x11ControllerService\x12O\n" +
 	"\x04Plan\x12\".homelab.controller.v1.PlanRequest\x1a#.homelab.controller.v1.PlanResponse\x12T\n" +
 	"\x05Apply\x12#.homelab.controller.v1.ApplyRequest\x1a$.homelab.controller.v1.ApplyResponse0\x01\x12U\n" +
@@ -4017,7 +4103,8 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\n" +
 	"ListTokens\x12(.homelab.controller.v1.ListTokensRequest\x1a).homelab.controller.v1.ListTokensResponse\x12d\n" +
 	"\vRevokeToken\x12).homelab.controller.v1.RevokeTokenRequest\x1a*.homelab.controller.v1.RevokeTokenResponse\x12R\n" +
-	"\x05Trust\x12#.homelab.controller.v1.TrustRequest\x1a$.homelab.controller.v1.TrustResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
+	"\x05Trust\x12#.homelab.controller.v1.TrustRequest\x1a$.homelab.controller.v1.TrustResponse\x12g\n" +
+	"\fRotateGossip\x12*.homelab.controller.v1.RotateGossipRequest\x1a+.homelab.controller.v1.RotateGossipResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
 
 var (
 	file_homelab_controller_v1_controller_proto_rawDescOnce sync.Once
@@ -4032,7 +4119,7 @@ func file_homelab_controller_v1_controller_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_homelab_controller_v1_controller_proto_goTypes = []any{
 	(OperationKind)(0),                // 0: homelab.controller.v1.OperationKind
 	(Health)(0),                       // 1: homelab.controller.v1.Health
@@ -4086,85 +4173,87 @@ var file_homelab_controller_v1_controller_proto_goTypes = []any{
 	(*TrustRequest)(nil),              // 49: homelab.controller.v1.TrustRequest
 	(*TrustResponse)(nil),             // 50: homelab.controller.v1.TrustResponse
 	(*CertificateStatus)(nil),         // 51: homelab.controller.v1.CertificateStatus
-	(*v1.Plan)(nil),                   // 52: homelab.v1.Plan
-	(*v1.HostStatus)(nil),             // 53: homelab.v1.HostStatus
-	(*v1.Event)(nil),                  // 54: homelab.v1.Event
-	(*v1.Summary)(nil),                // 55: homelab.v1.Summary
-	(v1.Power)(0),                     // 56: homelab.v1.Power
-	(v1.Role)(0),                      // 57: homelab.v1.Role
-	(*v1.GuestLook)(nil),              // 58: homelab.v1.GuestLook
-	(*timestamppb.Timestamp)(nil),     // 59: google.protobuf.Timestamp
-	(*v1.Fact)(nil),                   // 60: homelab.v1.Fact
-	(*v1.Node)(nil),                   // 61: homelab.v1.Node
-	(*v1.EtcdMember)(nil),             // 62: homelab.v1.EtcdMember
-	(v1.ImageType)(0),                 // 63: homelab.v1.ImageType
-	(v1.Verification)(0),              // 64: homelab.v1.Verification
-	(*v1.Orphan)(nil),                 // 65: homelab.v1.Orphan
-	(*v1.Note)(nil),                   // 66: homelab.v1.Note
-	(*v1.Disk)(nil),                   // 67: homelab.v1.Disk
-	(*v1.Snapshot)(nil),               // 68: homelab.v1.Snapshot
-	(*durationpb.Duration)(nil),       // 69: google.protobuf.Duration
+	(*RotateGossipRequest)(nil),       // 52: homelab.controller.v1.RotateGossipRequest
+	(*RotateGossipResponse)(nil),      // 53: homelab.controller.v1.RotateGossipResponse
+	(*v1.Plan)(nil),                   // 54: homelab.v1.Plan
+	(*v1.HostStatus)(nil),             // 55: homelab.v1.HostStatus
+	(*v1.Event)(nil),                  // 56: homelab.v1.Event
+	(*v1.Summary)(nil),                // 57: homelab.v1.Summary
+	(v1.Power)(0),                     // 58: homelab.v1.Power
+	(v1.Role)(0),                      // 59: homelab.v1.Role
+	(*v1.GuestLook)(nil),              // 60: homelab.v1.GuestLook
+	(*timestamppb.Timestamp)(nil),     // 61: google.protobuf.Timestamp
+	(*v1.Fact)(nil),                   // 62: homelab.v1.Fact
+	(*v1.Node)(nil),                   // 63: homelab.v1.Node
+	(*v1.EtcdMember)(nil),             // 64: homelab.v1.EtcdMember
+	(v1.ImageType)(0),                 // 65: homelab.v1.ImageType
+	(v1.Verification)(0),              // 66: homelab.v1.Verification
+	(*v1.Orphan)(nil),                 // 67: homelab.v1.Orphan
+	(*v1.Note)(nil),                   // 68: homelab.v1.Note
+	(*v1.Disk)(nil),                   // 69: homelab.v1.Disk
+	(*v1.Snapshot)(nil),               // 70: homelab.v1.Snapshot
+	(*durationpb.Duration)(nil),       // 71: google.protobuf.Duration
 }
 var file_homelab_controller_v1_controller_proto_depIdxs = []int32{
 	0,  // 0: homelab.controller.v1.Operation.kind:type_name -> homelab.controller.v1.OperationKind
 	2,  // 1: homelab.controller.v1.PlanRequest.operation:type_name -> homelab.controller.v1.Operation
-	52, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
-	53, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
+	54, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
+	55, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 4: homelab.controller.v1.PlanResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	2,  // 5: homelab.controller.v1.ApplyRequest.operation:type_name -> homelab.controller.v1.Operation
-	54, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
-	52, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
-	55, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
-	52, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
-	56, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
+	56, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
+	54, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
+	57, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
+	54, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
+	58, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
 	1,  // 11: homelab.controller.v1.GuestStatus.health:type_name -> homelab.controller.v1.Health
-	57, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
-	58, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
-	59, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
-	59, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
-	60, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
-	61, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
-	60, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
+	59, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
+	60, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
+	61, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
+	61, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
+	62, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
+	63, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
+	62, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
 	10, // 19: homelab.controller.v1.ClusterStatus.members:type_name -> homelab.controller.v1.MemberStatus
 	9,  // 20: homelab.controller.v1.ClusterStatus.findings:type_name -> homelab.controller.v1.ClusterFinding
-	62, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
-	53, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
+	64, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
+	55, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 23: homelab.controller.v1.StatusResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	8,  // 24: homelab.controller.v1.StatusResponse.cluster:type_name -> homelab.controller.v1.ClusterStatus
-	59, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
+	61, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
 	13, // 26: homelab.controller.v1.StatusResponse.images:type_name -> homelab.controller.v1.ImageStatus
-	63, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
-	64, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
-	59, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
-	59, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
-	55, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
+	65, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
+	66, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
+	61, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
+	61, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
+	57, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
 	14, // 32: homelab.controller.v1.ListRunsResponse.runs:type_name -> homelab.controller.v1.RunRecord
-	54, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
+	56, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
 	14, // 34: homelab.controller.v1.FollowRunResponse.record:type_name -> homelab.controller.v1.RunRecord
-	59, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
+	61, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
 	26, // 36: homelab.controller.v1.WhyResponse.entries:type_name -> homelab.controller.v1.WhyEntry
 	7,  // 37: homelab.controller.v1.WhyResponse.now:type_name -> homelab.controller.v1.GuestStatus
-	65, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
-	66, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
+	67, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	68, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
 	34, // 40: homelab.controller.v1.OrphansResponse.holders:type_name -> homelab.controller.v1.HolderStatus
-	67, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
-	68, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
-	66, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
-	59, // 44: homelab.controller.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	69, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
+	70, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
+	68, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
+	61, // 44: homelab.controller.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
 	39, // 45: homelab.controller.v1.ListAuditResponse.entries:type_name -> homelab.controller.v1.AuditEntry
-	59, // 46: homelab.controller.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	59, // 47: homelab.controller.v1.AuditEntry.ended:type_name -> google.protobuf.Timestamp
-	69, // 48: homelab.controller.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	61, // 46: homelab.controller.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	61, // 47: homelab.controller.v1.AuditEntry.ended:type_name -> google.protobuf.Timestamp
+	71, // 48: homelab.controller.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	44, // 49: homelab.controller.v1.CreateTokenResponse.status:type_name -> homelab.controller.v1.TokenStatus
-	59, // 50: homelab.controller.v1.TokenStatus.created:type_name -> google.protobuf.Timestamp
-	59, // 51: homelab.controller.v1.TokenStatus.expires:type_name -> google.protobuf.Timestamp
-	59, // 52: homelab.controller.v1.TokenStatus.used:type_name -> google.protobuf.Timestamp
+	61, // 50: homelab.controller.v1.TokenStatus.created:type_name -> google.protobuf.Timestamp
+	61, // 51: homelab.controller.v1.TokenStatus.expires:type_name -> google.protobuf.Timestamp
+	61, // 52: homelab.controller.v1.TokenStatus.used:type_name -> google.protobuf.Timestamp
 	44, // 53: homelab.controller.v1.ListTokensResponse.tokens:type_name -> homelab.controller.v1.TokenStatus
 	51, // 54: homelab.controller.v1.TrustResponse.authorities:type_name -> homelab.controller.v1.CertificateStatus
 	51, // 55: homelab.controller.v1.TrustResponse.certificates:type_name -> homelab.controller.v1.CertificateStatus
-	59, // 56: homelab.controller.v1.CertificateStatus.not_before:type_name -> google.protobuf.Timestamp
-	59, // 57: homelab.controller.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
-	59, // 58: homelab.controller.v1.CertificateStatus.revoked:type_name -> google.protobuf.Timestamp
+	61, // 56: homelab.controller.v1.CertificateStatus.not_before:type_name -> google.protobuf.Timestamp
+	61, // 57: homelab.controller.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
+	61, // 58: homelab.controller.v1.CertificateStatus.revoked:type_name -> google.protobuf.Timestamp
 	3,  // 59: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
 	5,  // 60: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
 	11, // 61: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
@@ -4184,27 +4273,29 @@ var file_homelab_controller_v1_controller_proto_depIdxs = []int32{
 	45, // 75: homelab.controller.v1.ControllerService.ListTokens:input_type -> homelab.controller.v1.ListTokensRequest
 	47, // 76: homelab.controller.v1.ControllerService.RevokeToken:input_type -> homelab.controller.v1.RevokeTokenRequest
 	49, // 77: homelab.controller.v1.ControllerService.Trust:input_type -> homelab.controller.v1.TrustRequest
-	4,  // 78: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
-	6,  // 79: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
-	12, // 80: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
-	16, // 81: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
-	18, // 82: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
-	20, // 83: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
-	22, // 84: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
-	24, // 85: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
-	27, // 86: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
-	29, // 87: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
-	31, // 88: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
-	33, // 89: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
-	36, // 90: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
-	38, // 91: homelab.controller.v1.ControllerService.ListAudit:output_type -> homelab.controller.v1.ListAuditResponse
-	41, // 92: homelab.controller.v1.ControllerService.RevokeCertificate:output_type -> homelab.controller.v1.RevokeCertificateResponse
-	43, // 93: homelab.controller.v1.ControllerService.CreateToken:output_type -> homelab.controller.v1.CreateTokenResponse
-	46, // 94: homelab.controller.v1.ControllerService.ListTokens:output_type -> homelab.controller.v1.ListTokensResponse
-	48, // 95: homelab.controller.v1.ControllerService.RevokeToken:output_type -> homelab.controller.v1.RevokeTokenResponse
-	50, // 96: homelab.controller.v1.ControllerService.Trust:output_type -> homelab.controller.v1.TrustResponse
-	78, // [78:97] is the sub-list for method output_type
-	59, // [59:78] is the sub-list for method input_type
+	52, // 78: homelab.controller.v1.ControllerService.RotateGossip:input_type -> homelab.controller.v1.RotateGossipRequest
+	4,  // 79: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
+	6,  // 80: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
+	12, // 81: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
+	16, // 82: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
+	18, // 83: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
+	20, // 84: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
+	22, // 85: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
+	24, // 86: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
+	27, // 87: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
+	29, // 88: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
+	31, // 89: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
+	33, // 90: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
+	36, // 91: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
+	38, // 92: homelab.controller.v1.ControllerService.ListAudit:output_type -> homelab.controller.v1.ListAuditResponse
+	41, // 93: homelab.controller.v1.ControllerService.RevokeCertificate:output_type -> homelab.controller.v1.RevokeCertificateResponse
+	43, // 94: homelab.controller.v1.ControllerService.CreateToken:output_type -> homelab.controller.v1.CreateTokenResponse
+	46, // 95: homelab.controller.v1.ControllerService.ListTokens:output_type -> homelab.controller.v1.ListTokensResponse
+	48, // 96: homelab.controller.v1.ControllerService.RevokeToken:output_type -> homelab.controller.v1.RevokeTokenResponse
+	50, // 97: homelab.controller.v1.ControllerService.Trust:output_type -> homelab.controller.v1.TrustResponse
+	53, // 98: homelab.controller.v1.ControllerService.RotateGossip:output_type -> homelab.controller.v1.RotateGossipResponse
+	79, // [79:99] is the sub-list for method output_type
+	59, // [59:79] is the sub-list for method input_type
 	59, // [59:59] is the sub-list for extension type_name
 	59, // [59:59] is the sub-list for extension extendee
 	0,  // [0:59] is the sub-list for field type_name
@@ -4236,7 +4327,7 @@ func file_homelab_controller_v1_controller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_controller_v1_controller_proto_rawDesc), len(file_homelab_controller_v1_controller_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   50,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -40,6 +40,7 @@ const (
 	ControllerService_ListTokens_FullMethodName        = "/homelab.controller.v1.ControllerService/ListTokens"
 	ControllerService_RevokeToken_FullMethodName       = "/homelab.controller.v1.ControllerService/RevokeToken"
 	ControllerService_Trust_FullMethodName             = "/homelab.controller.v1.ControllerService/Trust"
+	ControllerService_RotateGossip_FullMethodName      = "/homelab.controller.v1.ControllerService/RotateGossip"
 )
 
 // ControllerServiceClient is the client API for ControllerService service.
@@ -89,6 +90,9 @@ type ControllerServiceClient interface {
 	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
 	// Trust tells who is trusted: roots, CAs, certificates.
 	Trust(ctx context.Context, in *TrustRequest, opts ...grpc.CallOption) (*TrustResponse, error)
+	// RotateGossip puts a new gossip key in the place of those there are. Nobody who answers loses the others meanwhile;
+	// who is off gets it when it comes back.
+	RotateGossip(ctx context.Context, in *RotateGossipRequest, opts ...grpc.CallOption) (*RotateGossipResponse, error)
 }
 
 type controllerServiceClient struct {
@@ -316,6 +320,16 @@ func (c *controllerServiceClient) Trust(ctx context.Context, in *TrustRequest, o
 	return out, nil
 }
 
+func (c *controllerServiceClient) RotateGossip(ctx context.Context, in *RotateGossipRequest, opts ...grpc.CallOption) (*RotateGossipResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateGossipResponse)
+	err := c.cc.Invoke(ctx, ControllerService_RotateGossip_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControllerServiceServer is the server API for ControllerService service.
 // All implementations must embed UnimplementedControllerServiceServer
 // for forward compatibility.
@@ -363,6 +377,9 @@ type ControllerServiceServer interface {
 	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
 	// Trust tells who is trusted: roots, CAs, certificates.
 	Trust(context.Context, *TrustRequest) (*TrustResponse, error)
+	// RotateGossip puts a new gossip key in the place of those there are. Nobody who answers loses the others meanwhile;
+	// who is off gets it when it comes back.
+	RotateGossip(context.Context, *RotateGossipRequest) (*RotateGossipResponse, error)
 	mustEmbedUnimplementedControllerServiceServer()
 }
 
@@ -429,6 +446,9 @@ func (UnimplementedControllerServiceServer) RevokeToken(context.Context, *Revoke
 }
 func (UnimplementedControllerServiceServer) Trust(context.Context, *TrustRequest) (*TrustResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Trust not implemented")
+}
+func (UnimplementedControllerServiceServer) RotateGossip(context.Context, *RotateGossipRequest) (*RotateGossipResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateGossip not implemented")
 }
 func (UnimplementedControllerServiceServer) mustEmbedUnimplementedControllerServiceServer() {}
 func (UnimplementedControllerServiceServer) testEmbeddedByValue()                           {}
@@ -772,6 +792,24 @@ func _ControllerService_Trust_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ControllerService_RotateGossip_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateGossipRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).RotateGossip(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_RotateGossip_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).RotateGossip(ctx, req.(*RotateGossipRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ControllerService_ServiceDesc is the grpc.ServiceDesc for ControllerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -842,6 +880,10 @@ var ControllerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Trust",
 			Handler:    _ControllerService_Trust_Handler,
+		},
+		{
+			MethodName: "RotateGossip",
+			Handler:    _ControllerService_RotateGossip_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
