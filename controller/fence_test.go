@@ -9,6 +9,7 @@ import (
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/config"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -94,13 +95,17 @@ func TestTheLockOfADeadControllerIsWaitedForAndThatOfALiveOneIsNot(t *testing.T)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.pace.lock = time.Minute
-	if _, err := c.takeLock(t.Context(), "admin@admin-1"); !errors.Is(err, rpc.ErrBusy) {
+	patient := c.pace
+	patient.lock = time.Minute
+	asks := func(name string) *Controller {
+		return &Controller{cfg: Config{Daemon: config.Daemon{Name: name}}, store: c.store, seeing: c.seeing, pace: patient, now: c.now}
+	}
+	if _, err := asks("controller-1").takeLock(t.Context(), "admin@admin-1"); !errors.Is(err, rpc.ErrBusy) {
 		t.Errorf("held by a live one: %v", err)
 	}
-	c.cfg.Name = "controller-2" // the holder is another now, and nobody in the gossip
+	// For another one the holder is nobody in the gossip.
 	time.AfterFunc(20*time.Millisecond, lock.Unlock)
-	taken, err := c.takeLock(t.Context(), "admin@admin-1")
+	taken, err := asks("controller-2").takeLock(t.Context(), "admin@admin-1")
 	if err != nil {
 		t.Fatal(err)
 	}
