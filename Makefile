@@ -9,19 +9,32 @@ BUF_VERSION                := v1.75.0
 PROTOC_GEN_GO_VERSION      := v1.36.12
 PROTOC_GEN_GO_GRPC_VERSION := v1.6.2
 GOLANGCI_LINT_VERSION      := v2.15.0
+NFPM_VERSION               := v2.45.2
+CYCLONEDX_GOMOD_VERSION    := v1.10.0
 
 BUF                := bin/.buf-$(BUF_VERSION)
 PROTOC_GEN_GO      := bin/.protoc-gen-go-$(PROTOC_GEN_GO_VERSION)
 PROTOC_GEN_GO_GRPC := bin/.protoc-gen-go-grpc-$(PROTOC_GEN_GO_GRPC_VERSION)
 GOLANGCI_LINT      := bin/.golangci-lint-$(GOLANGCI_LINT_VERSION)
+NFPM               := bin/.nfpm-$(NFPM_VERSION)
+CYCLONEDX_GOMOD    := bin/.cyclonedx-gomod-$(CYCLONEDX_GOMOD_VERSION)
 
-.PHONY: all build tools generate check-generated lint test fuzz e2e bench soak demo scenarios clean
+.PHONY: all build dist dist-check tools generate check-generated lint test fuzz e2e bench soak demo scenarios clean
 
 all: generate lint test
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ \
 		./cli/hlctl ./agent/hl-agent ./controller/hl-controller ./lab/hl-lab
+
+# All that is released, into dist/: programs, packages, completions, man pages, a bill of
+# materials, checksums.
+dist: $(NFPM) $(CYCLONEDX_GOMOD)
+	VERSION='$(VERSION)' deploy/packages/build.sh
+
+# The commit, built in two folders, must give the same bytes.
+dist-check: $(NFPM) $(CYCLONEDX_GOMOD)
+	deploy/packages/twice.sh
 
 generate: $(BUF) $(PROTOC_GEN_GO) $(PROTOC_GEN_GO_GRPC)
 	bin/buf generate
@@ -39,6 +52,7 @@ lint: $(BUF) $(GOLANGCI_LINT)
 	if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
 	go vet -tags e2e,bench,soak ./test/... ./internal/gossip
+	go vet -tags manual ./internal/manual
 	bin/golangci-lint run ./...
 
 test:
@@ -52,9 +66,17 @@ fuzz:
 	go test ./agent/image -run '^$$' -fuzz '^FuzzHead$$' -fuzztime $(FUZZTIME)
 	go test ./agent/image -run '^$$' -fuzz '^FuzzUnpack$$' -fuzztime $(FUZZTIME)
 	go test ./internal/spec -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME)
+	go test ./agent/driver/proxmox/args -run '^$$' -fuzz '^FuzzCreate$$' -fuzztime $(FUZZTIME)
+	go test ./agent/driver/proxmox/parse -run '^$$' -fuzz '^FuzzVM$$' -fuzztime $(FUZZTIME)
+	go test ./agent/driver/proxmox/parse -run '^$$' -fuzz '^FuzzOutputs$$' -fuzztime $(FUZZTIME)
+	go test ./internal/config -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME)
+	go test ./internal/gossip -run '^$$' -fuzz '^FuzzMeta$$' -fuzztime $(FUZZTIME)
+	go test ./internal/k3s -run '^$$' -fuzz '^FuzzParseProbe$$' -fuzztime $(FUZZTIME)
+	go test ./internal/k3s -run '^$$' -fuzz '^FuzzGuestTexts$$' -fuzztime $(FUZZTIME)
+	go test ./internal/mark -run '^$$' -fuzz '^FuzzMark$$' -fuzztime $(FUZZTIME)
 
 # Whole-system tests with real processes; they use the binaries in bin/.
-e2e: build
+e2e: build $(NFPM)
 	go test -tags e2e -count 1 -timeout 30m ./test/...
 
 # One line per figure, with its bound.
@@ -75,7 +97,7 @@ scenarios: build
 	bin/hl-lab demo
 
 clean:
-	rm -rf bin
+	rm -rf bin dist
 
 tools: $(BUF) $(PROTOC_GEN_GO) $(PROTOC_GEN_GO_GRPC) $(GOLANGCI_LINT)
 
@@ -97,3 +119,7 @@ $(PROTOC_GEN_GO_GRPC):
 	$(call install,protoc-gen-go-grpc,google.golang.org/grpc/cmd/protoc-gen-go-grpc,$(PROTOC_GEN_GO_GRPC_VERSION))
 $(GOLANGCI_LINT):
 	$(call install,golangci-lint,github.com/golangci/golangci-lint/v2/cmd/golangci-lint,$(GOLANGCI_LINT_VERSION))
+$(NFPM):
+	$(call install,nfpm,github.com/goreleaser/nfpm/v2/cmd/nfpm,$(NFPM_VERSION))
+$(CYCLONEDX_GOMOD):
+	$(call install,cyclonedx-gomod,github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod,$(CYCLONEDX_GOMOD_VERSION))

@@ -18,6 +18,7 @@ import (
 
 	"github.com/homeiac/homelab/agent/driver"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
+	"github.com/homeiac/homelab/internal/daemon"
 	"github.com/homeiac/homelab/internal/gossip"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/version"
@@ -32,28 +33,15 @@ type Agent struct {
 // New makes an agent; it does nothing yet.
 func New(cfg Config, log *slog.Logger) *Agent { return &Agent{cfg: cfg, log: log} }
 
-// allow says who may call what: controllers, and other agents for image files.
-func allow() rpc.Allow {
-	a := rpc.Allow{}
-	for _, method := range []string{
-		agentv1.AgentService_Observe_FullMethodName, agentv1.AgentService_Run_FullMethodName,
-		agentv1.AgentService_Exec_FullMethodName, agentv1.AgentService_Credentials_FullMethodName,
-		agentv1.AgentService_Orphans_FullMethodName, agentv1.AgentService_ListSnapshots_FullMethodName,
-		agentv1.AgentService_ResolveImage_FullMethodName, agentv1.AgentService_SetTrust_FullMethodName,
-	} {
-		a[method] = []string{rpc.RoleController}
-	}
-	a[agentv1.PeerService_Pull_FullMethodName] = []string{rpc.RoleAgent}
-	return a
-}
-
-// Run serves until ctx ends, and returns nil then. Steps that are at work end
-// with it; programs that the driver started go on and are found again.
+// Run serves until ctx ends, and returns nil when the steps at work have ended: at
+// once what waits or transfers, and what has a program at work on a VM when that
+// ends or after stopGrace. Such a program goes on then, and is found again.
 func (a *Agent) Run(ctx context.Context) error {
 	creds, err := rpc.LoadTLS(a.cfg.CA, a.cfg.Cert, a.cfg.Key)
 	if err != nil {
 		return err
 	}
+	creds.Log = a.log
 	id := creds.Identity()
 	if id.Role != rpc.RoleAgent || id.Name != a.cfg.Name {
 		return rpc.Errorf(rpc.ErrInvalid, "the certificate %s is of %s, this is agent@%s; correct cert or name in the configuration", a.cfg.Cert, id, a.cfg.Name)
@@ -81,7 +69,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	service.trust = trust
 	service.peers = &agents{credentials: creds, log: a.log}
 	address := net.JoinHostPort(a.cfg.Advertise, strconv.Itoa(a.cfg.Port))
-	server, err := rpc.Listen(ctx, rpc.ServerConfig{Address: address, Credentials: creds, Allow: allow(), Log: a.log},
+	server, err := rpc.Listen(ctx, rpc.ServerConfig{Address: address, Credentials: creds, Allow: allow(), Audit: journal(a.log), Log: a.log},
 		func(r grpc.ServiceRegistrar) {
 			agentv1.RegisterAgentServiceServer(r, service)
 			agentv1.RegisterPeerServiceServer(r, &peerService{service: service})
@@ -104,14 +92,31 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	trust.setRing(peers.SetKeys)
 	a.log.Info("agent starts", "name", a.cfg.Name, "fleet", id.Fleet, "address", address, "version", version.String())
+	supervisor := daemon.Supervised(a.log)
+	service.flights.supervisor = supervisor
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return proc.Run(ctx) })
-	g.Go(func() error { return service.Work(ctx) })
-	g.Go(func() error { return server.Run(ctx) })
-	g.Go(func() error { return peers.Run(ctx) })
-	g.Go(func() error { return trust.follow(ctx, peers) })
+	context.AfterFunc(ctx, func() {
+		supervisor.Ending("ends; what works on a VM is waited for, " + stopGrace.String() + " at most")
+		proc.End()
+	})
+	// Who looks sees the agent and its last steps until these have ended: a host that
+	// fell silent fails the run.
+	base, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	g.Go(func() error { return proc.Run(base) })
+	g.Go(func() error { defer end(); return service.Work(ctx) })
+	g.Go(func() error { return server.Run(base) })
+	g.Go(func() error { return peers.Run(base) })
+	g.Go(func() error { return trust.follow(base, peers) })
 	renewal := &rpc.Renewal{Credentials: creds, Renew: trust.renew, Log: a.log}
-	g.Go(func() error { return renewal.Run(ctx) })
+	g.Go(func() error { return renewal.Run(base) })
+	g.Go(func() error {
+		if answers(ctx, proc) {
+			supervisor.Ready(fmt.Sprintf("host %s of fleet %s, serving on %s", a.cfg.Name, id.Fleet, address))
+			a.log.Info("ready", "name", a.cfg.Name)
+		}
+		return nil
+	})
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("agent %s: %w", a.cfg.Name, err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/daemon"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -43,30 +44,51 @@ type flights struct {
 	mu    sync.Mutex
 	byKey map[string]*flight
 	begun chan *flight
-	over  chan struct{} // closed when run has ended
+	// ending is closed when no more steps are begun, over when none is left.
+	ending, over chan struct{}
+	supervisor   *daemon.Supervisor // nil tells nobody
 }
 
 func newFlights(host string, log *slog.Logger) *flights {
-	return &flights{host: host, log: log, byKey: make(map[string]*flight), begun: make(chan *flight), over: make(chan struct{})}
+	return &flights{
+		host: host, log: log, byKey: make(map[string]*flight), begun: make(chan *flight),
+		ending: make(chan struct{}), over: make(chan struct{}),
+	}
 }
 
 // run carries out what begin is given, until ctx ends and with it the steps: a
-// step belongs to the agent and not to the call that asked for it.
+// step belongs to the agent and not to the call that asked for it. What a step waits
+// for or transfers ends at once, a program that works on a VM when it ends by itself
+// or after stopGrace; only then run returns.
+//
+// It is the agent's loop that feeds the watchdog: it waits for no step, so that a qm
+// that hangs is no reason to kill the agent.
 func (f *flights) run(ctx context.Context) error {
 	var steps sync.WaitGroup
 	defer close(f.over)
+	beat, stop := f.supervisor.Beat()
+	defer stop()
+	begun, ends, landed := f.begun, ctx.Done(), make(chan struct{})
 	for {
 		select {
-		case <-ctx.Done():
-			steps.Wait()
+		case <-ends:
+			close(f.ending)
+			begun, ends = nil, nil
+			go func() { steps.Wait(); close(landed) }()
+		case <-landed:
 			return nil
-		case fl := <-f.begun:
+		case fl := <-begun:
 			steps.Go(func() { fl.fly(ctx, f.host, f.log) })
+		case <-beat:
+			f.list() // an agent that is locked up is as dead as a loop that stands still
+			f.supervisor.Alive()
 		}
 	}
 }
 
-// begin starts a step under a key, or is Busy while another one has it.
+// begin starts a step under a key, or is Busy while another one has it. While the
+// agent ends it waits for that, and is Unavailable then: one that is told so at once
+// asks again at once, and has given up before the next agent is there.
 func (f *flights) begin(ctx context.Context, key string, fl *flight) error {
 	fl.since, fl.changed = time.Now(), make(chan struct{})
 	f.mu.Lock()
@@ -134,8 +156,8 @@ func (fl *flight) doing() string {
 	return fl.phase
 }
 
-func (fl *flight) fly(ctx context.Context, host string, log *slog.Logger) {
-	ctx, cancel := context.WithTimeout(ctx, fl.limit)
+func (fl *flight) fly(life context.Context, host string, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(life, fl.limit)
 	defer cancel()
 	log = log.With("step", fl.step.GetId(), "run", fl.run)
 	result, err := fl.protect(ctx, log, func(e *homelabv1.Event) {
@@ -156,6 +178,10 @@ func (fl *flight) fly(ctx context.Context, host string, log *slog.Logger) {
 		fl.wake()
 	})
 	took := time.Since(fl.since).Round(time.Millisecond)
+	if err != nil && life.Err() != nil {
+		// Whatever it was, what the step was about is to be looked at again.
+		err = rpc.Errorf(rpc.ErrUnavailable, "%w: %w", errEnding, err)
+	}
 	if err != nil {
 		log.Warn("step failed", "took", took, "error", err)
 	} else {

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -29,6 +30,9 @@ type intents struct {
 
 func openIntents(dir string) (*intents, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := durable.Tidy(dir, time.Now()); err != nil {
 		return nil, err
 	}
 	s := &intents{dir: dir, open: make(map[int32]*homelabv1.Intent)}

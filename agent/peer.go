@@ -26,6 +26,8 @@ type peerService struct {
 // Pull sends a file by its digest, as it comes.
 func (p *peerService) Pull(req *agentv1.PullRequest, stream grpc.ServerStreamingServer[agentv1.PullResponse]) error {
 	s := p.service
+	ctx, leave := s.flights.unlessEnding(stream.Context())
+	defer leave()
 	want := image.Digests{SHA256: req.GetSha256(), SHA512: req.GetSha512()}
 	file, err := s.images.Pass(want, req.GetOffset(), s.imageFolders(s.host.Observe(s.now())))
 	if err != nil {
@@ -38,9 +40,12 @@ func (p *peerService) Pull(req *agentv1.PullRequest, stream grpc.ServerStreaming
 	}
 	for {
 		buf := pieces.Get(pullBytes)
-		n, err := file.Next(stream.Context(), *buf)
+		n, err := file.Next(ctx, *buf)
 		if errors.Is(err, io.EOF) {
 			return nil
+		}
+		if s.flights.ends() {
+			return rpc.Errorf(rpc.ErrUnavailable, "%w", errEnding) // whoever asked goes on with another host
 		}
 		if err != nil {
 			return err

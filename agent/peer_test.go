@@ -185,3 +185,48 @@ func TestAnImageIsPruned(t *testing.T) {
 		t.Error(s.result, err)
 	}
 }
+
+// emptyStream takes what is sent to a peer.
+type emptyStream struct {
+	grpc.ServerStreamingServer[agentv1.PullResponse]
+	ctx  context.Context
+	sent chan struct{}
+}
+
+func (s *emptyStream) Context() context.Context { return s.ctx }
+
+func (s *emptyStream) Send(*agentv1.PullResponse) error { return nil }
+
+// SendMsg is as slow as the peer.
+func (s *emptyStream) SendMsg(any) error {
+	s.sent <- struct{}{}
+	return nil
+}
+
+func TestWhatIsSentToAPeerEndsWithTheAgent(t *testing.T) {
+	w := newWorld(t)
+	w.put("../files/noble.img", strings.Repeat(string(imageFile()), 1000))
+	w.must(fetchStep)
+	sum := sha256.Sum256([]byte(strings.Repeat(string(imageFile()), 1000)))
+	s := &emptyStream{ctx: t.Context(), sent: make(chan struct{})}
+	ended := make(chan error, 1)
+	go func() {
+		ended <- (&peerService{service: w.svc}).Pull(&agentv1.PullRequest{Sha256: hex.EncodeToString(sum[:])}, s)
+	}()
+	select {
+	case <-s.sent:
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	w.stop()
+	for {
+		select {
+		case <-s.sent:
+		case err := <-ended:
+			if !errors.Is(err, rpc.ErrUnavailable) || !strings.Contains(err.Error(), "the agent is ending") {
+				t.Errorf("the transfer ended with %v", err)
+			}
+			return
+		}
+	}
+}

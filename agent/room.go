@@ -78,6 +78,12 @@ func (r room) storage(name string) *homelabv1.Storage {
 	return r.storages[i]
 }
 
+// The image's own files, in words.
+const (
+	theImage    = "the image"
+	itsUnpacked = "its unpacked copy"
+)
+
 // need is a part of what is needed.
 type need struct {
 	bytes int64
@@ -110,7 +116,7 @@ func (r room) check(seen image.Seen) (int64, error) {
 	on := make(map[string][]need)
 	at := r.req.GetImagesStorage()
 	if seen.Compression != "" && seen.UnpackedBytes > 0 {
-		on[at] = append(on[at], need{seen.UnpackedBytes, "its unpacked copy"})
+		on[at] = append(on[at], need{seen.UnpackedBytes, itsUnpacked})
 	}
 	for _, n := range r.req.GetNeeds() {
 		bytes := n.GetBytes()
@@ -125,7 +131,7 @@ func (r room) check(seen image.Seen) (int64, error) {
 	if st := r.storage(at); st != nil && isYes(st.GetSpaceKnown()) {
 		allowed = st.GetFreeBytes() - sum(on[at])
 	}
-	image := need{max(0, seen.Bytes-seen.Done), "the image"}
+	image := need{max(0, seen.Bytes-seen.Done), theImage}
 	on[at] = append([]need{image}, on[at]...)
 	var root []need
 	for _, st := range r.storages {
@@ -135,7 +141,7 @@ func (r room) check(seen image.Seen) (int64, error) {
 				human.Size(st.GetFreeBytes()), st.GetFreeBytes(), human.Size(sum(needs)), sum(needs), texts(needs))
 		}
 		if r.onRoot[st.GetName()] {
-			root = append(root, needs...)
+			root = append(root, written(needs, at == st.GetName(), max(seen.Bytes, seen.UnpackedBytes))...)
 		}
 	}
 	if r.rootAll > 0 && len(root) > 0 {
@@ -152,6 +158,20 @@ func (r room) check(seen image.Seen) (int64, error) {
 		return -1, nil
 	}
 	return max(0, allowed) + seen.Done, nil
+}
+
+// written is what of the needs is really written at once: disks are files with holes,
+// into which no more comes than the image has. Its own files, which come first where
+// they lie, are written whole.
+func written(needs []need, images bool, content int64) []need {
+	var out []need
+	for _, n := range needs {
+		if own := images && (n.what == theImage || n.what == itsUnpacked); !own {
+			n.bytes = min(n.bytes, content)
+		}
+		out = append(out, n)
+	}
+	return out
 }
 
 // fits refuses an image whose disk is larger than the guest's: its end would be cut.

@@ -74,12 +74,12 @@ func NewService(cfg Config, fleet string, d driver.Full, log *slog.Logger) (*Ser
 		saved: filepath.Join(cfg.State, "saved"), snapshots: &snapshots{dir: filepath.Join(cfg.State, "snapshots"), host: cfg.Name},
 		wrongFor: wrongFor, soakGrace: soakGrace,
 		name: cfg.Name, fleet: fleet, root: cfg.Root, pauseFile: cfg.PauseFile, sshPort: cfg.SSHPort,
-		driver: d, host: host.New(cfg.Root), images: image.New(files), files: files, liars: new(liars), keys: keys,
+		driver: outlasting{d, stopGrace}, host: host.New(cfg.Root), images: image.New(files), files: files, liars: new(liars), keys: keys,
 		fence: fence, intents: intents, flights: newFlights(cfg.Name, log), now: clock(cfg.Clock),
 	}, nil
 }
 
-// Work carries out steps until ctx ends, and ends them with it.
+// Work carries out steps until ctx ends, and ends them with it (see flights.run).
 func (s *Service) Work(ctx context.Context) error { return s.flights.run(ctx) }
 
 // Run is the rpc: one step, followed to its end.
@@ -120,6 +120,9 @@ func (s *Service) Exec(req *agentv1.ExecRequest, stream grpc.ServerStreamingServ
 	if len(req.GetArgv()) == 0 {
 		return rpc.Errorf(rpc.ErrInvalid, "no command")
 	}
+	if err := checkFields(req.GetWant()); err != nil {
+		return err
+	}
 	sh, err := s.open(ctx, req.GetWant())
 	if err != nil {
 		return err
@@ -144,6 +147,9 @@ func (s *Service) Credentials(ctx context.Context, req *agentv1.CredentialsReque
 		file = k3s.Kubeconfig
 	default:
 		return nil, rpc.Errorf(rpc.ErrInvalid, "credentials of kind %s", req.GetKind())
+	}
+	if err := checkFields(req.GetWant()); err != nil {
+		return nil, err
 	}
 	sh, err := s.openServer(ctx, req)
 	if err != nil {

@@ -131,6 +131,9 @@ func isThrough(req *agentv1.RunRequest) bool {
 // checkRun finds requests that make no sense, or are meant for others.
 func (s *Service) checkRun(req *agentv1.RunRequest) error {
 	step, id := req.GetStep(), req.GetWant().GetIdentity()
+	if err := checkFields(req); err != nil {
+		return err
+	}
 	switch {
 	case step.GetId() == "" || step.GetAction() == homelabv1.Action_ACTION_UNSPECIFIED:
 		return rpc.Errorf(rpc.ErrInvalid, "the request names no step")

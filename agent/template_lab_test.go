@@ -163,14 +163,12 @@ func TestAGuestIsClonedBootsAndIsMadeAgain(t *testing.T) {
 	}
 }
 
-// TestAQMKilledAtAnyPointOfATemplateOrACloneIsMadeGoodByTheNextRun, and the VM of
+// TestAQMKilledInATemplateOrACloneIsMadeGoodByTheNextRun, and the VM of
 // somebody else that stands on the same template is not touched.
-func TestAQMKilledAtAnyPointOfATemplateOrACloneIsMadeGoodByTheNextRun(t *testing.T) {
+func TestAQMKilledInATemplateOrACloneIsMadeGoodByTheNextRun(t *testing.T) {
 	t.Parallel()
-	for _, point := range []string{
-		"create disks", "template marked", "template renamed",
-		"clone reserved", "clone copied", "clone drive", "set begun", "set disks",
-	} {
+	// The others are tried in test/e2e, with the built programs.
+	for _, point := range []string{"template renamed", "clone drive", "set disks"} {
 		t.Run(strings.ReplaceAll(point, " ", "-"), func(t *testing.T) {
 			l := newLab(t, 1)
 			l.do(1, fetchStep)
@@ -262,8 +260,8 @@ func TestAPruneThatIsCutOffIsFinished(t *testing.T) {
 	}
 }
 
-// TestTenLinkedGuestsTakeLittleMoreThanTheirImage: what counts is what the storage's folders hold.
-func TestTenLinkedGuestsTakeLittleMoreThanTheirImage(t *testing.T) {
+// TestLinkedGuestsTakeLittleMoreThanTheirImage: what counts is what the storage's folders hold.
+func TestLinkedGuestsTakeLittleMoreThanTheirImage(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 1)
 	data := make([]byte, 8<<20)
@@ -278,7 +276,7 @@ func TestTenLinkedGuestsTakeLittleMoreThanTheirImage(t *testing.T) {
 	}
 	l.do(1, fetchStep)
 	l.do(1, templateStep, l.asTemplate)
-	for i := range 10 {
+	for i := range 3 {
 		l.do(1, createStep, asClone(homelabv1.CloneKind_CLONE_KIND_LINKED), func(r *agentv1.RunRequest) {
 			id := r.GetWant().GetIdentity()
 			id.Vmid += int32(i)

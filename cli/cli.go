@@ -15,6 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/homeiac/homelab/internal/manual"
 )
 
 // Exit codes of hlctl, relied on by scripts.
@@ -197,8 +199,9 @@ something was skipped, refused or failed, and something else was done or is heal
 	root.AddCommand(
 		a.validateCommand(), a.planCommand(), a.applyCommand(), a.statusCommand(), a.hostsCommand(),
 		a.guestsCommand(), a.k3sCommand(), a.runsCommand(), a.execCommand(), a.versionCommand(),
-		a.whyCommand(), a.orphansCommand(), a.imagesCommand(), a.pauseCommand(), a.resumeCommand(),
+		a.whyCommand(), a.orphansCommand(), a.imagesCommand(), a.pauseCommand(), a.resumeCommand(), a.auditCommand(),
 		a.trustCommand(), a.tokenCommand(),
 	)
+	manual.Add(root, "1")
 	return root
 }

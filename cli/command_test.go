@@ -315,7 +315,7 @@ func TestCommandsOfTheContract(t *testing.T) {
 	walk(newApp(os.Stdin, os.Stdout, os.Stderr).command())
 	slices.Sort(got)
 	want := []string{
-		"apply", "exec",
+		"apply", "audit", "exec",
 		"guests", "guests adopt", "guests delete", "guests ip", "guests recreate", "guests restart", "guests show", "guests start", "guests stop",
 		"hosts",
 		"images", "images fetch", "images prune",

@@ -24,6 +24,7 @@ var reads = []string{
 	controllerv1.ControllerService_Why_FullMethodName,
 	controllerv1.ControllerService_Orphans_FullMethodName,
 	controllerv1.ControllerService_ListSnapshots_FullMethodName,
+	controllerv1.ControllerService_ListAudit_FullMethodName,
 	controllerv1.ControllerService_ListTokens_FullMethodName,
 	controllerv1.ControllerService_Trust_FullMethodName,
 }

@@ -29,31 +29,7 @@ type rig struct {
 	ca      *rpc.CA
 }
 
-var viewer = []string{rpc.RoleAdmin, rpc.RoleViewer}
-
-var allow = rpc.Allow{
-	controllerv1.ControllerService_Plan_FullMethodName:       viewer,
-	controllerv1.ControllerService_Status_FullMethodName:     viewer,
-	controllerv1.ControllerService_ListRuns_FullMethodName:   viewer,
-	controllerv1.ControllerService_FollowRun_FullMethodName:  viewer,
-	controllerv1.ControllerService_Version_FullMethodName:    viewer,
-	controllerv1.ControllerService_Apply_FullMethodName:      {rpc.RoleAdmin},
-	controllerv1.ControllerService_Exec_FullMethodName:       {rpc.RoleAdmin},
-	controllerv1.ControllerService_Kubeconfig_FullMethodName: {rpc.RoleAdmin},
-
-	controllerv1.ControllerService_Why_FullMethodName:           viewer,
-	controllerv1.ControllerService_Orphans_FullMethodName:       viewer,
-	controllerv1.ControllerService_ListSnapshots_FullMethodName: viewer,
-	controllerv1.ControllerService_Pause_FullMethodName:         {rpc.RoleAdmin},
-	controllerv1.ControllerService_Resume_FullMethodName:        {rpc.RoleAdmin},
-
-	controllerv1.ControllerService_Trust_FullMethodName:             {rpc.RoleAdmin},
-	controllerv1.ControllerService_ListTokens_FullMethodName:        {rpc.RoleAdmin},
-	controllerv1.ControllerService_CreateToken_FullMethodName:       {rpc.RoleAdmin},
-	controllerv1.ControllerService_RevokeToken_FullMethodName:       {rpc.RoleAdmin},
-	controllerv1.ControllerService_RotateGossip_FullMethodName:      {rpc.RoleAdmin},
-	controllerv1.ControllerService_RevokeCertificate_FullMethodName: {rpc.RoleAdmin},
-}
+var allow = rpc.AllowOf(controllerv1.ControllerService_ServiceDesc.ServiceName)
 
 func newRig(t *testing.T) *rig {
 	t.Helper()

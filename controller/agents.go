@@ -85,6 +85,8 @@ func runStep(ctx context.Context, client agentv1.AgentServiceClient, req *agentv
 		}
 		switch part := resp.GetPart().(type) {
 		case *agentv1.RunResponse_Event:
+			// An agent tells of the step that it was given, whatever it says.
+			part.Event.Step, part.Event.Guest, part.Event.Host = req.GetStep().GetId(), req.GetStep().GetGuest(), req.GetStep().GetHost()
 			emit(part.Event)
 		case *agentv1.RunResponse_Result:
 			return part.Result, nil

@@ -24,6 +24,7 @@ import (
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/daemon"
 	"github.com/homeiac/homelab/internal/gossip"
 	"github.com/homeiac/homelab/internal/mark"
 	"github.com/homeiac/homelab/internal/rpc"
@@ -123,32 +124,6 @@ func newController(cfg Config, version string, log *slog.Logger, creds *rpc.Cred
 	return c
 }
 
-// allow says who may call what: admins all, viewers what changes and reveals
-// nothing.
-var allow = rpc.Allow{
-	controllerv1.ControllerService_Plan_FullMethodName:          {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_Status_FullMethodName:        {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_ListRuns_FullMethodName:      {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_FollowRun_FullMethodName:     {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_Version_FullMethodName:       {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_Apply_FullMethodName:         {rpc.RoleAdmin},
-	controllerv1.ControllerService_Exec_FullMethodName:          {rpc.RoleAdmin},
-	controllerv1.ControllerService_Kubeconfig_FullMethodName:    {rpc.RoleAdmin},
-	controllerv1.ControllerService_Pause_FullMethodName:         {rpc.RoleAdmin},
-	controllerv1.ControllerService_Resume_FullMethodName:        {rpc.RoleAdmin},
-	controllerv1.ControllerService_Why_FullMethodName:           {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_Orphans_FullMethodName:       {rpc.RoleAdmin, rpc.RoleViewer},
-	controllerv1.ControllerService_ListSnapshots_FullMethodName: {rpc.RoleAdmin, rpc.RoleViewer},
-
-	controllerv1.ControllerService_RevokeCertificate_FullMethodName: {rpc.RoleAdmin},
-	controllerv1.ControllerService_CreateToken_FullMethodName:       {rpc.RoleAdmin},
-	controllerv1.ControllerService_ListTokens_FullMethodName:        {rpc.RoleAdmin},
-	controllerv1.ControllerService_RevokeToken_FullMethodName:       {rpc.RoleAdmin},
-	controllerv1.ControllerService_Trust_FullMethodName:             {rpc.RoleAdmin},
-	controllerv1.ControllerService_RotateGossip_FullMethodName:      {rpc.RoleAdmin},
-	trustv1.TrustService_Present_FullMethodName:                     {rpc.RoleAgent},
-}
-
 // Run serves until ctx ends: then nothing new is begun, steps that agents carry
 // out go on there, and the run is remembered as interrupted. It returns nil when
 // ctx was why.
@@ -183,7 +158,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	server, err := rpc.Listen(ctx, rpc.ServerConfig{
 		Address:     net.JoinHostPort(c.cfg.Advertise, strconv.Itoa(c.cfg.Port)),
-		Credentials: c.creds, Allow: allow, Grace: lastWords + time.Second, Log: c.log,
+		Credentials: c.creds,
+		Allow:       rpc.AllowOf(controllerv1.ControllerService_ServiceDesc.ServiceName, trustv1.TrustService_ServiceDesc.ServiceName),
+		Audit:       c.auditor(), Grace: lastWords + time.Second, Log: c.log,
 	}, func(r grpc.ServiceRegistrar) {
 		controllerv1.RegisterControllerServiceServer(r, &service{c: c})
 		trustv1.RegisterTrustServiceServer(r, &trustService{c: c})
@@ -203,12 +180,18 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	c.mu.Unlock()
 	close(c.listens)
-	c.log.Info("serving", "address", server.Addr().String(), "fleet", c.fleet, "version", c.version)
-	context.AfterFunc(ctx, func() { end(errEnding) })
+	c.log.Info("serving", "name", c.cfg.Name, "address", server.Addr().String(), "fleet", c.fleet, "version", c.version)
+	supervisor := daemon.Supervised(c.log)
+	supervisor.Ready(fmt.Sprintf("controller %s of fleet %s, serving on %s", c.cfg.Name, c.fleet, server.Addr()))
+	context.AfterFunc(ctx, func() {
+		supervisor.Ending("ends; what agents carry out goes on there")
+		end(errEnding)
+	})
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return c.watch(ctx) })
+	g.Go(func() error { return c.pulse(ctx, supervisor) })
 	g.Go(func() error { return c.watchTrust(ctx) })
 	g.Go(func() error { return c.pusher.run(ctx) })
 	if enrol != nil {
@@ -234,6 +217,9 @@ func (c *Controller) recall(ctx context.Context) error {
 		return err
 	}
 	if err := c.store.Interrupt(ctx, c.now()); err != nil {
+		return err
+	}
+	if err := c.store.InterruptActs(ctx); err != nil {
 		return err
 	}
 	hosts, err := c.store.Hosts(ctx)

@@ -371,10 +371,17 @@ func (d *dispatch) imageEvent(e *homelabv1.Event) {
 const imagePatience = 2 * time.Minute
 
 // again says whether a step is sent once more after that many attempts. A fetch is
-// as long as it brings something: its sources and peers come and go.
+// as long as it brings something, or another host reads the source for it: sources
+// and peers come and go.
 func (d *dispatch) again(s *homelabv1.Step, attempts int) bool {
 	if attempts < stepAttempts {
 		return true
 	}
-	return s.GetAction() == homelabv1.Action_ACTION_FETCH && d.c.now().Sub(d.transfers.lastProgress(s.GetId())) < imagePatience
+	if s.GetAction() != homelabv1.Action_ACTION_FETCH {
+		return false
+	}
+	if t := d.transfers.of(imageKey(s)); t != nil && t.readByAnother(s.GetHost()) {
+		return true // what it waits for may just begin to come
+	}
+	return d.c.now().Sub(d.transfers.lastProgress(s.GetId())) < imagePatience
 }

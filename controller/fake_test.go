@@ -215,6 +215,7 @@ type fakeVM struct {
 // fakeAgent is the agent of one host, and the host. What it does it remembers
 // over a restart, as the disk of a host does.
 type fakeAgent struct {
+	lie string // the host that it says it is; empty: its own
 	agentv1.UnimplementedAgentServiceServer
 	f       *fleet
 	name    string
@@ -285,6 +286,9 @@ func (a *fakeAgent) Observe(_ context.Context, req *agentv1.ObserveRequest) (*ag
 			continue
 		}
 		o.Looks = append(o.Looks, f.look(vm, l.GetCluster()))
+	}
+	if a.lie != "" {
+		o.Host = a.lie
 	}
 	return &agentv1.ObserveResponse{Observation: o}, nil
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/homeiac/homelab/controller/store"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/spec"
 )
 
@@ -45,14 +46,22 @@ func (h *healer) heal(ctx context.Context, sp *spec.Spec, w world) {
 		defer c.runs.Done()
 		defer h.healing.Store(false)
 		state := ""
+		ctx, outcome := rpc.Noting(context.WithoutCancel(ctx))
+		end, err := c.act(ctx, c.creds.Identity().String(), healedBy, "", aboutPlan(p))
+		if err != nil {
+			c.log.Warn("healing", "error", err)
+			h.rest.Store(c.now().Add(c.pace.heal).UnixNano())
+			return
+		}
 		// Not the watch's context: a run ends its steps before the process does.
-		err := c.apply(context.WithoutCancel(ctx), request{sp: sp, digest: p.GetDigest(), yes: true, by: healedBy, asked: w.asked},
+		err = c.apply(ctx, request{sp: sp, digest: p.GetDigest(), yes: true, by: healedBy, asked: w.asked},
 			func(part *controllerv1.ApplyResponse) error {
 				if sum := part.GetSummary(); sum != nil {
 					state = verdictOf(sum)
 				}
 				return nil
 			})
+		end(outcome(err))
 		if err != nil {
 			c.log.Warn("healing", "error", err)
 		}

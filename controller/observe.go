@@ -254,10 +254,23 @@ func (o *observer) call(ctx context.Context, client agentv1.AgentServiceClient, 
 		a.err = err
 		return a
 	}
+	if err := ofHost(resp.GetObservation(), t.name); err != nil {
+		a.err = err
+		return a
+	}
 	a.err, a.obs, a.looked = nil, resp.GetObservation(), len(looks) > 0
 	a.rtt = o.now().Sub(start)
 	a.offset = offset(start, a.rtt, a.obs.GetAt().AsTime())
 	return a
+}
+
+// ofHost refuses an observation of another host than was asked, whoever gave it: what
+// one host holds would be taken for what another does.
+func ofHost(obs *homelabv1.Observation, host string) error {
+	if obs.GetHost() == host {
+		return nil
+	}
+	return rpc.Errorf(rpc.ErrDenied, "the agent of %s answers for %q and is not believed; on the host: hl-agent's name in its configuration", host, obs.GetHost())
 }
 
 // offset is how far the host's clock is ahead of ours, taking its answer as
@@ -272,7 +285,8 @@ func offset(start time.Time, rtt time.Duration, theirs time.Time) time.Duration 
 
 // judge is how a host is seen after an answer. It decides on values alone.
 func judge(s sight, a answer, now time.Time) sight {
-	if a.address != "" {
+	// What only the gossip says is no host's address before its certificate was seen there.
+	if a.address != "" && (a.err == nil || a.address != a.peer.Address) {
 		s.address = a.address
 	}
 	if a.err != nil {

@@ -126,6 +126,7 @@ func (r *run) carryOut(ctx context.Context) error {
 		if err := r.abandon(nil); err != nil {
 			return err
 		}
+		rpc.Sum(ctx, "", "nothing was done: this is another plan than was shown")
 		return r.send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_ChangedPlan{ChangedPlan: p}})
 	}
 	if names := unconfirmed(p, r.req.asked.destroy); len(names) > 0 {
@@ -144,6 +145,7 @@ func (r *run) carryOut(ctx context.Context) error {
 	if err := r.send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Plan{Plan: p}}); err != nil {
 		r.c.log.Debug("plan not sent, the caller is gone", "error", err)
 	}
+	rpc.About(ctx, aboutPlan(p)...)
 	r.tellPlan(p)
 	r.c.work(guestsOf(p))
 	q := &schedule{do: r.step, skip: r.skipped, stop: r.paused}
@@ -364,6 +366,11 @@ func (r *run) end(ctx context.Context, w world) error {
 	if ctx.Err() != nil {
 		state, text = store.StateInterrupted, text+"; "+why(ctx).Error()
 	}
+	result := state
+	if state == store.StateDone {
+		result = store.ResultOK
+	}
+	rpc.Sum(ctx, result, sumOf(r.record.GetRun(), sum))
 	r.finish(state, text, sum)
 	if err := r.send(&controllerv1.ApplyResponse{Part: &controllerv1.ApplyResponse_Summary{Summary: sum}}); err != nil {
 		c.log.Debug("summary not sent, the caller is gone", "error", err)

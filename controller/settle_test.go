@@ -98,6 +98,7 @@ func TestYesConfirmsNoDestructionThatWasNotToBeExpected(t *testing.T) {
 			f := newFleet(t, hostNames(3)...)
 			var looks atomic.Int32
 			f.tune = func(c *Controller) {
+				c.pace.busy = 10 * time.Second // the third look ends it, however slow the machine
 				c.make = func(want plan.Want, seen plan.Seen, now time.Time) *homelabv1.Plan {
 					switch {
 					case looks.Load() == 0:

@@ -234,6 +234,13 @@ func (t *transfer) readInVain(host string, held int64, why error) {
 	}
 }
 
+// readByAnother says whether another host than this one reads the source now.
+func (t *transfer) readByAnother(host string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.reader != "" && t.reader != host
+}
+
 // leave says that a host gets it no more.
 func (t *transfer) leave(host string) {
 	t.mu.Lock()

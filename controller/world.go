@@ -79,13 +79,18 @@ func (c *Controller) lastSpec(ctx context.Context) (*spec.Spec, error) {
 }
 
 // parseSpec reads a Spec that was sent. Its faults are told all at once.
+// faultsError are the faults of a Spec, for whoever must not tell what they quote.
+type faultsError struct{ faults spec.Faults }
+
+func (e *faultsError) Error() string { return e.faults.String() }
+
 func parseSpec(name string, text []byte) (*spec.Spec, error) {
 	if name == "" {
 		name = "homelab.yaml"
 	}
 	sp, faults := spec.Parse(name, text)
-	if err := faults.Err(); err != nil {
-		return nil, rpc.Errorf(rpc.ErrInvalid, "%w", err)
+	if len(faults) > 0 {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "%w", &faultsError{faults})
 	}
 	for _, g := range sp.GuestNames() {
 		if files := sp.Guests[g].KeyFiles; len(files) > 0 {

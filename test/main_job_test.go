@@ -55,7 +55,9 @@ var programs = map[string]func(ctx context.Context, args []string) int{
 		if len(args) > 0 && args[0] == "driver" {
 			signal.Ignore(os.Interrupt)
 			cfg := proxmox.Config{Root: after(args, "--root"), Proc: after(args, "--proc"), State: after(args, "--state"), Log: driver.PluginLog()}
-			driver.Serve(proxmox.New(cfg))
+			d := proxmox.New(cfg)
+			context.AfterFunc(ctx, d.End)
+			driver.Serve(d)
 			return 0
 		}
 		cfg, err := agent.LoadConfig(after(args, "--config"))

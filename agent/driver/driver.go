@@ -38,6 +38,10 @@ type Report func(*homelabv1.Event)
 // When it or the context ends, the driver stops waiting but leaves a program that
 // is at work alone: a later call finds it and waits for it.
 //
+// A driver's process that gets SIGTERM is to end soon: calls begin no more programs and
+// end what they wait for with Unavailable, but for a program that runs. It is killed
+// when no call is left, or after a while.
+//
 // Errors are of the kinds of internal/rpc. Busy: a lock, a task or another call
 // held the VM until the deadline. Refused: nothing was changed, and the text says
 // why. Unavailable: it cannot be known now, or was begun and not seen to end.

@@ -49,6 +49,9 @@ type Process struct {
 	down    string        // why it is down
 	changed chan struct{} // closed and made anew at every change of current
 	pid     int           // of the driver that runs; 0 while it is down
+
+	ending chan struct{} // closed by End
+	end    sync.Once
 }
 
 var _ Driver = (*Process)(nil)
@@ -58,18 +61,33 @@ func New(c Config) *Process {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Process{config: c, down: "not started yet", changed: make(chan struct{})}
+	return &Process{config: c, down: "not started yet", changed: make(chan struct{}), ending: make(chan struct{})}
 }
 
 // Run launches the driver and relaunches it whenever it ends, until ctx ends; then
 // it ends the driver and returns nil. Programs that the driver started live on.
 func (p *Process) Run(ctx context.Context) error {
 	wait := firstPause
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && !p.ended() {
 		wait = p.round(ctx, wait)
 	}
 	p.set(nil, 0, "the agent is ending")
 	return nil
+}
+
+// End asks the driver, by SIGTERM, to come to an end: to begin no more programs and
+// to wait for nothing but those that run. It is up until Run's context ends, so that
+// the calls at work can tell how they ended; one that dies instead is not launched
+// again.
+func (p *Process) End() { p.end.Do(func() { close(p.ending) }) }
+
+func (p *Process) ended() bool {
+	select {
+	case <-p.ending:
+		return true
+	default:
+		return false
+	}
 }
 
 // round runs the driver once and waits after its end; it gives the next wait.
@@ -83,6 +101,9 @@ func (p *Process) round(ctx context.Context, wait time.Duration) (next time.Dura
 		wait = firstPause
 	}
 	p.set(nil, 0, err.Error())
+	if p.ended() {
+		return wait
+	}
 	p.config.Log.Error("driver is down", "error", err, "relaunch_in", wait)
 	pause.For(ctx, wait)
 	return min(2*wait, lastPause)
@@ -135,11 +156,18 @@ func (p *Process) once(ctx context.Context) error {
 	c := raw.(*client)
 	p.set(c, cmd.Process.Pid, "")
 	p.config.Log.Info("driver is up", "pid", cmd.Process.Pid)
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-c.gone.Done():
-		return fmt.Errorf("process %d ended", cmd.Process.Pid)
+	for ending := p.ending; ; {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.gone.Done():
+			return fmt.Errorf("process %d ended", cmd.Process.Pid)
+		case <-ending:
+			ending = nil
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				return fmt.Errorf("end process %d: %w", cmd.Process.Pid, err)
+			}
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -24,7 +25,9 @@ import (
 // TestMain makes this binary a plugin, or an agent that supervises one, or the tests.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "plugin" {
-		driver.Serve(&scripted{dir: os.Args[2], log: driver.PluginLog()})
+		s := &scripted{dir: os.Args[2], log: driver.PluginLog(), ending: make(chan os.Signal, 1)}
+		signal.Notify(s.ending, syscall.SIGTERM)
+		driver.Serve(s)
 		return
 	}
 	if len(os.Args) > 2 && os.Args[1] == "agent" {
@@ -37,8 +40,19 @@ func TestMain(m *testing.M) {
 // scripted is a driver whose calls do what their names say.
 type scripted struct {
 	driver.Driver
-	dir string
-	log *slog.Logger
+	dir    string
+	log    *slog.Logger
+	ending chan os.Signal
+}
+
+// Stop goes on until the process is told to end; asked with force it dies then.
+func (s *scripted) Stop(_ context.Context, req *driverv1.StopRequest, report driver.Report) (*homelabv1.VirtualMachine, error) {
+	report(&homelabv1.Event{Text: "at work"})
+	<-s.ending
+	if req.GetForce() {
+		os.Exit(0)
+	}
+	return &homelabv1.VirtualMachine{Vmid: 201}, nil
 }
 
 func (s *scripted) Observe(context.Context, bool) (*driverv1.ObserveResponse, error) {
@@ -266,4 +280,28 @@ func TestTheDriversLogComesThroughWithLevelAndPairs(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the line is logged", func() bool { return strings.Contains(log.String(), "level=WARN msg=observed vms=3") })
+}
+
+func TestADriverThatIsToEndFinishesItsCallsAndIsNotLaunchedAgain(t *testing.T) {
+	for _, dies := range []bool{false, true} {
+		p, _ := supervised(t, nil)
+		pid := p.PID()
+		vm, err := p.Stop(t.Context(), &driverv1.StopRequest{Force: dies}, func(*homelabv1.Event) { p.End() })
+		if dies {
+			if !errors.Is(err, rpc.ErrUnavailable) {
+				t.Errorf("the call of a driver that died: %v", err)
+			}
+			eventually(t, "the driver is down for good", func() bool {
+				_, err := p.Observe(t.Context(), false)
+				return err != nil && strings.Contains(err.Error(), "the agent is ending")
+			})
+			continue
+		}
+		if err != nil || vm.GetVmid() != 201 {
+			t.Errorf("the call at work: %v, %v", vm, err)
+		}
+		if _, err := p.Observe(t.Context(), false); err != nil || p.PID() != pid {
+			t.Errorf("it is there until the agent has ended: %v", err)
+		}
+	}
 }

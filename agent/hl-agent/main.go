@@ -17,6 +17,7 @@ import (
 	"github.com/homeiac/homelab/agent/driver"
 	"github.com/homeiac/homelab/agent/driver/proxmox"
 	"github.com/homeiac/homelab/internal/daemon"
+	"github.com/homeiac/homelab/internal/rpc"
 )
 
 func main() {
@@ -28,21 +29,24 @@ func main() {
 func run(ctx context.Context, file string, log *slog.Logger) error {
 	cfg, err := agent.LoadConfig(file)
 	if err != nil {
-		return err
+		return rpc.Errorf(rpc.ErrInvalid, "%w", err)
 	}
 	return agent.New(cfg, log).Run(ctx)
 }
 
 func driverCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "driver NAME", Short: "Serve a driver to the agent (started by it)"}
+	cmd := &cobra.Command{Use: "driver NAME", Short: "Serve a driver to the agent (started by it)", Hidden: true}
 	var cfg proxmox.Config
 	one := &cobra.Command{
 		Use: "proxmox", Short: "The driver for Proxmox VE", Args: cobra.NoArgs,
-		Run: func(*cobra.Command, []string) {
+		Run: func(cmd *cobra.Command, _ []string) {
 			// A Ctrl-C in the agent's terminal is the agent's to act on.
 			signal.Ignore(os.Interrupt)
 			cfg.Log = driver.PluginLog()
-			driver.Serve(proxmox.New(cfg))
+			d := proxmox.New(cfg)
+			// SIGTERM, from the agent.
+			context.AfterFunc(cmd.Context(), d.End)
+			driver.Serve(d)
 		},
 	}
 	one.Flags().StringVar(&cfg.Root, "root", "/", "where the host's file system lies")

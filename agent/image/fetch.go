@@ -190,6 +190,16 @@ func (r *reasons) add(who string, err error) {
 	*r = append(*r, reason{who, err})
 }
 
+// of is why who did not give it; nil when nobody asked.
+func (r reasons) of(who string) error {
+	for _, one := range r {
+		if one.who == who {
+			return one.err
+		}
+	}
+	return nil
+}
+
 func (r reasons) String() string {
 	var out []string
 	for _, one := range r {

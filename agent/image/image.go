@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/homeiac/homelab/internal/durable"
 )
 
 // Folder is where the images of one storage lie.
@@ -56,6 +58,8 @@ type Store struct {
 	dry                time.Duration
 	sending, receiving *rate.Limiter
 
+	born time.Time // what was written before is another process's
+
 	mu       sync.Mutex
 	parts    map[string]*part // by path
 	unpacked map[string]*copyOf
@@ -66,7 +70,7 @@ type Store struct {
 // New makes a Store that reads file: addresses below files only.
 func New(files Roots) *Store {
 	return &Store{
-		files: files, client: newClient(), stall: time.Minute, every: time.Second, patience: 20 * time.Second, lull: 2 * time.Second, retry: 300 * time.Millisecond,
+		files: files, client: newClient(), born: time.Now(), stall: time.Minute, every: time.Second, patience: 5 * time.Second, lull: 2 * time.Second, retry: 300 * time.Millisecond,
 		dry:     5 * time.Second,
 		sending: newLimiter(), receiving: newLimiter(),
 		parts: make(map[string]*part), unpacked: make(map[string]*copyOf), using: make(map[string]int),
@@ -94,9 +98,10 @@ var ours = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{12}(\.[a-z0-
 
 const unpackedMark = ".unpacked."
 
-// sweep removes what a killed agent left: unpacked copies that nobody uses, and
-// files whose record is gone.
+// sweep removes what a killed agent left: unpacked copies that nobody uses, files
+// whose record is gone, and records that were not written to their end.
 func (s *Store) sweep(f Folder) {
+	_ = durable.Tidy(f.Local, s.born) // it is tried again next time
 	entries, err := os.ReadDir(f.Local)
 	if err != nil {
 		return

@@ -355,3 +355,34 @@ func TestAPipeInTheFileRootsIsNotWaitedFor(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestTheSourceIsReadAnewWhenThatIsAskedFor(t *testing.T) {
+	older := raw(1 << 20)
+	s, url, to := store(t, older)
+	src := &homelabv1.ImageSource{Name: "noble", Url: url}
+	job := image.Job{Source: src, To: to, WAN: true}
+	if _, _, _, err := s.Fetch(t.Context(), job); err != nil {
+		t.Fatal(err)
+	}
+	newer := raw(2 << 20)
+	if err := os.WriteFile(strings.TrimPrefix(url, "file:"), newer, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if img, changed, _, err := s.Fetch(t.Context(), job); err != nil || changed || img.Record.SHA256 != sum(older) {
+		t.Errorf("not asked for: %v %v %v", img.Record, changed, err)
+	}
+	job.Anew = true
+	if img, changed, _, err := s.Fetch(t.Context(), job); err != nil || !changed || img.Record.SHA256 != sum(newer) {
+		t.Errorf("asked for: %v %v %v", img.Record, changed, err)
+	}
+	for _, content := range [][]byte{older, newer} {
+		known := &homelabv1.ImageSource{Name: "noble", Url: url, Sha256: sum(content)}
+		if _, ok := image.Find(known, to); !ok {
+			t.Errorf("%s is gone", sum(content))
+		}
+	}
+	// Another name for the same file needs no other file.
+	if img, ok := image.Find(&homelabv1.ImageSource{Name: "ubuntu", Url: url, Sha256: sum(older)}, to); !ok || img.Record.SHA256 != sum(older) {
+		t.Errorf("under another name: %v %v", img.Record, ok)
+	}
+}

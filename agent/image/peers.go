@@ -43,10 +43,11 @@ func (f *fetch) fromPeers(ctx context.Context) (Image, bool, error) {
 	if f.WAN {
 		patience = 0
 	}
-	last, wait := time.Now(), f.s.retry/8
+	began, wait := time.Now(), f.s.retry/8
+	last := began
 	for {
 		progress := false
-		for _, peer := range f.Peers {
+		for i, peer := range f.Peers {
 			if f.out[peer.Name()] {
 				continue
 			}
@@ -58,6 +59,9 @@ func (f *fetch) fromPeers(ctx context.Context) (Image, bool, error) {
 			progress = progress || gave
 			if together && f.alone {
 				break // from the first one on, so that the liar is found
+			}
+			if i == 0 && f.mayBegin(peer, began) {
+				break
 			}
 		}
 		if ctx.Err() != nil {
@@ -79,6 +83,13 @@ func (f *fetch) fromPeers(ctx context.Context) (Image, bool, error) {
 		}
 		wait = min(2*wait, f.s.retry)
 	}
+}
+
+// mayBegin says whether a peer has nothing yet because it is about to begin: all hosts
+// of a run begin at once. The first is not given up for the others before it had a
+// moment, else they would all take the file from the one that was the quickest.
+func (f *fetch) mayBegin(peer Peer, began time.Time) bool {
+	return !f.WAN && errors.Is(f.why.of(peer.Name()), rpc.ErrNotFound) && time.Since(began) < f.s.patience/5
 }
 
 // fromPeer takes from one peer what it gives, and judges the file when that was

@@ -24,6 +24,9 @@ type host struct {
 	lies func(b []byte, offset int64)
 	dies int64
 
+	// asks is called when it is asked, before it answers.
+	asks func()
+
 	mu    sync.Mutex
 	asked []int64 // offsets
 }
@@ -40,6 +43,9 @@ func (h *host) Pull(ctx context.Context, want image.Digests, offset int64) (imag
 	h.mu.Lock()
 	h.asked = append(h.asked, offset)
 	h.mu.Unlock()
+	if h.asks != nil {
+		h.asks()
+	}
 	file, err := h.g.s.Pass(want, offset, []image.Folder{h.g.to})
 	if err != nil {
 		return image.Pulled{}, err
@@ -172,6 +178,40 @@ func TestBytesArePassedOnAsTheyCome(t *testing.T) {
 	}
 	if s.Count() != megs {
 		t.Errorf("the source sent %d bytes", s.Count())
+	}
+}
+
+// All hosts of a run begin at once, and the one that a host should take the file from
+// may be a little later than itself.
+func TestTheFirstPeerHasAMomentToBegin(t *testing.T) {
+	content := noise(megs, 1)
+	late, has := &host{name: "pve2", g: newGround(t)}, holder(t, "pve3", content)
+	begun := make(chan struct{})
+	begin := sync.OnceFunc(func() { close(begun) })
+	late.asks = func() {
+		if len(late.offsets()) == 2 {
+			begin()
+		}
+	}
+	g := newGround(t)
+	g.s = image.New(nil).Hurry(2e9, 200e9) // nobody waits for all of it
+	var all sync.WaitGroup
+	all.Go(func() {
+		<-begun
+		if _, _, err := late.g.pull(known(content), has); err != nil {
+			t.Error(err)
+		}
+	})
+	other := &host{name: "pve4", g: has.g}
+	if from, _, err := g.pull(known(content), late, other); err != nil || from != "pve2" || len(other.offsets()) > 0 {
+		t.Errorf("it came from %q, pve4 was asked %d times: %v", from, len(other.offsets()), err)
+	}
+	begin()
+	all.Wait()
+	g.s = image.New(nil).Hurry(2e9, 1e9)
+	g.to.Local = t.TempDir()
+	if from, _, err := g.pull(known(content), &host{name: "pve5", g: newGround(t)}, other); err != nil || from != "pve4" {
+		t.Errorf("the first never begins: from %q, %v", from, err)
 	}
 }
 

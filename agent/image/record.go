@@ -137,8 +137,8 @@ func List(folders []Folder) []*homelabv1.ImageCopy {
 }
 
 // Find gives the image if the folder holds it as the source wants it. With a
-// checksum only that content counts; without one, what was fetched first from
-// one of its addresses. A file that was touched since it was hashed is hashed again.
+// SHA-256 only that content counts, under whatever name it was fetched; without a
+// checksum, what was fetched first from one of its addresses. A file that was touched since it was hashed is hashed again.
 func Find(src *homelabv1.ImageSource, in Folder) (Image, bool) {
 	for _, r := range records(in) {
 		if r.answers(src, in) && r.intact(in) {
@@ -167,10 +167,12 @@ func isISO(src *homelabv1.ImageSource) bool {
 
 func (r Record) answers(src *homelabv1.ImageSource, in Folder) bool {
 	switch {
-	case r.Name != src.GetName() || (r.Type == typeISO) != isISO(src):
+	case (r.Type == typeISO) != isISO(src):
 		return false
 	case src.GetSha256() != "":
 		return strings.EqualFold(r.SHA256, src.GetSha256())
+	case r.Name != src.GetName():
+		return false
 	case src.GetSha512() != "":
 		return strings.EqualFold(r.sha512(in), src.GetSha512())
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/homeiac/homelab/controller"
 	"github.com/homeiac/homelab/internal/daemon"
 	"github.com/homeiac/homelab/internal/durable"
+	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/version"
 )
 
@@ -29,7 +30,7 @@ const configFile = "/etc/homelab/controller.yaml"
 func run(ctx context.Context, file string, log *slog.Logger) error {
 	cfg, err := controller.LoadConfig(file)
 	if err != nil {
-		return err
+		return rpc.Errorf(rpc.ErrInvalid, "%w", err)
 	}
 	c, err := controller.New(cfg, version.String(), log)
 	if err != nil {

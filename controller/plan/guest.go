@@ -253,7 +253,7 @@ func (m *model) mayCreate(g *guestView) verdict {
 	if g.noVMID != "" {
 		f.refuse("%s", g.noVMID)
 	}
-	if named := m.named[g.name]; len(named) > 0 { // half-built ones are not looked for above
+	if named := g.besides(m.named[g.name]); len(named) > 0 { // half-built ones are not looked for above
 		f.refuse("VM %d on %s has its name and is not it: %s", named[0].vm.GetVmid(), named[0].host, named[0].not())
 	}
 	if g.want.IsMember() && m.spec.K3s != nil {
@@ -328,7 +328,7 @@ func (m *model) finishGuest(g *guestView) {
 		m.note(homelabv1.NoteKind_NOTE_KIND_WARNING, g.name, g.want.Host, c.doubt)
 	}
 	m.noteDrift(g)
-	for _, p := range m.copies[g.name] {
+	for _, p := range g.besides(m.copies[g.name]) {
 		m.note(homelabv1.NoteKind_NOTE_KIND_WARNING, g.name, p.host, fmt.Sprintf("VM %d%s carries its mark and is not it: %s", p.vm.GetVmid(), quoted(p.vm.GetName()), p.owner.Why))
 	}
 	if g.vm != nil {

@@ -201,10 +201,11 @@ func (m *model) holdsNone(g *guestView) (step, why string) {
 	switch {
 	case g.host.obs == nil || !yes(g.host.obs.GetVmsKnown()):
 		return "", "the host of server " + g.name + ", " + g.host.name + ", was not seen: " + g.host.silence(m.now)
-	case g.vm == nil && len(m.named[g.name]) > 0:
-		return "", fmt.Sprintf("VM %d on %s has the name of server %s and cannot be looked into", m.named[g.name][0].vm.GetVmid(), m.named[g.name][0].host, g.name)
-	case g.vm == nil && len(m.copies[g.name]) > 0: // a VM that was restored, or the fleet's key is another one
-		p := m.copies[g.name][0]
+	case g.vm == nil && len(g.besides(m.named[g.name])) > 0:
+		p := g.besides(m.named[g.name])[0]
+		return "", fmt.Sprintf("VM %d on %s has the name of server %s and cannot be looked into", p.vm.GetVmid(), p.host, g.name)
+	case g.vm == nil && len(g.besides(m.copies[g.name])) > 0: // a VM that was restored, or the fleet's key is another one
+		p := g.besides(m.copies[g.name])[0]
 		return "", fmt.Sprintf("VM %d%s on %s carries the mark of server %s and cannot be looked into: %s", p.vm.GetVmid(), quoted(p.vm.GetName()), p.host, g.name, p.not())
 	case g.vm == nil && (len(m.ours[g.name]) > 0 || g.situation == Unseen):
 		return "", "server " + g.name + " cannot be looked into: " + g.why.text

@@ -185,7 +185,7 @@ func (m *model) remaking(g *guestView, f *findings) {
 	if len(m.unseen) > 0 {
 		f.unknown("it is not made anew while VMs may exist where nobody can look: %s", firstLines(m.unseen, 3))
 	}
-	if named := m.named[g.name]; len(named) > 0 {
+	if named := g.besides(m.named[g.name]); len(named) > 0 {
 		f.refuse("VM %d on %s has its name and is not it: %s", named[0].vm.GetVmid(), named[0].host, named[0].not())
 	}
 	if why := g.lost(); why != "" {

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -188,6 +189,17 @@ func (m *model) unfinished(g *guestView) (Situation, verdict) {
 	}
 	g.vm = nil
 	return HalfBuilt, verdict{}
+}
+
+// besides are those VMs of a list that are not what is undone of the guest. A clone
+// that has not got its uuid yet has the guest's name and mark, and is not it.
+func (g *guestView) besides(list []place) []place {
+	if g.undo == nil {
+		return list
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(p place) bool {
+		return p.vm.GetHalfBuilt() && p.host == g.undo.host.name && p.vm.GetVmid() == g.undo.intent.GetIdentity().GetVmid()
+	})
 }
 
 // settled says that the VM is known to run or to be stopped.

@@ -101,7 +101,7 @@ func (m *model) templateAt(g *guestView, sha256 string) *homelabv1.VirtualMachin
 	}
 	disks, _ := g.host.want.Storage(kindDisks)
 	for _, p := range m.ours[mark.TemplateName(sha256)] {
-		if p.host == g.host.name && onStorage(p.vm, disks) && yes(p.vm.GetReadable()) && p.vm.GetTemplate() {
+		if p.host == g.host.name && onStorage(p.vm, disks) && yes(p.vm.GetReadable()) && p.vm.GetTemplate() && !p.vm.GetHalfBuilt() {
 			return p.vm
 		}
 	}

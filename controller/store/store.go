@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -54,6 +55,8 @@ type Store struct {
 	life   string // differs between two starts of the same controller
 	log    *slog.Logger
 	stop   func()
+
+	auditing sync.Mutex // entries of one process do not race each other for a number
 }
 
 // Open connects to the external etcd, or starts the embedded one, and waits

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // Write replaces a file, mode 0600, so that whatever happens it holds either the
@@ -28,6 +29,24 @@ func Write(path string, data []byte) error {
 		return err
 	}
 	return Sync(dir)
+}
+
+// Tidy removes what Writes that were killed left in a folder before a time. One that
+// is at work since is not disturbed.
+func Tidy(dir string, before time.Time) error {
+	left, err := filepath.Glob(filepath.Join(dir, ".tmp-*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range left {
+		if st, err := os.Lstat(path); err == nil && st.Mode().IsRegular() && st.ModTime().Before(before) {
+			err = os.Remove(path)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Remove removes a file for good; one that is not there is removed already.

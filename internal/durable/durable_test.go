@@ -1,9 +1,11 @@
 package durable_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/homeiac/homelab/internal/durable"
 )
@@ -38,5 +40,27 @@ func TestAFileIsReplacedWholeAndNothingIsLeftBeside(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 1 || entries[0].Name() != "taken" {
 		t.Errorf("left behind: %v, %v", entries, err)
+	}
+}
+
+func TestWhatAKilledWriteLeftIsTidiedUp(t *testing.T) {
+	dir := t.TempDir()
+	began := time.Now()
+	for name, at := range map[string]time.Time{".tmp-1": began.Add(-time.Second), ".tmp-2": began.Add(time.Second), "9000.json": began.Add(-time.Second)} {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chtimes(path, at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := durable.Tidy(dir, began); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, ".tmp-1")); err == nil {
+		t.Error(".tmp-1 is left")
+	}
+	for _, name := range []string{".tmp-2", "9000.json"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
+		}
 	}
 }

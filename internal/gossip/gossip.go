@@ -191,13 +191,17 @@ func (g *Gossip) Run(ctx context.Context) error {
 
 func (g *Gossip) create(ctx context.Context) (*memberlist.Memberlist, *self, error) {
 	bridge := newLogBridge(g.cfg.Log)
+	keys, err := keyring(g.cfg.Keys)
+	if err != nil {
+		return nil, nil, err
+	}
 	nt, err := memberlist.NewNetTransport(&memberlist.NetTransportConfig{
 		BindAddrs: []string{g.cfg.Bind}, BindPort: g.cfg.Port, Logger: bridge,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("gossip on %s: %w", net.JoinHostPort(g.cfg.Bind, strconv.Itoa(g.cfg.Port)), err)
 	}
-	var tr memberlist.NodeAwareTransport = &transport{NetTransport: nt, ctx: ctx}
+	var tr memberlist.NodeAwareTransport = &transport{NetTransport: nt, ctx: ctx, door: newDoor(ctx, nt.StreamCh(), keys, bridge)}
 	if g.cfg.wrap != nil {
 		tr = g.cfg.wrap(tr)
 	}
@@ -217,7 +221,7 @@ func (g *Gossip) create(ctx context.Context) (*memberlist.Memberlist, *self, err
 	c.DeadNodeReclaimTime = reclaimAfter
 	ml, err := memberlist.Create(c)
 	if err != nil {
-		_ = nt.Shutdown()
+		_ = tr.Shutdown()
 		return nil, nil, fmt.Errorf("gossip: %w", err)
 	}
 	return ml, me, nil
@@ -227,4 +231,8 @@ func (g *Gossip) create(ctx context.Context) (*memberlist.Memberlist, *self, err
 // host that it runs on.
 func memberName(role, name string) string { return role + "/" + name }
 
-func splitMemberName(s string) (role, name string, ok bool) { return strings.Cut(s, "/") }
+func splitMemberName(s string) (role, name string, ok bool) {
+	role, name, ok = strings.Cut(s, "/")
+	// Whoever has the key chooses its name. What no certificate can have is nobody's.
+	return role, name, ok && rpc.Identity{Fleet: "any", Role: role, Name: name}.Check() == nil
+}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,6 +17,10 @@ import (
 // conflictFor is how long a conflict is shown after it was last noticed; while
 // it lasts it is noticed about once a minute.
 const conflictFor = 5 * time.Minute
+
+// maxPeers bounds how many peers are remembered: with the gossip's key alone somebody
+// can name as many as he likes. A fleet has some thousands at most.
+const maxPeers = 10_000
 
 // Peer is another process, as far as the gossip knows.
 type Peer struct {
@@ -143,9 +148,16 @@ func (p *peers) seen(n *memberlist.Node, message string) {
 		// an address.
 		p.log.Warn("peer tells of itself what cannot be read", "peer", n.Name, "error", err)
 	}
+	if a, err := netip.ParseAddrPort(told.RPC); err != nil || a.Port() == 0 || a.Addr().Zone() != "" {
+		told.RPC = "" // nothing else is ever dialled
+	}
+	told.Version = versionText(told.Version)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	m := p.members[n.Name]
+	if m == nil && len(p.members) >= maxPeers {
+		return
+	}
 	if m == nil {
 		m = &member{Peer: Peer{Name: name, Role: role}}
 		p.members[n.Name] = m
@@ -198,6 +210,14 @@ func (p *peers) NotifyConflict(existing, other *memberlist.Node) {
 		p.changed()
 		p.log.Error("two processes have one name: give one another name", "name", existing.Name, "first", first, "second", second)
 	}
+}
+
+// versionText is a version for people: one word, and nothing that moves a cursor.
+func versionText(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
+		return ""
+	}
+	return s
 }
 
 func gossipAddress(n *memberlist.Node) netip.AddrPort {

@@ -14,10 +14,21 @@ import (
 )
 
 // transport is memberlist's own network, except that connections under way end
-// with its context: a process that stops does not wait for hosts that are off.
+// with its context (a process that stops does not wait for hosts that are off), and
+// that strangers do not come through the door.
 type transport struct {
 	*memberlist.NetTransport
-	ctx context.Context // memberlist's interface has none
+	ctx  context.Context // memberlist's interface has none
+	door *door
+}
+
+// StreamCh implements memberlist.Transport.
+func (t *transport) StreamCh() <-chan net.Conn { return t.door.out }
+
+// Shutdown implements memberlist.Transport.
+func (t *transport) Shutdown() error {
+	defer t.door.close()
+	return t.NetTransport.Shutdown()
 }
 
 // DialTimeout implements memberlist.Transport.

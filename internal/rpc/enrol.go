@@ -66,7 +66,7 @@ func ListenEnrol(ctx context.Context, cfg EnrolConfig, register func(grpc.Servic
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", cfg.Address, err)
 	}
-	s.listener = &gate{Listener: l, open: make(map[string]int)}
+	s.listener = &turnstile{Listener: l, open: make(map[string]int)}
 	return s, nil
 }
 
@@ -79,24 +79,16 @@ func Source(ctx context.Context) string {
 	return hostOf(p.Addr)
 }
 
-func hostOf(a net.Addr) string {
-	host, _, err := net.SplitHostPort(a.String())
-	if err != nil {
-		return a.String()
-	}
-	return host
-}
-
-// gate bounds the connections of one source and of all: a handshake costs us more
+// turnstile bounds the connections of one source and of all: a handshake costs us more
 // than it costs a stranger.
-type gate struct {
+type turnstile struct {
 	net.Listener
 	mu   sync.Mutex
 	open map[string]int // by source
 	all  int
 }
 
-func (g *gate) Accept() (net.Conn, error) {
+func (g *turnstile) Accept() (net.Conn, error) {
 	for {
 		conn, err := g.Listener.Accept()
 		if err != nil {
@@ -109,7 +101,7 @@ func (g *gate) Accept() (net.Conn, error) {
 	}
 }
 
-func (g *gate) enter(source string) bool {
+func (g *turnstile) enter(source string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.all >= enrolConnections || g.open[source] >= enrolPerSource {
@@ -120,7 +112,7 @@ func (g *gate) enter(source string) bool {
 	return true
 }
 
-func (g *gate) leave(source string) {
+func (g *turnstile) leave(source string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.all--

@@ -19,6 +19,10 @@ import (
 	"google.golang.org/grpc/status"
 )
 
+// maxHeader bounds the headers of one call in bytes; ours have a few hundred, and
+// gRPC takes 16 MiB from anybody.
+const maxHeader = 16 << 10
+
 // defaultGrace is how long open calls may go on once a server should end.
 const defaultGrace = 5 * time.Second
 
@@ -33,6 +37,8 @@ type ServerConfig struct {
 	// Grace is how long open calls may go on when Run's context ends, 0 is 5 s;
 	// then they are cut off.
 	Grace time.Duration
+	// Audit is told of calls of audited methods; nil keeps none.
+	Audit *Auditor
 	// Log is told each call (never its contents); nil is slog.Default().
 	Log *slog.Logger
 }
@@ -58,6 +64,7 @@ func Listen(ctx context.Context, cfg ServerConfig, register ...func(grpc.Service
 		cfg.Grace = defaultGrace
 	}
 	unary, stream := Authorize(cfg.Allow, cfg.Credentials)
+	door := &gate{table: cfg.Allow, creds: cfg.Credentials, log: cfg.Log, audit: cfg.Audit}
 	opts := append(append(MapServerErrors(cfg.Log), PlainAnswers()...),
 		grpc.Creds(newServerCreds(cfg.Credentials)),
 		grpc.ConnectionTimeout(connectTimeout),
@@ -68,8 +75,13 @@ func Listen(ctx context.Context, cfg ServerConfig, register ...func(grpc.Service
 		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
 		grpc.ReadBufferSize(bufferBytes), grpc.WriteBufferSize(bufferBytes),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodecV2(newCodec()),
+		grpc.MaxHeaderListSize(maxHeader), grpc.InTapHandle(door.enter),
 		grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream),
 	)
+	if cfg.Audit != nil {
+		unary, stream := cfg.Audit.interceptors()
+		opts = append(opts, grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))
+	}
 	s := &Server{grpc: grpc.NewServer(opts...), grace: cfg.Grace}
 	grpc_health_v1.RegisterHealthServer(s.grpc, health.NewServer())
 	for _, r := range register {

@@ -35,6 +35,7 @@ type Credentials struct {
 
 	ca, cert, key string
 
+	refused    repeats
 	revocation revocation
 
 	mu     sync.Mutex
@@ -261,9 +262,34 @@ func (s *serverCreds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthI
 		conn = tracked
 	}
 	if err != nil {
-		s.c.log().Warn("caller refused", "address", raw.RemoteAddr().String(), "error", err)
+		s.c.refuse(hostOf(raw.RemoteAddr()), err)
 	}
 	return conn, info, err
+}
+
+// refuse logs a caller that got no connection.
+func (c *Credentials) refuse(from string, err error) {
+	reason := err.Error()
+	var (
+		op        *net.OpError
+		invalid   x509.CertificateInvalidError
+		authority x509.UnknownAuthorityError
+	)
+	// What tells one refusal from another of its sort is left out: the caller's port,
+	// the time, and what a certificate that is not ours says of itself.
+	sort := reason
+	switch {
+	case errors.As(err, &op):
+		reason = op.Op + ": " + op.Err.Error()
+		sort = reason
+	case errors.As(err, &invalid):
+		sort = fmt.Sprintf("invalid %d", invalid.Reason)
+	case errors.As(err, &authority):
+		sort = "unknown authority"
+	}
+	c.refused.note(from+" "+sort,
+		func(n int) { c.log().Warn("caller refused", "address", from, "error", reason, "count", n) },
+		func(n int) { c.log().Warn("callers refused", "count", n) })
 }
 
 // chainOf is the verified chain of the other side, nil without one.

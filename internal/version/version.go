@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// version is set at build time with -ldflags -X.
-var version string
+// version and packages are set at build time with -ldflags -X.
+var version, packages string
 
 // String is the build's version, as git describes it, or what Go knows of the
 // module when it was built without the Makefile.
@@ -19,4 +19,16 @@ func String() string {
 		return strings.Trim(info.Main.Version, "()")
 	}
 	return "devel"
+}
+
+// Packages are the SHA-256 sums, in hex, of the packages that were built together with
+// this program, by file name; none in a build without the packages.
+func Packages() map[string]string {
+	sums := make(map[string]string)
+	for one := range strings.SplitSeq(packages, ",") {
+		if name, sum, ok := strings.Cut(one, "="); ok {
+			sums[name] = sum
+		}
+	}
+	return sums
 }

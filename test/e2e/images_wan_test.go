@@ -80,10 +80,17 @@ func (l *lab) imaged(images, guests doc, more ...func(doc)) string {
 		at(d, "defaults")["memory"], at(d, "defaults")["cpus"], at(d, "defaults")["disk"] = "512MiB", 1, "1GiB"
 		at(d, "defaults", "timeouts")["unwellAfter"], at(d, "defaults", "timeouts")["soak"] = "2s", "1s"
 		delete(d, "k3s")
-		for i, name := range slices.Sorted(maps.Keys(guests)) {
+		given := 0 // those of a Spec before keep their addresses
+		for name := range guests {
+			if at(guests, name)["networks"] != nil {
+				given++
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(guests)) {
 			g := at(guests, name)
 			if g["networks"] == nil {
-				g["networks"] = []any{doc{"network": "lan", "ip": fmt.Sprintf("%s.%d/24", l.net, 101+i)}}
+				given++
+				g["networks"] = []any{doc{"network": "lan", "ip": fmt.Sprintf("%s.%d/24", l.net, 100+given)}}
 			}
 			if g["state"] == "stopped" {
 				g["onboot"] = false
@@ -184,6 +191,29 @@ func (l *lab) mustBeStandby(names ...string) {
 		if g := guests[name]; g.Health != "standby" || g.Power == nil || *g.Power != "stopped" {
 			l.t.Errorf("%s is not on standby: %+v", name, g)
 		}
+	}
+}
+
+// mustNotBeMade wants no VM of a guest's name to be there.
+func (l *lab) mustNotBeMade(guest string) {
+	l.t.Helper()
+	for _, c := range l.confs() {
+		if c.name == guest {
+			l.t.Errorf("%s was made, as VM %s on %s", guest, c.vmid, c.host)
+		}
+	}
+}
+
+// writeAt puts something onto a VM's disk, past the VM.
+func (l *lab) writeAt(file string, at int64, data []byte) {
+	l.t.Helper()
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(data, at); err != nil {
+		l.t.Fatal(err)
 	}
 }
 

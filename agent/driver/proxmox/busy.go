@@ -156,6 +156,8 @@ func (d *Driver) alone(ctx context.Context, vmids []int32, deadline time.Duratio
 	}
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
+	ctx, leave := d.unlessEnding(ctx)
+	defer leave()
 	for _, vmid := range slices.Sorted(slices.Values(vmids)) {
 		d.mu.Lock()
 		turn, ok := d.turns[vmid]
@@ -168,6 +170,9 @@ func (d *Driver) alone(ctx context.Context, vmids []int32, deadline time.Duratio
 		case turn <- struct{}{}:
 			defer func() { <-turn }()
 		case <-ctx.Done():
+			if cause := context.Cause(ctx); errors.Is(cause, errEnding) {
+				return nil, rpc.Errorf(rpc.ErrUnavailable, "VM %d was not begun with: %w", vmid, cause)
+			}
 			return nil, rpc.Errorf(rpc.ErrBusy, "VM %d: another call of this agent is at work on it: %w", vmid, ctx.Err())
 		}
 	}
@@ -216,14 +221,17 @@ func (s *session) idle(ctx context.Context) error {
 			s.report(progress("waiting", fmt.Sprintf("waiting for VM %d: %s", vmid, why), remaining(ctx)))
 		}
 		if !pause.For(ctx, lookAgain) {
-			return s.busy(ctx.Err(), "VM %d: %s", vmid, why)
+			return s.busy(ctx, "VM %d: %s", vmid, why)
 		}
 	}
 }
 
-// busy is the error for a wait that its deadline or its caller ended.
-func (s *session) busy(cause error, format string, a ...any) error {
-	if errors.Is(cause, context.Canceled) {
+// busy is the error for a wait that its deadline, its caller or the agent's end ended.
+func (s *session) busy(ctx context.Context, format string, a ...any) error {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errEnding):
+		return rpc.Errorf(rpc.ErrUnavailable, format+": %w", append(a, cause)...)
+	case errors.Is(cause, context.Canceled):
 		return fmt.Errorf(format+": %w", append(a, cause)...)
 	}
 	return rpc.Errorf(rpc.ErrBusy, format+", until the deadline", a...)
@@ -256,7 +264,7 @@ func (s *session) attempt(ctx context.Context, next func() (call args.Call, done
 		why := parse.Reason(out.stdout, out.stderr)
 		s.report(progress("waiting", fmt.Sprintf("waiting for VM %d: %s", s.id.GetVmid(), why), remaining(ctx)))
 		if !pause.For(ctx, lookAgain) {
-			return out, s.busy(ctx.Err(), "%s: %s", words(call), why)
+			return out, s.busy(ctx, "%s: %s", words(call), why)
 		}
 	}
 }

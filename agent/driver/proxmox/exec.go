@@ -49,13 +49,19 @@ type output struct {
 // exec runs a program and waits for its end. The program has a session and output
 // files of its own, so that it lives on when ctx ends, when this process is killed
 // and when the agent is: a qm that dies halfway leaves half a VM. When ctx ends
-// first the error is Unavailable, and the program is found by later calls.
+// first the error is Unavailable, and the program is found by later calls; but a
+// driver that is to end (End) still waits for it.
 //
 // A failure's error has the kind that its texts tell. An exit code of 0 is no
 // proof: the caller looks again.
 func (d *Driver) exec(ctx context.Context, call args.Call, stdin []byte, report driver.Report) (output, error) {
-	if err := ctx.Err(); err != nil {
-		return output{}, rpc.Errorf(rpc.ErrUnavailable, "%s was not begun: %w", words(call), err)
+	select {
+	case <-d.ending:
+		return output{}, rpc.Errorf(rpc.ErrUnavailable, "%s was not begun: %w", words(call), errEnding)
+	default:
+	}
+	if ctx.Err() != nil {
+		return output{}, rpc.Errorf(rpc.ErrUnavailable, "%s was not begun: %w", words(call), context.Cause(ctx))
 	}
 	began := time.Now()
 	w, err := d.launch(call, stdin)
@@ -68,7 +74,7 @@ func (d *Driver) exec(ctx context.Context, call args.Call, stdin []byte, report 
 	defer tail.Stop()
 	var told time.Time
 	var toldText string
-	for {
+	for over := ctx.Done(); ; {
 		select {
 		case <-w.done:
 			var err error
@@ -77,7 +83,11 @@ func (d *Driver) exec(ctx context.Context, call args.Call, stdin []byte, report 
 			}
 			d.told(call, w.out, err, report)
 			return w.out, err
-		case <-ctx.Done():
+		case <-over:
+			if errors.Is(context.Cause(ctx), errEnding) {
+				over = nil // how long it is waited for is the agent's to bound
+				continue
+			}
 			err := rpc.Errorf(rpc.ErrUnavailable, "%s is still at work (process %d) and goes on: %w", words(call), w.pid, ctx.Err())
 			d.told(call, output{exit: -1, took: time.Since(began)}, err, report)
 			return output{}, err

@@ -12,6 +12,8 @@
 package proxmox
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"strconv"
@@ -54,6 +56,9 @@ type Driver struct {
 	seq      int64
 
 	execWait time.Duration // execWait of a new driver; tests shorten it
+
+	ending chan struct{} // closed by End
+	end    sync.Once
 }
 
 var _ driver.Full = (*Driver)(nil)
@@ -94,7 +99,28 @@ func New(c Config) *Driver {
 		working:    map[int32]*work{},
 		probes:     map[int32]probe{},
 		execWait:   execWait,
+		ending:     make(chan struct{}),
 	}
+}
+
+// errEnding is why a call that waits ends when its agent is to end.
+var errEnding = errors.New("the agent is ending")
+
+// End begins the end of the driver: no more programs are begun, and calls that wait
+// end, but for those whose program runs. Repeating it does nothing.
+func (d *Driver) End() { d.end.Do(func() { close(d.ending) }) }
+
+// unlessEnding gives a context that End ends too, with errEnding as its cause.
+func (d *Driver) unlessEnding(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-d.ending:
+			cancel(errEnding)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 // host is a path of the host, where this process finds it.

@@ -279,3 +279,56 @@ func TestAConfigurationThatIsNotUTF8DoesNotBlindTheHost(t *testing.T) {
 		t.Errorf("observed %v, %v", seen, err)
 	}
 }
+
+func TestADriverThatIsToEndWaitsForItsQMAndForNothingElse(t *testing.T) {
+	h := newHost(t)
+	d := h.driver()
+	held, release := h.hold("create")
+	first, second := make(chan error, 1), make(chan error, 1)
+	waits := make(chan struct{})
+	go func() {
+		_, err := d.Create(t.Context(), request(h), quiet)
+		first <- err
+	}()
+	held()
+	// Another driver, as of an agent that was started again: it waits for the same VM.
+	other := h.driver()
+	go func() {
+		told := false
+		_, err := other.Create(t.Context(), request(h), func(e *homelabv1.Event) {
+			if !told && strings.Contains(e.GetText(), "waiting for VM 201") {
+				told = true
+				close(waits)
+			}
+		})
+		second <- err
+	}()
+	<-waits
+	other.End()
+	if err := <-second; !errors.Is(err, rpc.ErrUnavailable) || !strings.Contains(err.Error(), "the agent is ending") {
+		t.Errorf("the call that waits: %v", err)
+	}
+	d.End()
+	d.End()
+	select {
+	case err := <-first:
+		t.Fatalf("the call with a qm at work ended: %v", err)
+	default:
+	}
+	release()
+	if err := <-first; err != nil && (!errors.Is(err, rpc.ErrUnavailable) || !strings.Contains(err.Error(), "the agent is ending")) {
+		t.Errorf("the call with a qm at work: %v", err)
+	}
+	if _, err := d.Start(t.Context(), &driverv1.StartRequest{Identity: drivertest.Identity(201)}, quiet); !errors.Is(err, rpc.ErrUnavailable) {
+		t.Errorf("a call afterwards: %v", err)
+	}
+	var verbs []string
+	for _, c := range h.calls() {
+		if strings.HasPrefix(c, "qm ") {
+			verbs = append(verbs, strings.Fields(c)[1])
+		}
+	}
+	if !slices.Equal(verbs, []string{"create"}) {
+		t.Errorf("run were %v", verbs)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode"
 
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -24,7 +25,7 @@ func CreateTemplate(req *driverv1.CreateTemplateRequest) (Call, error) {
 	if !imagePath(req.GetImagePath()) {
 		faults = append(faults, fmt.Sprintf("image path %q", req.GetImagePath()))
 	}
-	if !propText.MatchString(req.GetStorage()) {
+	if !storageID.MatchString(req.GetStorage()) {
 		faults = append(faults, fmt.Sprintf("storage %q", req.GetStorage()))
 	}
 	if len(faults) > 0 {
@@ -93,5 +94,5 @@ func templateFaults(id, template *homelabv1.Identity) []string {
 }
 
 func imagePath(path string) bool {
-	return strings.HasPrefix(path, "/") && !strings.ContainsAny(path, ",\n")
+	return strings.HasPrefix(path, "/") && !strings.Contains(path, "/../") && strings.IndexFunc(path, func(r rune) bool { return r == ',' || unicode.IsControl(r) }) < 0
 }

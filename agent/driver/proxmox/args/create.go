@@ -2,10 +2,12 @@ package args
 
 import (
 	"fmt"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -30,7 +32,15 @@ var (
 	macText   = regexp.MustCompile(`^[0-9A-F]{2}(:[0-9A-F]{2}){5}$`)
 	guestName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
 	uuidText  = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
-	propText  = regexp.MustCompile(`^[^,\s]+$`)
+	storageID = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]*$`)
+	bridgeID  = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]*$`)
+	volumeID  = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]*:(?:iso|snippets)/[A-Za-z0-9_][A-Za-z0-9_.+-]*$`)
+	userName  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
+	tagName   = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_+.-]*$`)
+	// A machine's and a device's properties are qm's to know, but for the file of a
+	// ROM, which is read below /usr/share/kvm and given to the guest.
+	machineText = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.+-]*(?:,[a-z0-9-]+=[A-Za-z0-9_.-]+)*$`)
+	deviceText  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.:;=-]*(?:,[a-z0-9-]+=[A-Za-z0-9_.:-]+)*$`)
 )
 
 // Create is the one qm create that makes a whole VM: the image imported into its
@@ -162,7 +172,7 @@ func identityFaults(id *homelabv1.Identity) []string {
 
 // Mark tells whether a text can stand as a mark in a description.
 func Mark(text string) bool {
-	return strings.HasPrefix(text, "hl1:") && !strings.ContainsAny(text, " \t\r\n")
+	return strings.HasPrefix(text, "hl1:") && strings.IndexFunc(text, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) < 0
 }
 
 // Slot tells whether a text names a place for a disk.
@@ -202,12 +212,20 @@ func startup(s *homelabv1.Startup) string {
 	return strings.Join(parts, ",")
 }
 
+// bad says whether something is there and is not of the form.
+func bad(form *regexp.Regexp, text string) bool { return text != "" && !form.MatchString(text) }
+
+func addressText(s string) bool {
+	a, err := netip.ParseAddr(s)
+	return err == nil && a.Zone() == ""
+}
+
 // checkCreate finds what cannot be asked of qm, all of it at once.
 func checkCreate(req *driverv1.CreateRequest) error {
 	id, hw := req.GetIdentity(), req.GetHardware()
 	faults := identityFaults(id)
-	fault := func(bad bool, format string, a ...any) {
-		if bad {
+	fault := func(is bool, format string, a ...any) {
+		if is {
 			faults = append(faults, fmt.Sprintf(format, a...))
 		}
 	}
@@ -219,23 +237,37 @@ func checkCreate(req *driverv1.CreateRequest) error {
 	} else {
 		faults = append(faults, templateFaults(id, req.GetTemplate())...)
 	}
-	fault(req.GetCdrom() != "" && !propText.MatchString(req.GetCdrom()), "ISO file %q", req.GetCdrom())
-	fault(req.GetUserData() != "" && !propText.MatchString(req.GetUserData()), "user-data %q", req.GetUserData())
+	fault(bad(volumeID, req.GetCdrom()), "ISO file %q", req.GetCdrom())
+	fault(bad(volumeID, req.GetUserData()), "user-data %q", req.GetUserData())
+	fault(bad(volumeID, hw.GetHookscript()), "hook script %q", hw.GetHookscript())
+	fault(bad(userName, req.GetUser()), "user %q", req.GetUser())
+	fault(bad(machineText, hw.GetMachine()), "machine %q", hw.GetMachine())
+	for _, d := range slices.Concat(hw.GetPci(), hw.GetUsb()) {
+		fault(!deviceText.MatchString(d), "device %q", d)
+	}
+	for _, tag := range hw.GetTags() {
+		fault(!tagName.MatchString(tag), "tag %q", tag)
+	}
+	for _, server := range hw.GetDns() {
+		fault(!addressText(server), "DNS server %q", server)
+	}
 	fault(len(hw.GetNics()) == 0, "no network interface")
 	slots := map[string]bool{}
 	for _, d := range append([]*homelabv1.Disk{hw.GetSystemDisk()}, hw.GetDataDisks()...) {
 		fault(!diskSlot.MatchString(d.GetSlot()), "disk slot %q", d.GetSlot())
 		fault(slots[d.GetSlot()], "two disks at %s", d.GetSlot())
-		fault(!propText.MatchString(d.GetStorage()), "storage %q of disk %s", d.GetStorage(), d.GetSlot())
+		fault(!storageID.MatchString(d.GetStorage()), "storage %q of disk %s", d.GetStorage(), d.GetSlot())
 		fault(d.GetSizeBytes() <= 0, "disk %s of %d bytes", d.GetSlot(), d.GetSizeBytes())
 		slots[d.GetSlot()] = true
 	}
 	for i, n := range hw.GetNics() {
 		// A NIC without its address would get a new one each time.
 		fault(!macText.MatchString(n.GetMac()), "net%d: hardware address %q (upper case, with colons)", i, n.GetMac())
-		fault(!propText.MatchString(n.GetBridge()), "net%d: bridge %q", i, n.GetBridge())
+		fault(!bridgeID.MatchString(n.GetBridge()), "net%d: bridge %q", i, n.GetBridge())
 		fault(n.GetVlan() < 0 || n.GetVlan() > 4094, "net%d: VLAN %d", i, n.GetVlan())
-		fault(n.GetAddress() != "" && !strings.Contains(n.GetAddress(), "/"), "net%d: address %q has no prefix length", i, n.GetAddress())
+		_, err := netip.ParsePrefix(n.GetAddress())
+		fault(n.GetAddress() != "" && err != nil, "net%d: address %q with its prefix length", i, n.GetAddress())
+		fault(n.GetGateway() != "" && !addressText(n.GetGateway()), "net%d: gateway %q", i, n.GetGateway())
 	}
 	if len(faults) > 0 {
 		return rpc.Errorf(rpc.ErrInvalid, "cannot create a VM with %s", strings.Join(faults, ", "))

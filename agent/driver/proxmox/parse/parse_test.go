@@ -415,3 +415,31 @@ func FuzzVM(f *testing.F) {
 		_ = parse.ActiveTasks(text)
 	})
 }
+
+// FuzzOutputs: what Proxmox's programs write, other files of it, and what a guest agent
+// answers.
+func FuzzOutputs(f *testing.F) {
+	for _, s := range []string{
+		"Name Type Status Total Used Available %\nlocal dir active 100 1 99 1.00%\n", "Volid Format Type Size VMID\nlocal:1/x.raw raw images 1 100\n",
+		`{"exitcode":0,"out-data":"x","exited":1}`, `{"pid":7}`, `{"version":1,"ids":{"100":{"node":"a","type":"qemu","version":1}}}`,
+		`{"nodename":"pve1","cluster":{"quorate":1},"nodelist":{}}`, "transferred 1.0 GiB of 2.0 GiB (50.00%)", "scsi0: successfully created disk 'local:1/x,size=1G'\n",
+		"TASK ERROR: VM is locked (backup)\nWARN: x\n", "btime 1\n", "1 (a) S 1", "/usr/bin/kvm\x00-id\x00201\x00", "UPID:pve1:0000:0000:65000000:qmstop:201:root@pam:",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(_ *testing.T, s string) {
+		_, _ = parse.PvesmStatus(s), parse.PvesmList(s)
+		_, _ = parse.GuestExec(s)
+		_, _ = parse.VMList([]byte(s))
+		_, _ = parse.ReadMembers([]byte(s))
+		_, _ = parse.HAManaged([]byte(s)), parse.RunningGuests([]byte(s))
+		_, _, _, _ = parse.Progress(s)
+		_, _, _, _ = parse.Reason(s, s), parse.Warnings(s), parse.Kind(s, s), parse.Created(s)
+		_, _ = parse.ReadUPID(s)
+		_, _ = parse.BootTime([]byte(s))
+		_, _ = parse.StartTime(s)
+		_, _ = parse.KVM([]byte(s), 201), parse.Options(s, "x")
+		_, _, _, _ = parse.Storage(s), parse.Owner(s), parse.Base(s), parse.BaseVolume(s)
+		_, _ = parse.Size(s)
+	})
+}

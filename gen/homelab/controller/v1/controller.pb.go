@@ -2721,6 +2721,243 @@ func (x *ListSnapshotsResponse) GetUnknown() []*v1.Note {
 	return nil
 }
 
+// ListAuditRequest asks for the latest entries of the audit.
+type ListAuditRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many at most, the latest; 0 is 100.
+	Limit int32 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Only what began at this time or later; unset: any.
+	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	// Only what this one did: a name, or role@name; empty: anyone.
+	By            string `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditRequest) Reset() {
+	*x = ListAuditRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditRequest) ProtoMessage() {}
+
+func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ListAuditRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListAuditRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ListAuditRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// ListAuditResponse holds them.
+type ListAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The entries, latest first.
+	Entries       []*AuditEntry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditResponse) Reset() {
+	*x = ListAuditResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditResponse) ProtoMessage() {}
+
+func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ListAuditResponse) GetEntries() []*AuditEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+// AuditEntry is one call, or several that were denied for the same reason.
+type AuditEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it was made; of several the last.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// By whom: role@name, as the certificate says.
+	Who string `protobuf:"bytes,2,opt,name=who,proto3" json:"who,omitempty"`
+	// Which call: apply, exec, kubeconfig, pause, resume, heal (a controller acts by itself).
+	Method string `protobuf:"bytes,3,opt,name=method,proto3" json:"method,omitempty"`
+	// What was asked in words (delete guest k3s-3, destroying k3s-3); may be empty.
+	What string `protobuf:"bytes,4,opt,name=what,proto3" json:"what,omitempty"`
+	// What it was about: guest NAME, host NAME, image NAME; at most 100.
+	On []string `protobuf:"bytes,5,rep,name=on,proto3" json:"on,omitempty"`
+	// running, ok, interrupted (its controller ended first), or the kind of the error: denied, refused, busy, invalid...
+	Result string `protobuf:"bytes,6,opt,name=result,proto3" json:"result,omitempty"`
+	// The error's text, or what came of it (run 17: 3 done); may be empty.
+	Text string `protobuf:"bytes,7,opt,name=text,proto3" json:"text,omitempty"`
+	// How many calls it stands for: 1, or more that were denied.
+	Count int32 `protobuf:"varint,8,opt,name=count,proto3" json:"count,omitempty"`
+	// When it ended; unset while it runs and when that is not known.
+	Ended *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ended,proto3" json:"ended,omitempty"`
+	// The controller that was called.
+	Controller    string `protobuf:"bytes,10,opt,name=controller,proto3" json:"controller,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditEntry) Reset() {
+	*x = AuditEntry{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditEntry) ProtoMessage() {}
+
+func (x *AuditEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
+func (*AuditEntry) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetOn() []string {
+	if x != nil {
+		return x.On
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetCount() int32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetController() string {
+	if x != nil {
+		return x.Controller
+	}
+	return ""
+}
+
 // RevokeCertificateRequest names certificates to take back.
 type RevokeCertificateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2734,7 +2971,7 @@ type RevokeCertificateRequest struct {
 
 func (x *RevokeCertificateRequest) Reset() {
 	*x = RevokeCertificateRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[35]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2746,7 +2983,7 @@ func (x *RevokeCertificateRequest) String() string {
 func (*RevokeCertificateRequest) ProtoMessage() {}
 
 func (x *RevokeCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[35]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2759,7 +2996,7 @@ func (x *RevokeCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RevokeCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{35}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RevokeCertificateRequest) GetSerial() string {
@@ -2789,7 +3026,7 @@ type RevokeCertificateResponse struct {
 
 func (x *RevokeCertificateResponse) Reset() {
 	*x = RevokeCertificateResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[36]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2801,7 +3038,7 @@ func (x *RevokeCertificateResponse) String() string {
 func (*RevokeCertificateResponse) ProtoMessage() {}
 
 func (x *RevokeCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[36]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2814,7 +3051,7 @@ func (x *RevokeCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RevokeCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{36}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RevokeCertificateResponse) GetSerials() []string {
@@ -2850,7 +3087,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[37]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2862,7 +3099,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[37]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2875,7 +3112,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{37}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateTokenRequest) GetName() string {
@@ -2928,7 +3165,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[38]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2940,7 +3177,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[38]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2953,7 +3190,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{38}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -3006,7 +3243,7 @@ type TokenStatus struct {
 
 func (x *TokenStatus) Reset() {
 	*x = TokenStatus{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[39]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3255,7 @@ func (x *TokenStatus) String() string {
 func (*TokenStatus) ProtoMessage() {}
 
 func (x *TokenStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[39]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3268,7 @@ func (x *TokenStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenStatus.ProtoReflect.Descriptor instead.
 func (*TokenStatus) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{39}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TokenStatus) GetId() string {
@@ -3113,7 +3350,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[40]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3125,7 +3362,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[40]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3138,7 +3375,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{40}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{43}
 }
 
 // ListTokensResponse holds them.
@@ -3152,7 +3389,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[41]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3401,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[41]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3414,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{41}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListTokensResponse) GetTokens() []*TokenStatus {
@@ -3198,7 +3435,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[42]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3210,7 +3447,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[42]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3223,7 +3460,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{42}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -3242,7 +3479,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[43]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3254,7 +3491,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[43]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3267,7 +3504,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{43}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{46}
 }
 
 // TrustRequest asks who is trusted.
@@ -3279,7 +3516,7 @@ type TrustRequest struct {
 
 func (x *TrustRequest) Reset() {
 	*x = TrustRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[44]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3291,7 +3528,7 @@ func (x *TrustRequest) String() string {
 func (*TrustRequest) ProtoMessage() {}
 
 func (x *TrustRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[44]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3304,7 +3541,7 @@ func (x *TrustRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustRequest.ProtoReflect.Descriptor instead.
 func (*TrustRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{44}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{47}
 }
 
 // TrustResponse tells it.
@@ -3322,7 +3559,7 @@ type TrustResponse struct {
 
 func (x *TrustResponse) Reset() {
 	*x = TrustResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[45]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3334,7 +3571,7 @@ func (x *TrustResponse) String() string {
 func (*TrustResponse) ProtoMessage() {}
 
 func (x *TrustResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[45]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3347,7 +3584,7 @@ func (x *TrustResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustResponse.ProtoReflect.Descriptor instead.
 func (*TrustResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{45}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TrustResponse) GetAuthorities() []*CertificateStatus {
@@ -3398,7 +3635,7 @@ type CertificateStatus struct {
 
 func (x *CertificateStatus) Reset() {
 	*x = CertificateStatus{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[46]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3410,7 +3647,7 @@ func (x *CertificateStatus) String() string {
 func (*CertificateStatus) ProtoMessage() {}
 
 func (x *CertificateStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[46]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3423,7 +3660,7 @@ func (x *CertificateStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateStatus.ProtoReflect.Descriptor instead.
 func (*CertificateStatus) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{46}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CertificateStatus) GetSerial() string {
@@ -3498,7 +3735,7 @@ type RotateGossipRequest struct {
 
 func (x *RotateGossipRequest) Reset() {
 	*x = RotateGossipRequest{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[47]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3510,7 +3747,7 @@ func (x *RotateGossipRequest) String() string {
 func (*RotateGossipRequest) ProtoMessage() {}
 
 func (x *RotateGossipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[47]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3523,7 +3760,7 @@ func (x *RotateGossipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateGossipRequest.ProtoReflect.Descriptor instead.
 func (*RotateGossipRequest) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{47}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{50}
 }
 
 // RotateGossipResponse tells how it went.
@@ -3537,7 +3774,7 @@ type RotateGossipResponse struct {
 
 func (x *RotateGossipResponse) Reset() {
 	*x = RotateGossipResponse{}
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[48]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3549,7 +3786,7 @@ func (x *RotateGossipResponse) String() string {
 func (*RotateGossipResponse) ProtoMessage() {}
 
 func (x *RotateGossipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_homelab_controller_v1_controller_proto_msgTypes[48]
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3562,7 +3799,7 @@ func (x *RotateGossipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateGossipResponse.ProtoReflect.Descriptor instead.
 func (*RotateGossipResponse) Descriptor() ([]byte, []int) {
-	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{48}
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RotateGossipResponse) GetLate() []string {
@@ -3747,7 +3984,28 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x14ListSnapshotsRequest\"w\n" +
 	"\x15ListSnapshotsResponse\x122\n" +
 	"\tsnapshots\x18\x01 \x03(\v2\x14.homelab.v1.SnapshotR\tsnapshots\x12*\n" +
-	"\aunknown\x18\x02 \x03(\v2\x10.homelab.v1.NoteR\aunknown\"J\n" +
+	"\aunknown\x18\x02 \x03(\v2\x10.homelab.v1.NoteR\aunknown\"j\n" +
+	"\x10ListAuditRequest\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\x05R\x05limit\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\"P\n" +
+	"\x11ListAuditResponse\x12;\n" +
+	"\aentries\x18\x01 \x03(\v2!.homelab.controller.v1.AuditEntryR\aentries\"\x9e\x02\n" +
+	"\n" +
+	"AuditEntry\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x10\n" +
+	"\x03who\x18\x02 \x01(\tR\x03who\x12\x16\n" +
+	"\x06method\x18\x03 \x01(\tR\x06method\x12\x12\n" +
+	"\x04what\x18\x04 \x01(\tR\x04what\x12\x0e\n" +
+	"\x02on\x18\x05 \x03(\tR\x02on\x12\x16\n" +
+	"\x06result\x18\x06 \x01(\tR\x06result\x12\x12\n" +
+	"\x04text\x18\a \x01(\tR\x04text\x12\x14\n" +
+	"\x05count\x18\b \x01(\x05R\x05count\x120\n" +
+	"\x05ended\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x1e\n" +
+	"\n" +
+	"controller\x18\n" +
+	" \x01(\tR\n" +
+	"controller\"J\n" +
 	"\x18RevokeCertificateRequest\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x16\n" +
 	"\x06holder\x18\x02 \x01(\tR\x06holder\"M\n" +
@@ -3823,7 +4081,7 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x0eHEALTH_BOOTING\x10\x02\x12\x11\n" +
 	"\rHEALTH_UNWELL\x10\x03\x12\x12\n" +
 	"\x0eHEALTH_STANDBY\x10\x04\x12\x12\n" +
-	"\x0eHEALTH_UNKNOWN\x10\x052\x83\x0e\n" +
+	"\x0eHEALTH_UNKNOWN\x10\x052\xe3\x0e\n" +
 	"\x11ControllerService\x12O\n" +
 	"\x04Plan\x12\".homelab.controller.v1.PlanRequest\x1a#.homelab.controller.v1.PlanResponse\x12T\n" +
 	"\x05Apply\x12#.homelab.controller.v1.ApplyRequest\x1a$.homelab.controller.v1.ApplyResponse0\x01\x12U\n" +
@@ -3838,7 +4096,8 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x05Pause\x12#.homelab.controller.v1.PauseRequest\x1a$.homelab.controller.v1.PauseResponse\x12U\n" +
 	"\x06Resume\x12$.homelab.controller.v1.ResumeRequest\x1a%.homelab.controller.v1.ResumeResponse\x12X\n" +
 	"\aOrphans\x12%.homelab.controller.v1.OrphansRequest\x1a&.homelab.controller.v1.OrphansResponse\x12j\n" +
-	"\rListSnapshots\x12+.homelab.controller.v1.ListSnapshotsRequest\x1a,.homelab.controller.v1.ListSnapshotsResponse\x12v\n" +
+	"\rListSnapshots\x12+.homelab.controller.v1.ListSnapshotsRequest\x1a,.homelab.controller.v1.ListSnapshotsResponse\x12^\n" +
+	"\tListAudit\x12'.homelab.controller.v1.ListAuditRequest\x1a(.homelab.controller.v1.ListAuditResponse\x12v\n" +
 	"\x11RevokeCertificate\x12/.homelab.controller.v1.RevokeCertificateRequest\x1a0.homelab.controller.v1.RevokeCertificateResponse\x12d\n" +
 	"\vCreateToken\x12).homelab.controller.v1.CreateTokenRequest\x1a*.homelab.controller.v1.CreateTokenResponse\x12a\n" +
 	"\n" +
@@ -3860,7 +4119,7 @@ func file_homelab_controller_v1_controller_proto_rawDescGZIP() []byte {
 }
 
 var file_homelab_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_homelab_controller_v1_controller_proto_goTypes = []any{
 	(OperationKind)(0),                // 0: homelab.controller.v1.OperationKind
 	(Health)(0),                       // 1: homelab.controller.v1.Health
@@ -3899,138 +4158,147 @@ var file_homelab_controller_v1_controller_proto_goTypes = []any{
 	(*HolderStatus)(nil),              // 34: homelab.controller.v1.HolderStatus
 	(*ListSnapshotsRequest)(nil),      // 35: homelab.controller.v1.ListSnapshotsRequest
 	(*ListSnapshotsResponse)(nil),     // 36: homelab.controller.v1.ListSnapshotsResponse
-	(*RevokeCertificateRequest)(nil),  // 37: homelab.controller.v1.RevokeCertificateRequest
-	(*RevokeCertificateResponse)(nil), // 38: homelab.controller.v1.RevokeCertificateResponse
-	(*CreateTokenRequest)(nil),        // 39: homelab.controller.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),       // 40: homelab.controller.v1.CreateTokenResponse
-	(*TokenStatus)(nil),               // 41: homelab.controller.v1.TokenStatus
-	(*ListTokensRequest)(nil),         // 42: homelab.controller.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),        // 43: homelab.controller.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),        // 44: homelab.controller.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),       // 45: homelab.controller.v1.RevokeTokenResponse
-	(*TrustRequest)(nil),              // 46: homelab.controller.v1.TrustRequest
-	(*TrustResponse)(nil),             // 47: homelab.controller.v1.TrustResponse
-	(*CertificateStatus)(nil),         // 48: homelab.controller.v1.CertificateStatus
-	(*RotateGossipRequest)(nil),       // 49: homelab.controller.v1.RotateGossipRequest
-	(*RotateGossipResponse)(nil),      // 50: homelab.controller.v1.RotateGossipResponse
-	(*v1.Plan)(nil),                   // 51: homelab.v1.Plan
-	(*v1.HostStatus)(nil),             // 52: homelab.v1.HostStatus
-	(*v1.Event)(nil),                  // 53: homelab.v1.Event
-	(*v1.Summary)(nil),                // 54: homelab.v1.Summary
-	(v1.Power)(0),                     // 55: homelab.v1.Power
-	(v1.Role)(0),                      // 56: homelab.v1.Role
-	(*v1.GuestLook)(nil),              // 57: homelab.v1.GuestLook
-	(*timestamppb.Timestamp)(nil),     // 58: google.protobuf.Timestamp
-	(*v1.Fact)(nil),                   // 59: homelab.v1.Fact
-	(*v1.Node)(nil),                   // 60: homelab.v1.Node
-	(*v1.EtcdMember)(nil),             // 61: homelab.v1.EtcdMember
-	(v1.ImageType)(0),                 // 62: homelab.v1.ImageType
-	(v1.Verification)(0),              // 63: homelab.v1.Verification
-	(*v1.Orphan)(nil),                 // 64: homelab.v1.Orphan
-	(*v1.Note)(nil),                   // 65: homelab.v1.Note
-	(*v1.Disk)(nil),                   // 66: homelab.v1.Disk
-	(*v1.Snapshot)(nil),               // 67: homelab.v1.Snapshot
-	(*durationpb.Duration)(nil),       // 68: google.protobuf.Duration
+	(*ListAuditRequest)(nil),          // 37: homelab.controller.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),         // 38: homelab.controller.v1.ListAuditResponse
+	(*AuditEntry)(nil),                // 39: homelab.controller.v1.AuditEntry
+	(*RevokeCertificateRequest)(nil),  // 40: homelab.controller.v1.RevokeCertificateRequest
+	(*RevokeCertificateResponse)(nil), // 41: homelab.controller.v1.RevokeCertificateResponse
+	(*CreateTokenRequest)(nil),        // 42: homelab.controller.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),       // 43: homelab.controller.v1.CreateTokenResponse
+	(*TokenStatus)(nil),               // 44: homelab.controller.v1.TokenStatus
+	(*ListTokensRequest)(nil),         // 45: homelab.controller.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 46: homelab.controller.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),        // 47: homelab.controller.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),       // 48: homelab.controller.v1.RevokeTokenResponse
+	(*TrustRequest)(nil),              // 49: homelab.controller.v1.TrustRequest
+	(*TrustResponse)(nil),             // 50: homelab.controller.v1.TrustResponse
+	(*CertificateStatus)(nil),         // 51: homelab.controller.v1.CertificateStatus
+	(*RotateGossipRequest)(nil),       // 52: homelab.controller.v1.RotateGossipRequest
+	(*RotateGossipResponse)(nil),      // 53: homelab.controller.v1.RotateGossipResponse
+	(*v1.Plan)(nil),                   // 54: homelab.v1.Plan
+	(*v1.HostStatus)(nil),             // 55: homelab.v1.HostStatus
+	(*v1.Event)(nil),                  // 56: homelab.v1.Event
+	(*v1.Summary)(nil),                // 57: homelab.v1.Summary
+	(v1.Power)(0),                     // 58: homelab.v1.Power
+	(v1.Role)(0),                      // 59: homelab.v1.Role
+	(*v1.GuestLook)(nil),              // 60: homelab.v1.GuestLook
+	(*timestamppb.Timestamp)(nil),     // 61: google.protobuf.Timestamp
+	(*v1.Fact)(nil),                   // 62: homelab.v1.Fact
+	(*v1.Node)(nil),                   // 63: homelab.v1.Node
+	(*v1.EtcdMember)(nil),             // 64: homelab.v1.EtcdMember
+	(v1.ImageType)(0),                 // 65: homelab.v1.ImageType
+	(v1.Verification)(0),              // 66: homelab.v1.Verification
+	(*v1.Orphan)(nil),                 // 67: homelab.v1.Orphan
+	(*v1.Note)(nil),                   // 68: homelab.v1.Note
+	(*v1.Disk)(nil),                   // 69: homelab.v1.Disk
+	(*v1.Snapshot)(nil),               // 70: homelab.v1.Snapshot
+	(*durationpb.Duration)(nil),       // 71: google.protobuf.Duration
 }
 var file_homelab_controller_v1_controller_proto_depIdxs = []int32{
 	0,  // 0: homelab.controller.v1.Operation.kind:type_name -> homelab.controller.v1.OperationKind
 	2,  // 1: homelab.controller.v1.PlanRequest.operation:type_name -> homelab.controller.v1.Operation
-	51, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
-	52, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
+	54, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
+	55, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 4: homelab.controller.v1.PlanResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	2,  // 5: homelab.controller.v1.ApplyRequest.operation:type_name -> homelab.controller.v1.Operation
-	53, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
-	51, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
-	54, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
-	51, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
-	55, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
+	56, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
+	54, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
+	57, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
+	54, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
+	58, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
 	1,  // 11: homelab.controller.v1.GuestStatus.health:type_name -> homelab.controller.v1.Health
-	56, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
-	57, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
-	58, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
-	58, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
-	59, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
-	60, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
-	59, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
+	59, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
+	60, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
+	61, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
+	61, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
+	62, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
+	63, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
+	62, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
 	10, // 19: homelab.controller.v1.ClusterStatus.members:type_name -> homelab.controller.v1.MemberStatus
 	9,  // 20: homelab.controller.v1.ClusterStatus.findings:type_name -> homelab.controller.v1.ClusterFinding
-	61, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
-	52, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
+	64, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
+	55, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
 	7,  // 23: homelab.controller.v1.StatusResponse.guests:type_name -> homelab.controller.v1.GuestStatus
 	8,  // 24: homelab.controller.v1.StatusResponse.cluster:type_name -> homelab.controller.v1.ClusterStatus
-	58, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
+	61, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
 	13, // 26: homelab.controller.v1.StatusResponse.images:type_name -> homelab.controller.v1.ImageStatus
-	62, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
-	63, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
-	58, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
-	58, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
-	54, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
+	65, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
+	66, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
+	61, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
+	61, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
+	57, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
 	14, // 32: homelab.controller.v1.ListRunsResponse.runs:type_name -> homelab.controller.v1.RunRecord
-	53, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
+	56, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
 	14, // 34: homelab.controller.v1.FollowRunResponse.record:type_name -> homelab.controller.v1.RunRecord
-	58, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
+	61, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
 	26, // 36: homelab.controller.v1.WhyResponse.entries:type_name -> homelab.controller.v1.WhyEntry
 	7,  // 37: homelab.controller.v1.WhyResponse.now:type_name -> homelab.controller.v1.GuestStatus
-	64, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
-	65, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
+	67, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	68, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
 	34, // 40: homelab.controller.v1.OrphansResponse.holders:type_name -> homelab.controller.v1.HolderStatus
-	66, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
-	67, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
-	65, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
-	68, // 44: homelab.controller.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	41, // 45: homelab.controller.v1.CreateTokenResponse.status:type_name -> homelab.controller.v1.TokenStatus
-	58, // 46: homelab.controller.v1.TokenStatus.created:type_name -> google.protobuf.Timestamp
-	58, // 47: homelab.controller.v1.TokenStatus.expires:type_name -> google.protobuf.Timestamp
-	58, // 48: homelab.controller.v1.TokenStatus.used:type_name -> google.protobuf.Timestamp
-	41, // 49: homelab.controller.v1.ListTokensResponse.tokens:type_name -> homelab.controller.v1.TokenStatus
-	48, // 50: homelab.controller.v1.TrustResponse.authorities:type_name -> homelab.controller.v1.CertificateStatus
-	48, // 51: homelab.controller.v1.TrustResponse.certificates:type_name -> homelab.controller.v1.CertificateStatus
-	58, // 52: homelab.controller.v1.CertificateStatus.not_before:type_name -> google.protobuf.Timestamp
-	58, // 53: homelab.controller.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
-	58, // 54: homelab.controller.v1.CertificateStatus.revoked:type_name -> google.protobuf.Timestamp
-	3,  // 55: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
-	5,  // 56: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
-	11, // 57: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
-	15, // 58: homelab.controller.v1.ControllerService.ListRuns:input_type -> homelab.controller.v1.ListRunsRequest
-	17, // 59: homelab.controller.v1.ControllerService.FollowRun:input_type -> homelab.controller.v1.FollowRunRequest
-	19, // 60: homelab.controller.v1.ControllerService.Exec:input_type -> homelab.controller.v1.ExecRequest
-	21, // 61: homelab.controller.v1.ControllerService.Kubeconfig:input_type -> homelab.controller.v1.KubeconfigRequest
-	23, // 62: homelab.controller.v1.ControllerService.Version:input_type -> homelab.controller.v1.VersionRequest
-	25, // 63: homelab.controller.v1.ControllerService.Why:input_type -> homelab.controller.v1.WhyRequest
-	28, // 64: homelab.controller.v1.ControllerService.Pause:input_type -> homelab.controller.v1.PauseRequest
-	30, // 65: homelab.controller.v1.ControllerService.Resume:input_type -> homelab.controller.v1.ResumeRequest
-	32, // 66: homelab.controller.v1.ControllerService.Orphans:input_type -> homelab.controller.v1.OrphansRequest
-	35, // 67: homelab.controller.v1.ControllerService.ListSnapshots:input_type -> homelab.controller.v1.ListSnapshotsRequest
-	37, // 68: homelab.controller.v1.ControllerService.RevokeCertificate:input_type -> homelab.controller.v1.RevokeCertificateRequest
-	39, // 69: homelab.controller.v1.ControllerService.CreateToken:input_type -> homelab.controller.v1.CreateTokenRequest
-	42, // 70: homelab.controller.v1.ControllerService.ListTokens:input_type -> homelab.controller.v1.ListTokensRequest
-	44, // 71: homelab.controller.v1.ControllerService.RevokeToken:input_type -> homelab.controller.v1.RevokeTokenRequest
-	46, // 72: homelab.controller.v1.ControllerService.Trust:input_type -> homelab.controller.v1.TrustRequest
-	49, // 73: homelab.controller.v1.ControllerService.RotateGossip:input_type -> homelab.controller.v1.RotateGossipRequest
-	4,  // 74: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
-	6,  // 75: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
-	12, // 76: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
-	16, // 77: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
-	18, // 78: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
-	20, // 79: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
-	22, // 80: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
-	24, // 81: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
-	27, // 82: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
-	29, // 83: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
-	31, // 84: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
-	33, // 85: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
-	36, // 86: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
-	38, // 87: homelab.controller.v1.ControllerService.RevokeCertificate:output_type -> homelab.controller.v1.RevokeCertificateResponse
-	40, // 88: homelab.controller.v1.ControllerService.CreateToken:output_type -> homelab.controller.v1.CreateTokenResponse
-	43, // 89: homelab.controller.v1.ControllerService.ListTokens:output_type -> homelab.controller.v1.ListTokensResponse
-	45, // 90: homelab.controller.v1.ControllerService.RevokeToken:output_type -> homelab.controller.v1.RevokeTokenResponse
-	47, // 91: homelab.controller.v1.ControllerService.Trust:output_type -> homelab.controller.v1.TrustResponse
-	50, // 92: homelab.controller.v1.ControllerService.RotateGossip:output_type -> homelab.controller.v1.RotateGossipResponse
-	74, // [74:93] is the sub-list for method output_type
-	55, // [55:74] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	69, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
+	70, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
+	68, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
+	61, // 44: homelab.controller.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	39, // 45: homelab.controller.v1.ListAuditResponse.entries:type_name -> homelab.controller.v1.AuditEntry
+	61, // 46: homelab.controller.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	61, // 47: homelab.controller.v1.AuditEntry.ended:type_name -> google.protobuf.Timestamp
+	71, // 48: homelab.controller.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	44, // 49: homelab.controller.v1.CreateTokenResponse.status:type_name -> homelab.controller.v1.TokenStatus
+	61, // 50: homelab.controller.v1.TokenStatus.created:type_name -> google.protobuf.Timestamp
+	61, // 51: homelab.controller.v1.TokenStatus.expires:type_name -> google.protobuf.Timestamp
+	61, // 52: homelab.controller.v1.TokenStatus.used:type_name -> google.protobuf.Timestamp
+	44, // 53: homelab.controller.v1.ListTokensResponse.tokens:type_name -> homelab.controller.v1.TokenStatus
+	51, // 54: homelab.controller.v1.TrustResponse.authorities:type_name -> homelab.controller.v1.CertificateStatus
+	51, // 55: homelab.controller.v1.TrustResponse.certificates:type_name -> homelab.controller.v1.CertificateStatus
+	61, // 56: homelab.controller.v1.CertificateStatus.not_before:type_name -> google.protobuf.Timestamp
+	61, // 57: homelab.controller.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
+	61, // 58: homelab.controller.v1.CertificateStatus.revoked:type_name -> google.protobuf.Timestamp
+	3,  // 59: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
+	5,  // 60: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
+	11, // 61: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
+	15, // 62: homelab.controller.v1.ControllerService.ListRuns:input_type -> homelab.controller.v1.ListRunsRequest
+	17, // 63: homelab.controller.v1.ControllerService.FollowRun:input_type -> homelab.controller.v1.FollowRunRequest
+	19, // 64: homelab.controller.v1.ControllerService.Exec:input_type -> homelab.controller.v1.ExecRequest
+	21, // 65: homelab.controller.v1.ControllerService.Kubeconfig:input_type -> homelab.controller.v1.KubeconfigRequest
+	23, // 66: homelab.controller.v1.ControllerService.Version:input_type -> homelab.controller.v1.VersionRequest
+	25, // 67: homelab.controller.v1.ControllerService.Why:input_type -> homelab.controller.v1.WhyRequest
+	28, // 68: homelab.controller.v1.ControllerService.Pause:input_type -> homelab.controller.v1.PauseRequest
+	30, // 69: homelab.controller.v1.ControllerService.Resume:input_type -> homelab.controller.v1.ResumeRequest
+	32, // 70: homelab.controller.v1.ControllerService.Orphans:input_type -> homelab.controller.v1.OrphansRequest
+	35, // 71: homelab.controller.v1.ControllerService.ListSnapshots:input_type -> homelab.controller.v1.ListSnapshotsRequest
+	37, // 72: homelab.controller.v1.ControllerService.ListAudit:input_type -> homelab.controller.v1.ListAuditRequest
+	40, // 73: homelab.controller.v1.ControllerService.RevokeCertificate:input_type -> homelab.controller.v1.RevokeCertificateRequest
+	42, // 74: homelab.controller.v1.ControllerService.CreateToken:input_type -> homelab.controller.v1.CreateTokenRequest
+	45, // 75: homelab.controller.v1.ControllerService.ListTokens:input_type -> homelab.controller.v1.ListTokensRequest
+	47, // 76: homelab.controller.v1.ControllerService.RevokeToken:input_type -> homelab.controller.v1.RevokeTokenRequest
+	49, // 77: homelab.controller.v1.ControllerService.Trust:input_type -> homelab.controller.v1.TrustRequest
+	52, // 78: homelab.controller.v1.ControllerService.RotateGossip:input_type -> homelab.controller.v1.RotateGossipRequest
+	4,  // 79: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
+	6,  // 80: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
+	12, // 81: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
+	16, // 82: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
+	18, // 83: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
+	20, // 84: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
+	22, // 85: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
+	24, // 86: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
+	27, // 87: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
+	29, // 88: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
+	31, // 89: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
+	33, // 90: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
+	36, // 91: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
+	38, // 92: homelab.controller.v1.ControllerService.ListAudit:output_type -> homelab.controller.v1.ListAuditResponse
+	41, // 93: homelab.controller.v1.ControllerService.RevokeCertificate:output_type -> homelab.controller.v1.RevokeCertificateResponse
+	43, // 94: homelab.controller.v1.ControllerService.CreateToken:output_type -> homelab.controller.v1.CreateTokenResponse
+	46, // 95: homelab.controller.v1.ControllerService.ListTokens:output_type -> homelab.controller.v1.ListTokensResponse
+	48, // 96: homelab.controller.v1.ControllerService.RevokeToken:output_type -> homelab.controller.v1.RevokeTokenResponse
+	50, // 97: homelab.controller.v1.ControllerService.Trust:output_type -> homelab.controller.v1.TrustResponse
+	53, // 98: homelab.controller.v1.ControllerService.RotateGossip:output_type -> homelab.controller.v1.RotateGossipResponse
+	79, // [79:99] is the sub-list for method output_type
+	59, // [59:79] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_homelab_controller_v1_controller_proto_init() }
@@ -4059,7 +4327,7 @@ func file_homelab_controller_v1_controller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_controller_v1_controller_proto_rawDesc), len(file_homelab_controller_v1_controller_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   49,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -34,6 +34,7 @@ const (
 	ControllerService_Resume_FullMethodName            = "/homelab.controller.v1.ControllerService/Resume"
 	ControllerService_Orphans_FullMethodName           = "/homelab.controller.v1.ControllerService/Orphans"
 	ControllerService_ListSnapshots_FullMethodName     = "/homelab.controller.v1.ControllerService/ListSnapshots"
+	ControllerService_ListAudit_FullMethodName         = "/homelab.controller.v1.ControllerService/ListAudit"
 	ControllerService_RevokeCertificate_FullMethodName = "/homelab.controller.v1.ControllerService/RevokeCertificate"
 	ControllerService_CreateToken_FullMethodName       = "/homelab.controller.v1.ControllerService/CreateToken"
 	ControllerService_ListTokens_FullMethodName        = "/homelab.controller.v1.ControllerService/ListTokens"
@@ -75,6 +76,9 @@ type ControllerServiceClient interface {
 	Orphans(ctx context.Context, in *OrphansRequest, opts ...grpc.CallOption) (*OrphansResponse, error)
 	// ListSnapshots lists the etcd snapshots that the hosts keep.
 	ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error)
+	// ListAudit tells who called what that changes something or reveals a secret, and what came of it. Never told, as it
+	// is not kept: a Spec's text, a command's arguments and input, secrets.
+	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error)
 	// RevokeCertificate takes a certificate back, for good: all of the fleet that are online apply it within seconds.
 	RevokeCertificate(ctx context.Context, in *RevokeCertificateRequest, opts ...grpc.CallOption) (*RevokeCertificateResponse, error)
 	// CreateToken makes a token with which one process enrols, once. A name that has a certificate is Exists unless it is
@@ -256,6 +260,16 @@ func (c *controllerServiceClient) ListSnapshots(ctx context.Context, in *ListSna
 	return out, nil
 }
 
+func (c *controllerServiceClient) ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAuditResponse)
+	err := c.cc.Invoke(ctx, ControllerService_ListAudit_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controllerServiceClient) RevokeCertificate(ctx context.Context, in *RevokeCertificateRequest, opts ...grpc.CallOption) (*RevokeCertificateResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RevokeCertificateResponse)
@@ -349,6 +363,9 @@ type ControllerServiceServer interface {
 	Orphans(context.Context, *OrphansRequest) (*OrphansResponse, error)
 	// ListSnapshots lists the etcd snapshots that the hosts keep.
 	ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error)
+	// ListAudit tells who called what that changes something or reveals a secret, and what came of it. Never told, as it
+	// is not kept: a Spec's text, a command's arguments and input, secrets.
+	ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error)
 	// RevokeCertificate takes a certificate back, for good: all of the fleet that are online apply it within seconds.
 	RevokeCertificate(context.Context, *RevokeCertificateRequest) (*RevokeCertificateResponse, error)
 	// CreateToken makes a token with which one process enrols, once. A name that has a certificate is Exists unless it is
@@ -411,6 +428,9 @@ func (UnimplementedControllerServiceServer) Orphans(context.Context, *OrphansReq
 }
 func (UnimplementedControllerServiceServer) ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSnapshots not implemented")
+}
+func (UnimplementedControllerServiceServer) ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAudit not implemented")
 }
 func (UnimplementedControllerServiceServer) RevokeCertificate(context.Context, *RevokeCertificateRequest) (*RevokeCertificateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeCertificate not implemented")
@@ -664,6 +684,24 @@ func _ControllerService_ListSnapshots_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ControllerService_ListAudit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAuditRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).ListAudit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_ListAudit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).ListAudit(ctx, req.(*ListAuditRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ControllerService_RevokeCertificate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RevokeCertificateRequest)
 	if err := dec(in); err != nil {
@@ -818,6 +856,10 @@ var ControllerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListSnapshots",
 			Handler:    _ControllerService_ListSnapshots_Handler,
+		},
+		{
+			MethodName: "ListAudit",
+			Handler:    _ControllerService_ListAudit_Handler,
 		},
 		{
 			MethodName: "RevokeCertificate",

@@ -1,0 +1,44 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"testing"
+	"time"
+
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// ListAudit tells one refused call, and what was asked for in a second one.
+func (f *fake) ListAudit(_ context.Context, req *controllerv1.ListAuditRequest) (*controllerv1.ListAuditResponse, error) {
+	return &controllerv1.ListAuditResponse{Entries: []*controllerv1.AuditEntry{
+		{
+			Time: timestamppb.New(noon), Who: "admin@laptop", Method: "apply", What: "delete guest k3s-1", On: []string{"guest k3s-1"},
+			Result: "refused", Text: "it is the only server", Count: 1, Ended: timestamppb.New(noon.Add(time.Second)), Controller: "controller-1",
+		},
+		{Time: req.GetSince(), Who: "viewer@" + req.GetBy(), Method: "exec", Result: "denied", Count: req.GetLimit(), Controller: "controller-1"},
+	}}, nil
+}
+
+func TestTheAuditIsShownWithEveryField(t *testing.T) {
+	r := newRig(t)
+	got := r.run("audit", "--limit", "7", "--since", "2h", "--by", "tv", "-o", "json")
+	wants(t, got, 0)
+	var docs []map[string]any
+	if err := json.Unmarshal([]byte(got.out), &docs); err != nil || len(docs) != 2 {
+		t.Fatalf("%v: %s", err, got.out)
+	}
+	for _, doc := range docs {
+		for _, field := range []string{"time", "who", "method", "what", "on", "result", "text", "count", "ended", "controller"} {
+			if _, ok := doc[field]; !ok {
+				t.Errorf("%s is missing: %v", field, doc)
+			}
+		}
+	}
+	if d := docs[1]; d["time"] != "2026-03-01T12:02:00Z" || d["who"] != "viewer@tv" || d["count"] != 7.0 || d["ended"] != nil {
+		t.Errorf("%v", d)
+	}
+	wants(t, r.run("audit", "--by", "tv", "--since", "2026-02-01"), 0, "apply delete guest k3s-1", "refused", "it is the only server", "100 times")
+	wants(t, r.run("audit", "--since", "yesterday"), 1, "--since yesterday is none of 2h")
+}

@@ -1,0 +1,87 @@
+package rpc
+
+import (
+	"bytes"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestWhatRepeatsIsToldOnceAMinuteWithACount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r repeats
+		var mu sync.Mutex
+		var told []int
+		note := func() {
+			r.note("10.0.0.9 expired", func(n int) {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, n)
+			}, nil)
+		}
+		for range 100 {
+			note()
+		}
+		if !slices.Equal(told, []int{1}) {
+			t.Fatalf("at once: %v", told)
+		}
+		time.Sleep(repeatEvery + time.Second)
+		synctest.Wait()
+		note()
+		time.Sleep(repeatEvery)
+		synctest.Wait()
+		if !slices.Equal(told, []int{1, 99, 1}) {
+			t.Errorf("%v", told)
+		}
+		time.Sleep(2 * repeatEvery)
+		synctest.Wait()
+		if len(r.seen) != 0 {
+			t.Errorf("still remembered: %v", r.seen)
+		}
+	})
+}
+
+func TestAStrangerDoesNotFillTheMemoryWithReasons(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r repeats
+		var mu sync.Mutex
+		rest := 0
+		for i := range 10 * repeatKinds {
+			r.note(fmt.Sprint(i), func(int) {}, func(n int) {
+				mu.Lock()
+				defer mu.Unlock()
+				rest += n
+			})
+		}
+		if len(r.seen) > repeatKinds+1 || rest != 1 {
+			t.Errorf("%d remembered, %d told of the rest", len(r.seen), rest)
+		}
+		time.Sleep(3 * repeatEvery)
+		synctest.Wait()
+		if len(r.seen) != 0 || rest != 10*repeatKinds-repeatKinds {
+			t.Errorf("%d remembered, %d told of the rest", len(r.seen), rest)
+		}
+	})
+}
+
+func TestARefusedCallerIsLoggedOnceForEachReason(t *testing.T) {
+	var log bytes.Buffer
+	c := &Credentials{Log: slog.New(slog.NewTextHandler(&log, nil))}
+	for port := range 50 {
+		local := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 8400}
+		remote := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 9), Port: 40000 + port}
+		c.refuse("10.0.0.9", &net.OpError{Op: "read", Net: "tcp", Source: local, Addr: remote, Err: errors.New("connection reset by peer")})
+		c.refuse("10.0.0.9", x509.CertificateInvalidError{Reason: x509.Expired, Detail: fmt.Sprintf("current time 12:00:%02d", port)})
+	}
+	if n := strings.Count(log.String(), "caller refused"); n != 2 {
+		t.Errorf("%d lines:\n%s", n, log.String())
+	}
+}
