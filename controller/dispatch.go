@@ -169,11 +169,16 @@ func (d *dispatch) halfBuilt(s *homelabv1.Step) (store.Guest, error) {
 	return rec, rpc.Errorf(rpc.ErrRefused, "%s was not seen to have begun to create %s as VM %d", s.GetHost(), s.GetGuest(), s.GetVmid())
 }
 
-// madeNow are the guests whose VMs were made in this run so far.
+// madeNow are the guests whose VMs were made in this run so far, also those of which
+// that was not heard yet: with a uuid that was drawn in this run there was none before.
 func (d *dispatch) madeNow() map[string]bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return maps.Clone(d.made)
+	made := maps.Clone(d.made)
+	for guest := range d.anew {
+		made[guest] = true
+	}
+	return made
 }
 
 // init fills in how the first server starts the cluster, after one more look

@@ -191,17 +191,13 @@ func (g *Gossip) Run(ctx context.Context) error {
 
 func (g *Gossip) create(ctx context.Context) (*memberlist.Memberlist, *self, error) {
 	bridge := newLogBridge(g.cfg.Log)
-	keys, err := keyring(g.cfg.Keys)
-	if err != nil {
-		return nil, nil, err
-	}
 	nt, err := memberlist.NewNetTransport(&memberlist.NetTransportConfig{
 		BindAddrs: []string{g.cfg.Bind}, BindPort: g.cfg.Port, Logger: bridge,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("gossip on %s: %w", net.JoinHostPort(g.cfg.Bind, strconv.Itoa(g.cfg.Port)), err)
 	}
-	var tr memberlist.NodeAwareTransport = &transport{NetTransport: nt, ctx: ctx, door: newDoor(ctx, nt.StreamCh(), keys, bridge)}
+	var tr memberlist.NodeAwareTransport = &transport{NetTransport: nt, ctx: ctx, door: newDoor(ctx, nt.StreamCh(), g.ring, bridge)}
 	if g.cfg.wrap != nil {
 		tr = g.cfg.wrap(tr)
 	}

@@ -30,9 +30,11 @@ func TestWhatRepeatsIsToldOnceAMinuteWithACount(t *testing.T) {
 		for range 100 {
 			note()
 		}
+		mu.Lock()
 		if !slices.Equal(told, []int{1}) {
-			t.Fatalf("at once: %v", told)
+			t.Errorf("at once: %v", told)
 		}
+		mu.Unlock()
 		time.Sleep(repeatEvery + time.Second)
 		synctest.Wait()
 		note()
@@ -43,10 +45,16 @@ func TestWhatRepeatsIsToldOnceAMinuteWithACount(t *testing.T) {
 		}
 		time.Sleep(2 * repeatEvery)
 		synctest.Wait()
-		if len(r.seen) != 0 {
-			t.Errorf("still remembered: %v", r.seen)
+		if remembered(&r) != 0 {
+			t.Errorf("%d are still remembered", remembered(&r))
 		}
 	})
+}
+
+func remembered(r *repeats) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.seen)
 }
 
 func TestAStrangerDoesNotFillTheMemoryWithReasons(t *testing.T) {
@@ -61,13 +69,15 @@ func TestAStrangerDoesNotFillTheMemoryWithReasons(t *testing.T) {
 				rest += n
 			})
 		}
-		if len(r.seen) > repeatKinds+1 || rest != 1 {
-			t.Errorf("%d remembered, %d told of the rest", len(r.seen), rest)
+		mu.Lock()
+		if remembered(&r) > repeatKinds+1 || rest != 1 {
+			t.Errorf("%d remembered, %d told of the rest", remembered(&r), rest)
 		}
+		mu.Unlock()
 		time.Sleep(3 * repeatEvery)
 		synctest.Wait()
-		if len(r.seen) != 0 || rest != 10*repeatKinds-repeatKinds {
-			t.Errorf("%d remembered, %d told of the rest", len(r.seen), rest)
+		if remembered(&r) != 0 || rest != 10*repeatKinds-repeatKinds {
+			t.Errorf("%d remembered, %d told of the rest", remembered(&r), rest)
 		}
 	})
 }

@@ -49,8 +49,8 @@ var Rules = map[string]Rule{
 	controllerv1.ControllerService_CreateToken_FullMethodName:       adminActs,
 	controllerv1.ControllerService_ListTokens_FullMethodName:        adminSees,
 	controllerv1.ControllerService_RevokeToken_FullMethodName:       adminActs,
-	controllerv1.ControllerService_Trust_FullMethodName:             adminSees,
 	controllerv1.ControllerService_RotateGossip_FullMethodName:      adminActs,
+	controllerv1.ControllerService_Trust_FullMethodName:             adminSees,
 	trustv1.TrustService_Present_FullMethodName:                     shared,
 
 	agentv1.AgentService_Observe_FullMethodName:       asked,
