@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,12 +42,7 @@ func (c *Controller) auditor() *rpc.Auditor {
 				Time: now, Ended: now, Who: call.Who.String(), Method: methodName(call.Method),
 				Result: rpc.KindName(err), Text: cut(err.Error(), auditText), Count: n,
 			}
-			c.logAct(a)
-			ctx, cancel := context.WithTimeout(c.life, auditTimeout)
-			defer cancel()
-			if _, err := c.store.AppendAct(ctx, a); err != nil {
-				c.log.Error("audit not written", "error", err)
-			}
+			c.appendAct(a)
 		},
 	}
 }
@@ -133,8 +129,46 @@ func askedFor(request any) (what string, on []string) {
 			return "all changes", nil
 		}
 		return "guest " + word(req.GetGuest()), things("guest", req.GetGuest())
+	case *controllerv1.RevokeCertificateRequest:
+		return "certificates " + word(cmp.Or(req.GetHolder(), req.GetSerial())), holders(req.GetHolder())
+	case *controllerv1.CreateTokenRequest:
+		who := cmp.Or(req.GetRole(), rpc.RoleAgent) + "@" + req.GetName()
+		what = "token for " + word(who)
+		if req.GetReplace() {
+			what += ", in the place of its certificate"
+		}
+		return what, holders(who)
+	case *controllerv1.RevokeTokenRequest:
+		return "token " + word(req.GetId()), nil
+	case *controllerv1.RotateGossipRequest:
+		return "the gossip's key", nil
 	}
 	return "", nil
+}
+
+// holders is whom a certificate is for, as a thing.
+func holders(who string) []string {
+	role, name, _ := strings.Cut(who, "@")
+	if role == rpc.RoleAgent {
+		return things("host", name)
+	}
+	return things(word(role), name)
+}
+
+// enrolled writes down that somebody got a certificate, with a token or the one they
+// had: those calls come without one that says who they are.
+func (c *Controller) enrolled(who, method, what string) {
+	now := c.now().UTC()
+	c.appendAct(store.Act{Time: now, Ended: now, Who: who, Method: method, What: what, On: holders(who), Result: store.ResultOK, Count: 1})
+}
+
+func (c *Controller) appendAct(a store.Act) {
+	c.logAct(a)
+	ctx, cancel := context.WithTimeout(c.life, auditTimeout)
+	defer cancel()
+	if _, err := c.store.AppendAct(ctx, a); err != nil {
+		c.log.Error("audit not written", "error", err)
+	}
 }
 
 func operationText(req *controllerv1.ApplyRequest) (what string, on []string) {

@@ -80,7 +80,7 @@ func (s *enrolService) Enrol(ctx context.Context, req *trustv1.EnrolRequest) (*t
 	if err != nil {
 		return nil, err
 	}
-	c.log.Info("enrolled", "name", token.Name, "role", token.Role, "serial", token.Serial, "token", token.ID, "source", rpc.Source(ctx))
+	c.enrolled(token.Role+"@"+token.Name, "enrol", fmt.Sprintf("certificate %s for token %s, from %s", token.Serial, token.ID, rpc.Source(ctx)))
 	return &trustv1.EnrolResponse{Certificate: token.Certificate, Trust: t, Addresses: token.Addresses, Seeds: c.seeds()}, nil
 }
 
@@ -199,7 +199,7 @@ func (s *enrolService) Renew(ctx context.Context, _ *trustv1.RenewRequest) (*tru
 	if err != nil {
 		return nil, err
 	}
-	c.log.Info("renewed", "name", id.Name, "role", id.Role, "serial", given.Serial, "ends", given.NotAfter)
+	c.enrolled(id.String(), "renew", fmt.Sprintf("certificate %s in the place of %s", given.Serial, rpc.Serial(old)))
 	return &trustv1.RenewResponse{Certificate: cert, Trust: t}, nil
 }
 

@@ -265,6 +265,36 @@ func TestANameThatHasACertificateIsReplacedOnlyOnPurpose(t *testing.T) {
 	}
 }
 
+func TestTheAuditTellsWhoEnrolledAndWhoWasRefused(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.enrolling(&clock{t: time.Now()})
+	c := f.up()
+	token := c.token(t, &controllerv1.CreateTokenRequest{Name: "pve7"})
+	if _, err := newStranger(t).enrol(token.GetEnrol(), token.GetToken(), nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 { // told once a minute
+		if _, err := newStranger(t).enrol(token.GetEnrol(), token.GetToken(), nil); !errors.Is(err, rpc.ErrDenied) {
+			t.Fatal(err)
+		}
+	}
+	resp, err := c.client.ListAudit(t.Context(), &controllerv1.ListAuditRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	for _, e := range resp.GetEntries() {
+		told = append(told, strings.Join([]string{e.GetWho(), e.GetMethod(), e.GetResult()}, " "))
+		if strings.Contains(e.String(), token.GetToken()) {
+			t.Error("the audit holds the token")
+		}
+	}
+	want := []string{"stranger at 127.0.0.1 enrol denied", "agent@pve7 enrol ok", "admin@admin-1 createtoken ok"} // the latest first
+	if !slices.Equal(told, want) {
+		t.Errorf("%q, want %q", told, want)
+	}
+}
+
 func TestTheStoreKeepsNoSecretOfAToken(t *testing.T) {
 	f := newFleet(t, "pve1")
 	f.enrolling(&clock{t: time.Now()})

@@ -2,9 +2,11 @@ package controller
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/homeiac/homelab/controller/store"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -28,11 +30,27 @@ type refusal struct {
 }
 
 // refused is told every refusal of a call that needs no certificate: the one place
-// for it. It writes them to the log.
+// for it. It writes them into audit and log, each source and reason once a minute.
 func (c *Controller) refused(r refusal) {
-	if count := c.seldom.note(r.source+" "+r.call+" "+r.reason, c.now()); count > 0 {
-		c.log.Warn("refused", "source", r.source, "call", r.call, "who", r.who, "reason", r.reason, "count", count)
+	key := r.source + " " + r.call
+	if r.call == "Enrol" {
+		// Of few kinds. What is wrong with a certificate is in words that a stranger
+		// chooses, who could fill the audit with them.
+		key += " " + r.reason
 	}
+	count := c.seldom.note(key, c.now())
+	if count == 0 {
+		return
+	}
+	now := c.now().UTC()
+	a := store.Act{
+		Time: now, Ended: now, Who: "stranger at " + word(r.source), Method: strings.ToLower(r.call),
+		Result: string(rpc.ErrDenied), Text: cut(r.reason, auditText), Count: count,
+	}
+	if r.who != "" {
+		a.What, a.On = "as "+word(r.who), holders(r.who)
+	}
+	c.appendAct(a)
 }
 
 // seldom says a thing at most once a minute, and then how often it was.

@@ -60,7 +60,7 @@ func (c *Controller) trust() (*trustv1.Trust, error) {
 	}
 	t := &trustv1.Trust{
 		Revocations: c.creds.Revocations().PEM(), Roots: roots,
-		Controller: &trustv1.ControllerAddress{Name: c.cfg.Name, Address: c.listening(), Enrol: c.enrolAddress()},
+		Controller: &trustv1.ControllerAddress{Name: c.creds.Identity().Name, Address: c.listening(), Enrol: c.enrolAddress()},
 	}
 	if c.cfg.GossipKeys != "" {
 		if t.GossipKeys, err = gossip.ReadKeys(c.cfg.GossipKeys); err != nil {

@@ -101,7 +101,8 @@ func (p *pusher) run(ctx context.Context) error {
 		}
 		for host, agent := range p.c.seeing.agentPeers() {
 			key := lifeOf(agent) + " " + version
-			if !p.begin(host, key, time.Now()) {
+			// One that does not say where it is must not cost the connection to it.
+			if agent.Address == "" || !p.begin(host, key, time.Now()) {
 				continue
 			}
 			go func() {
