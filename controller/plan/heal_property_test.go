@@ -128,7 +128,7 @@ func mend(w *plantest.World) {
 // never the quorum lost by our doing. When all is mended the same command comes
 // to rest, and then does nothing.
 func TestNothingIsLostWhateverBreaks(t *testing.T) {
-	checkAll(t, worlds, func(t *rapid.T) {
+	check(t, worlds, func(t *rapid.T) {
 		w := drawFleet(t)
 		for range rapid.IntRange(1, 4).Draw(t, "rounds") {
 			for range rapid.IntRange(0, 2).Draw(t, "breaks at once") {
