@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,13 +42,18 @@ func (c *Controller) auditor() *rpc.Auditor {
 				Time: now, Ended: now, Who: call.Who.String(), Method: methodName(call.Method),
 				Result: rpc.KindName(err), Text: cut(err.Error(), auditText), Count: n,
 			}
-			c.logAct(a)
-			ctx, cancel := context.WithTimeout(c.life, auditTimeout)
-			defer cancel()
-			if _, err := c.store.AppendAct(ctx, a); err != nil {
-				c.log.Error("audit not written", "error", err)
-			}
+			c.noteAct(a)
 		},
+	}
+}
+
+// noteAct writes down what is over already.
+func (c *Controller) noteAct(a store.Act) {
+	c.logAct(a)
+	ctx, cancel := context.WithTimeout(c.life, auditTimeout)
+	defer cancel()
+	if _, err := c.store.AppendAct(ctx, a); err != nil {
+		c.log.Error("audit not written", "error", err)
 	}
 }
 
@@ -133,6 +139,16 @@ func askedFor(request any) (what string, on []string) {
 			return "all changes", nil
 		}
 		return "guest " + word(req.GetGuest()), things("guest", req.GetGuest())
+	case *controllerv1.CreateTokenRequest:
+		what = "for " + word(cmp.Or(req.GetRole(), rpc.RoleAgent)) + "@" + word(req.GetName())
+		if req.GetReplace() {
+			what += ", replacing its certificate"
+		}
+		return what, things("host", req.GetName())
+	case *controllerv1.RevokeTokenRequest:
+		return "token " + word(req.GetId()), nil
+	case *controllerv1.RevokeCertificateRequest:
+		return "certificate " + word(cmp.Or(req.GetSerial(), req.GetHolder())), nil
 	}
 	return "", nil
 }

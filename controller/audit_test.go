@@ -115,6 +115,10 @@ func TestWhatAStrangerChoosesIsCutInTheAudit(t *testing.T) {
 		&controllerv1.ExecRequest{},
 		&controllerv1.PauseRequest{Reason: long},
 		&controllerv1.ResumeRequest{Guest: long},
+		&controllerv1.CreateTokenRequest{Role: long, Name: long},
+		&controllerv1.RevokeTokenRequest{Id: long},
+		&controllerv1.RevokeCertificateRequest{Serial: long},
+		&controllerv1.RevokeCertificateRequest{Holder: long},
 	} {
 		what, on := askedFor(req)
 		if len(what) > 600 || len(strings.Join(on, "")) > 200*auditWord {

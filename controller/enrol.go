@@ -68,7 +68,11 @@ func (s *enrolService) Enrol(ctx context.Context, req *trustv1.EnrolRequest) (*t
 		return nil, err
 	}
 	if why != "" {
-		c.refused(refusal{source: rpc.Source(ctx), call: "Enrol", who: token.Role + "@" + token.Name, reason: why})
+		who := ""
+		if token.Name != "" {
+			who = token.Role + "@" + token.Name
+		}
+		c.refused(refusal{source: rpc.Source(ctx), call: "Enrol", who: who, reason: why})
 		return nil, errToken()
 	}
 	if token.Replace {
@@ -80,6 +84,11 @@ func (s *enrolService) Enrol(ctx context.Context, req *trustv1.EnrolRequest) (*t
 	if err != nil {
 		return nil, err
 	}
+	now := c.now().UTC()
+	c.noteAct(store.Act{
+		Time: now, Ended: now, Who: token.Role + "@" + token.Name, Method: "enrol", What: "with token " + token.ID + ", certificate " + token.Serial,
+		On: things("host", token.Name), Result: rpc.KindName(nil), Count: 1,
+	})
 	c.log.Info("enrolled", "name", token.Name, "role", token.Role, "serial", token.Serial, "token", token.ID, "source", rpc.Source(ctx))
 	return &trustv1.EnrolResponse{Certificate: token.Certificate, Trust: t, Addresses: token.Addresses, Seeds: c.seeds()}, nil
 }

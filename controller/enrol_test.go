@@ -156,6 +156,16 @@ func TestWhoGetsNoCertificate(t *testing.T) {
 	if !errors.Is(err, rpc.ErrDenied) || !strings.Contains(err.Error(), "hlctl token create") {
 		t.Errorf("a used token with another key: %v", err)
 	}
+	acts := must(c.store.Acts(t.Context(), 10, time.Time{}, ""))
+	var told []string
+	for _, a := range acts {
+		told = append(told, a.Method+" "+a.Result+" "+a.What)
+	}
+	all := strings.Join(told, "\n")
+	if !strings.Contains(all, "createtoken ok for agent@pve7") || !strings.Contains(all, "enrol ok with token") ||
+		!strings.Contains(all, "enrol denied as agent@pve7") || len(acts) != 3 {
+		t.Errorf("the audit says:\n%s", all)
+	}
 	late := c.token(t, &controllerv1.CreateTokenRequest{Name: "pve8", Ttl: durationpb.New(time.Minute)})
 	clk.add(time.Minute)
 	if _, err := newStranger(t).enrol(late.GetEnrol(), late.GetToken(), nil); !errors.Is(err, rpc.ErrDenied) {

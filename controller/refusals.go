@@ -2,9 +2,11 @@ package controller
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/homeiac/homelab/controller/store"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -28,10 +30,18 @@ type refusal struct {
 }
 
 // refused is told every refusal of a call that needs no certificate: the one place
-// for it. It writes them to the log.
+// for it. It writes them to the log, and into the audit where it is known for whom the
+// token or the certificate was: what strangers say is not to fill that.
 func (c *Controller) refused(r refusal) {
 	if count := c.seldom.note(r.source+" "+r.call+" "+r.reason, c.now()); count > 0 {
 		c.log.Warn("refused", "source", r.source, "call", r.call, "who", r.who, "reason", r.reason, "count", count)
+		if r.who != "" {
+			now := c.now().UTC()
+			c.noteAct(store.Act{
+				Time: now, Ended: now, Who: "unknown@" + r.source, Method: strings.ToLower(r.call), What: "as " + word(r.who),
+				Result: rpc.KindName(rpc.ErrDenied), Text: cut(r.reason, auditText), Count: count,
+			})
+		}
 	}
 }
 
