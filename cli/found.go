@@ -314,6 +314,7 @@ gossipPort: 7947
 	} {
 		fmt.Fprintf(&b, "%s: %s/%s\n", key[0], controllerState, key[1])
 	}
+	fmt.Fprintf(&b, "state: %s\n", controllerState)
 	return []byte(b.String())
 }
 
