@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
+	"github.com/homeiac/homelab/internal/config"
 	"github.com/homeiac/homelab/internal/durable"
 	"github.com/homeiac/homelab/internal/gossip"
 	"github.com/homeiac/homelab/internal/rpc"
@@ -30,7 +32,8 @@ type Enrolment struct {
 	// Token is the token's text.
 	Token string
 	// Config is the agent's configuration file. What is said in it holds; when it is
-	// not there it is written, with keys and certificates beside it.
+	// not there, or says nothing yet (the package's does not), it is written, and keys
+	// and certificates go into the state folder.
 	Config string
 	// Advertise is the IP address for a configuration that is written; empty is the
 	// token's, else that with which the controller is reached.
@@ -102,25 +105,27 @@ func Enrol(ctx context.Context, e Enrolment) error {
 
 // config is the configuration that there is, or the one to write.
 func (e Enrolment) config(name string) (cfg Config, write bool, err error) {
-	_, err = os.Stat(e.Config)
-	if err == nil {
+	var says map[string]any
+	_, err = config.Read(e.Config, &says)
+	if err == nil && says != nil {
 		cfg, err = LoadConfig(e.Config)
 		if err == nil && cfg.Name != name {
 			err = rpc.Errorf(rpc.ErrInvalid, "the token is for %s, and %s is the configuration of %s", name, e.Config, cfg.Name)
 		}
 		return cfg, false, err
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return cfg, false, err
 	}
-	dir, err := filepath.Abs(filepath.Dir(e.Config))
+	dir, err := filepath.Abs(cmp.Or(e.State, defaultState))
 	if err != nil {
 		return cfg, false, err
 	}
-	cfg.Name, cfg.State = name, cmp.Or(e.State, defaultState)
-	cfg.CA, cfg.Cert, cfg.Key = filepath.Join(dir, "ca.pem"), filepath.Join(dir, "agent.pem"), filepath.Join(dir, "agent.key")
+	// The names are those of the package's example; a purge removes the folder.
+	cfg.Name, cfg.State = name, dir
+	cfg.CA, cfg.Cert, cfg.Key = filepath.Join(dir, "ca.crt"), filepath.Join(dir, "agent.crt"), filepath.Join(dir, "agent.key")
 	cfg.GossipKeys = filepath.Join(dir, "gossip.keys")
-	return cfg, true, os.MkdirAll(dir, 0o755)
+	return cfg, true, os.MkdirAll(filepath.Dir(e.Config), 0o755)
 }
 
 // keep writes what the fleet goes by.
@@ -151,7 +156,7 @@ func prime(cfg Config, told *trustv1.Trust) error {
 	return t.take(told)
 }
 
-// write writes a configuration of what is known.
+// write writes a configuration of what is known, below the comments that are there.
 func (e Enrolment) write(cfg Config, resp *trustv1.EnrolResponse) error {
 	cfg.Advertise = e.Advertise
 	if cfg.Advertise == "" && len(resp.GetAddresses()) > 0 {
@@ -168,9 +173,16 @@ func (e Enrolment) write(cfg Config, resp *trustv1.EnrolResponse) error {
 	for _, s := range resp.GetSeeds() {
 		seeds = append(seeds, fmt.Sprintf("%q", s))
 	}
+	old, err := os.ReadFile(e.Config)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if len(old) > 0 {
+		old = append(bytes.TrimRight(old, "\n"), "\n\n# Written by hl-agent enrol.\n"...)
+	}
 	text := fmt.Sprintf("name: %s\nadvertise: %q\nseeds: [%s]\nca: %s\ncert: %s\nkey: %s\ngossipKeys: %s\nstate: %s\n",
 		cfg.Name, cfg.Advertise, strings.Join(seeds, ", "), cfg.CA, cfg.Cert, cfg.Key, cfg.GossipKeys, cfg.State)
-	return durable.Write(e.Config, []byte(text))
+	return durable.Write(e.Config, append(old, text...))
 }
 
 // towards is our address on the way to another. No packet is sent.

@@ -112,7 +112,7 @@ func TestWhatAnEnrolmentDoesNotTake(t *testing.T) {
 			if err := Enrol(t.Context(), e); !errors.Is(err, c.kind) {
 				t.Errorf("%v", err)
 			}
-			for _, name := range []string{"agent.yaml", "agent.pem", "ca.pem", "gossip.keys"} {
+			for _, name := range []string{"agent.yaml", "state/agent.crt", "state/ca.crt", "state/gossip.keys"} {
 				if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
 					t.Errorf("%s was written", name)
 				}
@@ -161,6 +161,46 @@ func TestAnEnrolmentKeepsTheConfigurationAndTheKeyThatAreThere(t *testing.T) {
 	}
 	if err := Enrol(t.Context(), Enrolment{Controller: at, Token: p.token(rpc.RoleAgent), Config: file, Out: new(bytes.Buffer)}); !errors.Is(err, rpc.ErrInvalid) {
 		t.Errorf("a token for another host: %v", err)
+	}
+}
+
+// The package brings a configuration in which everything is a comment.
+func TestAnEnrolmentFillsInThePackagesConfiguration(t *testing.T) {
+	p := newFleet(t)
+	at := p.enrols(&enroller{as: rpc.Identity{Role: rpc.RoleAgent, Name: "pve1"}, list: p.list(5, "abc")})
+	packaged, err := os.ReadFile("../deploy/packages/agent.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	file, state := filepath.Join(dir, "agent.yaml"), filepath.Join(dir, "state")
+	if err := os.WriteFile(file, packaged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var texts []string
+	for range 2 {
+		e := Enrolment{Controller: at, Token: p.token(rpc.RoleAgent), Config: file, State: state, Advertise: "127.9.1.1", Out: new(bytes.Buffer)}
+		if err := Enrol(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts = append(texts, string(text))
+	}
+	if texts[0] != texts[1] || !strings.HasPrefix(texts[0], string(packaged)) {
+		t.Errorf("%s\n%s", texts[0], texts[1])
+	}
+	cfg, err := LoadConfig(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Name != "pve1" || cfg.Advertise != "127.9.1.1" || cfg.State != state || cfg.Cert != filepath.Join(state, "agent.crt") {
+		t.Errorf("%+v", cfg)
+	}
+	if _, err := rpc.LoadTLS(cfg.CA, cfg.Cert, cfg.Key); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -200,7 +200,7 @@ something was skipped, refused or failed, and something else was done or is heal
 		a.validateCommand(), a.planCommand(), a.applyCommand(), a.statusCommand(), a.hostsCommand(),
 		a.guestsCommand(), a.k3sCommand(), a.runsCommand(), a.execCommand(), a.versionCommand(),
 		a.whyCommand(), a.orphansCommand(), a.imagesCommand(), a.pauseCommand(), a.resumeCommand(), a.auditCommand(),
-		a.trustCommand(), a.tokenCommand(),
+		a.trustCommand(), a.tokenCommand(), a.initCommand(),
 	)
 	manual.Add(root, "1")
 	return root

@@ -121,10 +121,14 @@ func (p *parser) each(m *mapping, section string, read func(entry, string)) {
 
 var labelPattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
+// IsName says whether a text can be the name of a fleet, a host, a guest, a network or
+// an image.
+func IsName(s string) bool { return labelPattern.MatchString(s) }
+
 // label checks a DNS label: names of guests become host names, and all names
 // stand in paths and step ids, which dots would divide.
 func (p *parser) label(n *yaml.Node, path, name string) bool {
-	if labelPattern.MatchString(name) {
+	if IsName(name) {
 		return true
 	}
 	p.fault(n, path, "%s is not a name (lower-case letters, digits and inner hyphens, at most 63)", show(name))

@@ -1,0 +1,227 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/homeiac/homelab/internal/spec"
+)
+
+func (a *app) initCommand() *cobra.Command {
+	var f founding
+	var controller, passphrase, env string
+	cmd := &cobra.Command{
+		Use: "init FLEET --controller NAME@IP", Short: "Begin a fleet: its keys, your certificate, a first Spec", Args: cobra.ExactArgs(1),
+		Long: `init makes what a fleet begins with, on this machine, and asks nobody:
+
+  the root CA, whose key stays here and makes all other certificates
+  the fleet's key, by which guests are known as ours
+  your certificate, and a context in hlctl's configuration
+  a folder controller-NAME with all that the first controller needs on its host
+  a Spec to go on with
+
+Back up the root's key and the fleet's key. The root's key gets a passphrase with
+--passphrase-file, or when one is typed; without a terminal it has none.
+
+--from-env FILE reads the .env file of this project's predecessor and writes what it
+knows into the Spec; docs/install.md has the table. Of keys that are not in it nothing
+is shown or written.
+
+init is safe to repeat: what is there stays as it is, what is missing of an init that
+was interrupted is made.`,
+		Example: "  hlctl init home --controller pve1@192.168.4.11\n  hlctl init home --controller pve1@192.168.4.11 --from-env .env --out homelab.yaml",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.fleet = args[0]
+			if !spec.IsName(f.fleet) {
+				return fmt.Errorf("%q is not the name of a fleet: lower-case letters, digits and inner hyphens, 63 at most", f.fleet)
+			}
+			if err := f.place(controller); err != nil {
+				return err
+			}
+			if f.config = a.config; f.config == "" {
+				var err error
+				if f.config, err = defaultConfig(); err != nil {
+					return fmt.Errorf("%w; say where the client configuration is to be with --config FILE", err)
+				}
+			}
+			return a.init(cmd.Context(), &f, passphrase, env)
+		},
+	}
+	cmd.Flags().StringVar(&controller, "controller", "", "NAME@IP of the first controller: a name of yours, and its host's address")
+	cmd.Flags().StringVar(&f.dir, "dir", "", "the folder for keys and certificates (default beside the configuration)")
+	cmd.Flags().StringVar(&f.spec, "out", "homelab.yaml", "the Spec to write")
+	cmd.Flags().StringVar(&f.admin, "name", "admin", "whose certificate yours is")
+	cmd.Flags().StringVar(&passphrase, "passphrase-file", "", "a file with the passphrase of the root's key, in its first line")
+	cmd.Flags().StringVar(&env, "from-env", "", "a .env file of the predecessor")
+	_ = cmd.MarkFlagRequired("controller")
+	_ = cmd.MarkFlagDirname("dir")
+	return cmd
+}
+
+// place reads NAME@IP.
+func (f *founding) place(controller string) error {
+	name, address, ok := strings.Cut(controller, "@")
+	ip, err := netip.ParseAddr(address)
+	if !ok || err != nil || ip.IsUnspecified() || ip.Zone() != "" || !spec.IsName(name) {
+		return fmt.Errorf("--controller %q: it is NAME@IP (pve1@192.168.4.11), a name of yours and the address of the host", controller)
+	}
+	f.controller, f.address = name, ip
+	return nil
+}
+
+func (a *app) init(ctx context.Context, f *founding, passphraseFile, env string) error {
+	d := &dotenv{}
+	if env != "" {
+		data, err := os.ReadFile(env)
+		if err != nil {
+			return err
+		}
+		d = parseDotenv(data)
+	}
+	text := startingSpec(f.fleet, d)
+	if _, faults := spec.Parse(f.spec, text); len(faults) > 0 {
+		return fmt.Errorf("the Spec that would be written has faults, nothing was made: %w", faultsErr(faults))
+	}
+	if err := f.settle(); err != nil {
+		return err
+	}
+	if !f.done {
+		if err := f.keys(func() ([]byte, error) { return a.passphrase(ctx, f, passphraseFile) }, a.loader(ctx, passphraseFile)); err != nil {
+			return err
+		}
+	}
+	if err := f.write("the Spec", f.spec, text); err != nil {
+		return err
+	}
+	return a.print(f.doc(), func() { a.showFounding(f, d, env) })
+}
+
+// passphrase is that for a new root's key; nil is none.
+func (a *app) passphrase(ctx context.Context, f *founding, file string) ([]byte, error) {
+	if file != "" {
+		return readPassphrase(file)
+	}
+	in, ok := a.in.(*os.File)
+	if !ok || !a.inIsTerm {
+		return nil, nil
+	}
+	ask := func(question string) (string, error) {
+		fmt.Fprint(a.errw, question)
+		defer fmt.Fprintln(a.errw)
+		return patiently(ctx, func() (string, error) {
+			text, err := term.ReadPassword(int(in.Fd()))
+			return string(text), err
+		})
+	}
+	first, err := ask("A passphrase for the root's key of fleet " + f.fleet + " (empty for none): ")
+	if err != nil || first == "" {
+		return nil, err
+	}
+	again, err := ask("Again: ")
+	if err != nil {
+		return nil, err
+	}
+	if first != again {
+		return nil, errors.New("the passphrases differ; nothing was made of the root")
+	}
+	return []byte(first), nil
+}
+
+func readPassphrase(file string) ([]byte, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	line, _, _ := strings.Cut(string(data), "\n")
+	if line = strings.TrimRight(line, "\r"); line == "" {
+		return nil, fmt.Errorf("%s: its first line is empty and no passphrase", file)
+	}
+	return []byte(line), nil
+}
+
+// foundingDoc is what init made and what was there, in JSON.
+type foundingDoc struct {
+	Fleet      string     `json:"fleet"`
+	Dir        string     `json:"dir"`
+	Context    string     `json:"context"`
+	Current    string     `json:"current"`
+	Passphrase bool       `json:"passphrase"`
+	Made       []pieceDoc `json:"made"`
+	Kept       []pieceDoc `json:"kept"`
+	Missing    []pieceDoc `json:"missing"`
+}
+
+type pieceDoc struct {
+	What string `json:"what"`
+	Path string `json:"path"`
+}
+
+func (f *founding) doc() foundingDoc {
+	return foundingDoc{f.fleet, f.dir, f.fleet, f.current, f.sealed, append([]pieceDoc{}, f.made...), append([]pieceDoc{}, f.kept...), append([]pieceDoc{}, f.missing...)}
+}
+
+func (a *app) showFounding(f *founding, d *dotenv, env string) {
+	for _, list := range []struct {
+		title  string
+		pieces []pieceDoc
+	}{{"Made for fleet " + f.fleet + ":", f.made}, {"There already, and left as it is:", f.kept}, {"Not there any more, and not made again:", f.missing}} {
+		if len(list.pieces) == 0 {
+			continue
+		}
+		fmt.Fprintln(a.out, list.title)
+		for _, p := range list.pieces {
+			fmt.Fprintf(a.out, "  %-24s %s\n", p.What, p.Path)
+		}
+		fmt.Fprintln(a.out)
+	}
+	if env != "" {
+		for _, line := range d.unread {
+			fmt.Fprintf(a.out, "%s:%d is no KEY=VALUE and was left out.\n", env, line)
+		}
+		fmt.Fprintf(a.out, "Of %s %s left out, which mean nothing in a Spec.\n\n", env, plural(d.unknown(), "key was", "keys were"))
+	}
+	if f.rootThere {
+		with := "has no passphrase: who reads the file can make any certificate of the fleet"
+		if f.sealed {
+			with = "has a passphrase"
+		}
+		fmt.Fprintf(a.out, "The root's key %s.\n", with)
+	}
+	fmt.Fprintf(a.out, `Back up these two, elsewhere than here. The first cannot be made again without
+enrolling every host anew, the second proves which guests are yours:
+  %s
+  %s
+`, f.path(rootKeyFile), f.path(fleetKeyFile))
+	if f.current != f.fleet {
+		fmt.Fprintf(a.out, "The current context stays %s; say --context %s, or write current: %s into %s.\n", f.current, f.fleet, f.fleet, f.config)
+	}
+	fmt.Fprintf(a.out, `
+Next (docs/install.md tells each command):
+  put %s on %s and start hl-controller there
+  hlctl token create HOST   for each host, and paste what it prints there
+  fill in %s, then: hlctl plan -f %s
+`, f.folder(), f.address, f.spec, f.spec)
+}
+
+// exists says whether a file is there; what cannot be told is an error.
+func exists(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (f *founding) path(name string) string { return filepath.Join(f.dir, name) }
+
+// folder is what goes to the controller's host.
+func (f *founding) folder() string { return f.path("controller-" + f.controller) }

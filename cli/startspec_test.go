@@ -1,0 +1,103 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+
+	"github.com/homeiac/homelab/internal/spec"
+)
+
+// Each file of testdata/env is a .env file and the Spec that is made of it.
+func TestWhatAPredecessorsEnvFileBecomes(t *testing.T) {
+	files, err := filepath.Glob("testdata/env/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no goldens", err)
+	}
+	for _, file := range files {
+		archive, err := txtar.ParseFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := startingSpec("home", parseDotenv(archive.Files[0].Data))
+		if *update {
+			archive.Files = append(archive.Files[:1], txtar.File{Name: "homelab.yaml", Data: got})
+			if err := os.WriteFile(file, txtar.Format(archive), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if diff := cmp.Diff(string(archive.Files[1].Data), string(got)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", file, diff)
+		}
+		if strings.Contains(string(got), "hunter") {
+			t.Errorf("%s: a secret is shown:\n%s", file, got)
+		}
+		if _, faults := spec.Parse("homelab.yaml", got); len(faults) > 0 {
+			t.Errorf("%s: %v", file, faults)
+		}
+	}
+}
+
+func TestADotenvFileIsReadAndNotRun(t *testing.T) {
+	for _, c := range []struct {
+		text, key, want string
+		unread          []int
+	}{
+		{"A=b", "A", "b", nil},
+		{"\ufeffexport A = b # c\r\n", "A", "b", nil},
+		{"A=b#c", "A", "b#c", nil},
+		{"A=#c", "A", "", nil},
+		{"A=1\nA=2", "A", "2", nil},
+		{`A="b # \"c\" \\ \n"`, "A", "b # \"c\" \\ \n", nil},
+		{`A='b\n' # c`, "A", `b\n`, nil},
+		{"A='b\nB=x\nc'\nC=d", "C", "d", nil},
+		{"A='b\nB=x\nc'\nC=d", "B", "", nil},
+		{"A='b\nB=x", "B", "x", []int{1}},
+		{"A='b' c\nB=x", "B", "x", []int{1}},
+		{"A=$(reboot)`reboot`${B}", "A", "$(reboot)`reboot`${B}", nil},
+		{"exportA=b", "exportA", "b", nil},
+		{"\n# c\nA\nA B=c\n=d", "A", "", []int{3, 4, 5}},
+	} {
+		d := parseDotenv([]byte(c.text))
+		if d.values[c.key] != c.want || !slices.Equal(d.unread, c.unread) {
+			t.Errorf("%q: %q, unread %v", c.text, d.values, d.unread)
+		}
+	}
+}
+
+// FuzzDotenv: whatever is in a .env file, the Spec that is made of it is a Spec, and
+// holds nothing of a key that has no meaning there.
+func FuzzDotenv(f *testing.F) {
+	files, err := filepath.Glob("testdata/env/*.txtar")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, file := range files {
+		archive, err := txtar.ParseFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(archive.Files[0].Data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		d := parseDotenv(data)
+		text := startingSpec("home", d)
+		if _, faults := spec.Parse("homelab.yaml", text); len(faults) > 0 {
+			t.Fatalf("%v\n%s", faults, text)
+		}
+		for key := range d.values {
+			if !envIndexed.MatchString(key) && !slices.Contains(envSingle, key) {
+				d.values[key] = "another"
+			}
+		}
+		if string(startingSpec("home", d)) != string(text) {
+			t.Fatalf("it depends on a key that means nothing:\n%s", text)
+		}
+	})
+}
