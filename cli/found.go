@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,6 +35,7 @@ const (
 	fleetKeyFile = "fleet.key"
 	// controllerState is where the package has the controller's files.
 	controllerState = "/var/lib/hl-controller"
+	controllerPort  = "8401"
 )
 
 // founding is a fleet that is begun: what was asked for, and what came of it.
@@ -101,6 +103,11 @@ func (f *founding) settle() (err error) {
 	if filepath.Dir(besideFile(f.config, ctx.Cert)) != f.dir {
 		return fmt.Errorf("%s has a context %s already, whose files are elsewhere (%s): say --dir with that folder to see what is there, or begin the new fleet with another name, or another --config FILE",
 			f.config, f.fleet, filepath.Dir(besideFile(f.config, ctx.Cert)))
+	}
+	at := net.JoinHostPort(f.address.String(), controllerPort)
+	if there, err := exists(f.folder()); err != nil || !there && !slices.Contains(ctx.Controllers, at) {
+		return errors.Join(err, fmt.Errorf("fleet %s is begun already, and its first controller is not %s but at %s: init makes the first one only",
+			f.fleet, at, strings.Join(ctx.Controllers, ", ")))
 	}
 	f.done = true
 	f.admin = strings.TrimSuffix(filepath.Base(ctx.Cert), ".pem")
@@ -328,7 +335,7 @@ func (f *founding) addContext() error {
 	}
 	var entry yaml.Node
 	err := entry.Encode(clientContext{
-		Controllers: []string{net.JoinHostPort(f.address.String(), "8401")},
+		Controllers: []string{net.JoinHostPort(f.address.String(), controllerPort)},
 		CA:          beside("ca.pem"), Cert: beside(f.admin + ".pem"), Key: beside(f.admin + ".key"),
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -204,12 +205,13 @@ enrolling every host anew, the second proves which guests are yours:
 	if f.current != f.fleet {
 		fmt.Fprintf(a.out, "The current context stays %s; say --context %s, or write current: %s into %s.\n", f.current, f.fleet, f.fleet, f.config)
 	}
-	fmt.Fprintf(a.out, `
-Next (docs/install.md tells each command):
-  put %s on %s and start hl-controller there
-  hlctl token create HOST   for each host, and paste what it prints there
+	fmt.Fprint(a.out, "\nNext (docs/install.md tells each command):\n")
+	if !slices.ContainsFunc(f.missing, func(p pieceDoc) bool { return p.Path == f.folder() }) {
+		fmt.Fprintf(a.out, "  put %s on %s and start hl-controller there\n", f.folder(), f.address)
+	}
+	fmt.Fprintf(a.out, `  hlctl token create HOST   for each host, and paste what it prints there
   fill in %s, then: hlctl plan -f %s
-`, f.folder(), f.address, f.spec, f.spec)
+`, f.spec, f.spec)
 }
 
 // exists says whether a file is there; what cannot be told is an error.

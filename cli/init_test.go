@@ -110,6 +110,12 @@ func TestAFleetIsBegunOnceAndNothingOfItIsMadeAgain(t *testing.T) {
 	if got.code != 0 || !strings.Contains(got.out, "Not there any more, and not made again:\n  the controller's folder") {
 		t.Errorf("%+v", got)
 	}
+	if strings.Contains(got.out, "start hl-controller there") {
+		t.Errorf("%+v", got)
+	}
+	if got := f.run("", "init", "home", "--controller", "pve2@192.0.2.11"); got.code != 1 || !strings.Contains(got.err, "init makes the first one only") {
+		t.Errorf("a second controller: %+v", got)
+	}
 	if !maps.Equal(want, f.files()) {
 		t.Error("something was changed")
 	}
