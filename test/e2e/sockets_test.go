@@ -5,6 +5,10 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/hex"
 	"errors"
@@ -21,6 +25,16 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
+	"github.com/homeiac/homelab/internal/rpc"
 )
 
 // socket is one that a process listens at.
@@ -111,6 +125,9 @@ const patience = 500 * time.Millisecond
 
 // answers says what a stranger gets out of a socket; empty for nothing.
 func answers(s socket) string {
+	if strings.HasSuffix(s.address, enrolPort) {
+		return enrols(s)
+	}
 	for _, speech := range speeches {
 		conn, err := net.DialTimeout(s.net, s.address, patience)
 		if err != nil {
@@ -142,6 +159,46 @@ func answers(s socket) string {
 	_, _ = stranger.Write(speeches[1])
 	if got, err := io.ReadAll(io.LimitReader(stranger, 1<<16)); len(got) > 0 || err == nil {
 		return fmt.Sprintf("TLS without a certificate is answered with %q", got)
+	}
+	return ""
+}
+
+// enrolPort is where those come who have no certificate yet.
+const enrolPort = ":8402"
+
+// enrols says what a stranger gets there, beyond that a secret which is no token's is
+// refused.
+func enrols(s socket) string {
+	creds := credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}) //nolint:gosec // it is the stranger
+	conn, err := grpc.NewClient(s.address, grpc.WithTransportCredentials(creds))
+	if err != nil {
+		return err.Error()
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*patience)
+	defer cancel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err.Error()
+	}
+	csr, err := rpc.Request(key)
+	if err != nil {
+		return err.Error()
+	}
+	type call struct {
+		method    string
+		in, out   proto.Message
+		refusedAs codes.Code
+	}
+	for _, c := range []call{
+		{trustv1.EnrolService_Enrol_FullMethodName, &trustv1.EnrolRequest{Secret: make([]byte, 20), Csr: csr}, &trustv1.EnrolResponse{}, codes.PermissionDenied},
+		{trustv1.EnrolService_Renew_FullMethodName, &trustv1.RenewRequest{}, &trustv1.RenewResponse{}, codes.PermissionDenied},
+		{trustv1.TrustService_Present_FullMethodName, &trustv1.PresentRequest{}, &trustv1.PresentResponse{}, codes.Unimplemented},
+		{controllerv1.ControllerService_Status_FullMethodName, &controllerv1.StatusRequest{}, &controllerv1.StatusResponse{}, codes.Unimplemented},
+	} {
+		if err := conn.Invoke(ctx, c.method, c.in, c.out); status.Code(err) != c.refusedAs {
+			return fmt.Sprintf("%s without a certificate is answered with %v", c.method, err)
+		}
 	}
 	return ""
 }
@@ -186,7 +243,7 @@ func TestNothingThatListensAnswersAStranger(t *testing.T) {
 		t.Fatal(err)
 	}
 	kinds := map[string][]string{
-		"hl-agent": {"tcp", "tcp", "udp"}, "hl-agent driver": {"unix"}, "hl-controller": {"tcp", "tcp", "udp"},
+		"hl-agent": {"tcp", "tcp", "udp"}, "hl-agent driver": {"unix"}, "hl-controller": {"tcp", "tcp", "tcp", "udp"},
 	}
 	tried := map[string]int{}
 	for _, p := range l.processes() {
