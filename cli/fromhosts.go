@@ -13,22 +13,31 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/homeiac/homelab/cli/discover"
+	"github.com/homeiac/homelab/cli/remote"
 )
 
 // rootShell is a host that init looks at.
 type rootShell interface {
 	discover.Shell
 	io.Closer
+	// IP is where the host is.
+	IP() netip.Addr
+}
+
+func dialRemote(ctx context.Context, t remote.Target, o remote.Options) (rootShell, error) {
+	h, err := remote.Dial(ctx, t, o)
+	if err != nil {
+		return nil, err // and no *remote.Host that is nil
+	}
+	return h, nil
 }
 
 // fromHosts is what init --from-hosts was told.
 type fromHosts struct {
 	targets  []string
 	hostKeys []string // none, or one for each target
-	identity string
-	// dial opens a shell on a host; address is where it is, zero when its name is all
-	// that is known.
-	dial func(ctx context.Context, target, hostKey string) (s rootShell, address netip.Addr, err error)
+	options  remote.Options
+	dial     func(ctx context.Context, t remote.Target, o remote.Options) (rootShell, error)
 	// listening asks which addresses answer on the port of the Kubernetes API.
 	listening func(ctx context.Context, all []netip.Addr) []discover.Answer
 
@@ -45,8 +54,11 @@ const (
 
 func (f *fromHosts) check() error {
 	for i, t := range f.targets {
-		if t == "" || slices.Contains(f.targets[:i], t) {
-			return fmt.Errorf("--from-hosts %s: %q stands there twice, or is nothing; it is root@HOST,root@HOST", strings.Join(f.targets, ","), t)
+		if _, err := remote.ParseTarget(t); err != nil {
+			return fmt.Errorf("--from-hosts: %w", err)
+		}
+		if slices.Contains(f.targets[:i], t) {
+			return fmt.Errorf("--from-hosts names %s twice", t)
 		}
 	}
 	if n := len(f.hostKeys); n > 0 && n != len(f.targets) {
@@ -73,18 +85,21 @@ func (f *fromHosts) look(ctx context.Context, d *dotenv, progress func(string)) 
 	var wrong []error
 	// One after the other: each may ask whether a host's key is the right one.
 	for i, t := range f.targets {
-		key := ""
-		if len(f.hostKeys) > 0 {
-			key = f.hostKeys[i]
-		}
 		all.hosts[i] = &foundHost{target: discover.Plain(t)}
-		var err error
-		if shells[i], all.hosts[i].address, err = f.dial(ctx, t, key); err != nil {
+		o := f.options
+		if len(f.hostKeys) > 0 {
+			o.HostKey = f.hostKeys[i]
+		}
+		target, err := remote.ParseTarget(t)
+		if err != nil {
+			return nil, err
+		}
+		if shells[i], err = f.dial(ctx, target, o); err != nil {
+			shells[i] = nil
 			wrong = append(wrong, fmt.Errorf("%s: %w", t, err))
+			continue
 		}
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
+		all.hosts[i].address = shells[i].IP()
 	}
 	if len(wrong) == 0 {
 		progress("looking at " + strings.Join(f.targets, ", ") + " (nothing is changed there)")

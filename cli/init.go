@@ -21,7 +21,7 @@ import (
 func (a *app) initCommand() *cobra.Command {
 	var f founding
 	var controller, passphrase, env string
-	from := fromHosts{listening: discover.Listening}
+	from := fromHosts{dial: dialRemote, listening: discover.Listening}
 	cmd := &cobra.Command{
 		Use: "init FLEET --controller NAME@IP", Short: "Begin a fleet: its keys, your certificate, a first Spec", Args: cobra.ExactArgs(1),
 		Long: `init makes what a fleet begins with, on this machine, and asks nobody:
@@ -66,6 +66,7 @@ was interrupted is made.`,
 			if err := from.check(); err != nil {
 				return err
 			}
+			from.options.Confirm, from.options.Secret = a.asking()
 			return a.init(cmd.Context(), &f, passphrase, env, &from)
 		},
 	}
@@ -77,7 +78,8 @@ was interrupted is made.`,
 	cmd.Flags().StringVar(&env, "from-env", "", "a .env file of the predecessor")
 	cmd.Flags().StringSliceVar(&from.targets, "from-hosts", nil, "Proxmox VE hosts to look at, as root@HOST[:PORT], with commas between")
 	cmd.Flags().StringArrayVar(&from.hostKeys, "host-key", nil, "SHA256:... of a host's SSH key that is not known yet; once for each of --from-hosts")
-	cmd.Flags().StringVar(&from.identity, "identity", "", "the SSH key to log in with (default: what ssh would use)")
+	cmd.Flags().StringVar(&from.options.Identity, "identity", "", "the SSH key file to log in with (default: what ssh would use)")
+	cmd.Flags().StringVar(&from.options.Config, "ssh-config", "", "the SSH configuration file, or none (default: ssh's)")
 	_ = cmd.MarkFlagRequired("controller")
 	_ = cmd.MarkFlagDirname("dir")
 	return cmd
@@ -137,23 +139,15 @@ func (a *app) passphrase(ctx context.Context, f *founding, file string) ([]byte,
 	if file != "" {
 		return readPassphrase(file)
 	}
-	in, ok := a.in.(*os.File)
-	if !ok || !a.inIsTerm {
+	_, ask := a.asking()
+	if ask == nil {
 		return nil, nil
 	}
-	ask := func(question string) (string, error) {
-		fmt.Fprint(a.errw, question)
-		defer fmt.Fprintln(a.errw)
-		return patiently(ctx, func() (string, error) {
-			text, err := term.ReadPassword(int(in.Fd()))
-			return string(text), err
-		})
-	}
-	first, err := ask("A passphrase for the root's key of fleet " + f.fleet + " (empty for none): ")
+	first, err := ask(ctx, "A passphrase for the root's key of fleet "+f.fleet+" (empty for none): ")
 	if err != nil || first == "" {
 		return nil, err
 	}
-	again, err := ask("Again: ")
+	again, err := ask(ctx, "Again: ")
 	if err != nil {
 		return nil, err
 	}
@@ -161,6 +155,29 @@ func (a *app) passphrase(ctx context.Context, f *founding, file string) ([]byte,
 		return nil, errors.New("the passphrases differ; nothing was made of the root")
 	}
 	return []byte(first), nil
+}
+
+// asking is how a person is asked for a yes, and for a secret that is not shown; nil when
+// there is no terminal.
+func (a *app) asking() (confirm func(context.Context, string) (bool, error), secret func(context.Context, string) (string, error)) {
+	in, ok := a.in.(*os.File)
+	if !ok || !a.inIsTerm {
+		return nil, nil
+	}
+	confirm = func(ctx context.Context, question string) (bool, error) {
+		fmt.Fprint(a.errw, question+" [y/N] ")
+		answer, err := a.readLine(ctx)
+		return slices.Contains([]string{"y", "yes"}, strings.ToLower(answer)), err
+	}
+	secret = func(ctx context.Context, question string) (string, error) {
+		fmt.Fprint(a.errw, question)
+		defer fmt.Fprintln(a.errw)
+		return patiently(ctx, func() (string, error) {
+			text, err := term.ReadPassword(int(in.Fd()))
+			return string(text), err
+		})
+	}
+	return confirm, secret
 }
 
 func readPassphrase(file string) ([]byte, error) {

@@ -16,10 +16,12 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/homeiac/homelab/cli/remote"
 )
 
-// Shell is a root's shell on a host. An error that has an ExitStatus is one of the
-// program; all others are of the way there.
+// Shell is root's shell on a host. A *remote.ExitError is a program that failed; all
+// other errors are of the way there.
 type Shell interface {
 	Run(ctx context.Context, stdin io.Reader, argv ...string) (stdout []byte, err error)
 }
@@ -178,8 +180,9 @@ const (
 	// patience is how long one program may take. A storage over the network that does not
 	// answer makes Proxmox wait.
 	patience = 60 * time.Second
-	// most is what one program may say, in bytes; and the guests that are looked at.
-	most       = 8 << 20
+	// most is less than what one program may say, in bytes: the shell cuts off there.
+	most = 4 << 20
+	// mostGuests are looked at.
 	mostGuests = 2000
 	atOnce     = 4
 )
@@ -201,7 +204,7 @@ func Look(ctx context.Context, shell Shell) (*Host, error) {
 		}
 	}
 	for _, argv := range [][]string{addresses, routes, neighbors} {
-		if err := ask(ctx, shell, out, argv); err != nil && exitStatus(err) < 0 {
+		if err := ask(ctx, shell, out, argv); err != nil && exitCode(err) < 0 {
 			return nil, err
 		}
 	}
@@ -216,7 +219,7 @@ func Look(ctx context.Context, shell Shell) (*Host, error) {
 		g.Go(func() error {
 			one := Outputs{}
 			// One that was destroyed meanwhile is not there.
-			if err := ask(gctx, shell, one, argv); err != nil && exitStatus(err) < 0 {
+			if err := ask(gctx, shell, one, argv); err != nil && exitCode(err) < 0 {
 				return err
 			}
 			texts[i] = one[line(argv)]
@@ -240,32 +243,52 @@ func ask(ctx context.Context, shell Shell, out Outputs, argv []string) error {
 	said, err := shell.Run(ctx, nil, argv...)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%s: %w", line(argv), err)
-	case len(said) > most:
-		return fmt.Errorf("%s: it says %d MiB, which no host has reason to", line(argv), len(said)>>20)
+		return &failedError{line(argv), err}
+	case len(said) >= most:
+		return fmt.Errorf("%s: it says %d MiB and more, which no host has reason to", line(argv), most>>20)
 	}
 	out[line(argv)] = said
 	return nil
 }
 
-// exited is an error of a program: its exit status.
-type exited interface{ ExitStatus() int }
+// failedError is a program that failed, or could not be run. What a program said is
+// shown as plain text.
+type failedError struct {
+	line  string
+	cause error
+}
 
-func exitStatus(err error) int {
-	var e exited
+func (e *failedError) Error() string {
+	var exit *remote.ExitError
+	if !errors.As(e.cause, &exit) {
+		return e.line + ": " + e.cause.Error()
+	}
+	text := fmt.Sprintf("%s: exit %d", e.line, exit.Code)
+	lines := strings.FieldsFunc(exit.Stderr, func(r rune) bool { return r == '\n' || r == '\r' })
+	for _, l := range lines[:min(len(lines), 4)] {
+		text += "\n  " + Plain(l)
+	}
+	return text
+}
+
+func (e *failedError) Unwrap() error { return e.cause }
+
+// exitCode is the code that a program ended with; -1 when it is not known to have ended.
+func exitCode(err error) int {
+	var e *remote.ExitError
 	if errors.As(err, &e) {
-		return e.ExitStatus()
+		return e.Code
 	}
 	return -1
 }
 
 // noProxmox says what the failure of the first program means.
 func noProxmox(err error) error {
-	switch exitStatus(err) {
-	case 127, 126: // no such program
+	switch exitCode(err) {
+	case 126, 127: // no such program
 		return errors.New("it is no Proxmox VE host: there is no pvesh")
 	case 111: // what all of Proxmox's programs end with then
-		return fmt.Errorf("%w: /etc/pve is not there; see systemctl status pve-cluster on it", err)
+		return fmt.Errorf("%w\n  its /etc/pve is not mounted: systemctl status pve-cluster", err)
 	}
 	return err
 }

@@ -28,10 +28,10 @@ var (
 // folders are the types of storage that keep files in a directory.
 var folders = []string{"dir", "nfs", "cifs", "cephfs", "glusterfs", "btrfs"}
 
-// Plain is a text for people on one line: of at most 60 characters, with a question mark
+// Plain is a text for people on one line: of at most 80 characters, with a question mark
 // for all that is not printable ASCII. It can end no line, and no comment.
 func Plain(s string) string {
-	const longest = 60
+	const longest = 80
 	var b strings.Builder
 	for _, r := range s {
 		if b.Len() == longest {
