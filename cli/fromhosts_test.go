@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v3"
 	"golang.org/x/tools/txtar"
 
 	"github.com/homeiac/homelab/cli/discover"
@@ -225,6 +226,26 @@ func FuzzFromHosts(f *testing.F) {
 		}
 		if len(got.Guests) > 0 || got.K3s != nil || got.Heal != spec.HealOff || len(got.Hosts) != len(want) {
 			t.Fatalf("it says more than was found:\n%s", text)
+		}
+		var taken struct {
+			Guests map[string]struct{ Host string }
+			Hosts  map[string]any
+			K3s    map[string]any
+		}
+		if err := yaml.Unmarshal(takeIn(text, "networks:", "guests:", "k3s:"), &taken); err != nil {
+			t.Fatalf("taken in: %v\n%s", err, text)
+		}
+		there := 1 + len(nodes) // the example, or the predecessor's
+		for _, h := range found.hosts {
+			there += len(h.Guests)
+		}
+		if len(taken.Hosts) != len(want) || len(taken.Guests) > there || len(taken.K3s) > 2 {
+			t.Fatalf("taken in, it says more than was found:\n%s", text)
+		}
+		for name, g := range taken.Guests {
+			if !want[g.Host] {
+				t.Fatalf("guest %s is on %q:\n%s", name, g.Host, text)
+			}
 		}
 		for i, r := range string(text) {
 			if (r < ' ' || r > '~') && r != '\n' && r != '…' {
