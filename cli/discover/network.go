@@ -110,7 +110,7 @@ func (h *Host) addressesOf(l link) []netip.Prefix {
 			continue
 		}
 		h.Addresses = append(h.Addresses, a)
-		if p := netip.PrefixFrom(a, int(i.Bits.between(1, 128))); p.IsValid() {
+		if p := netip.PrefixFrom(a, int(i.Bits.upTo(128))); p.IsValid() {
 			all = append(all, p)
 		}
 	}

@@ -50,30 +50,20 @@ type number int64
 
 func (n *number) UnmarshalJSON(data []byte) error {
 	text := strings.Trim(string(data), `"`)
-	switch text {
-	case "true":
-		*n = 1
-		return nil
-	case "null", "false", "":
-		*n = 0
-		return nil
-	}
+	*n = 0 // what is none, or too large to mean anything
 	if v, err := strconv.ParseInt(text, 10, 64); err == nil {
 		*n = number(v)
-		return nil
+	} else if v, err := strconv.ParseFloat(text, 64); err == nil && v >= 0 && v <= 1<<53 {
+		*n = number(v)
+	} else if text == "true" {
+		*n = 1
 	}
-	v, err := strconv.ParseFloat(text, 64)
-	if err != nil || v < 0 || v > 1<<53 {
-		*n = 0 // none that means anything here
-		return nil
-	}
-	*n = number(v)
 	return nil
 }
 
-// between is n, or 0 when it is outside.
-func (n number) between(least, most int64) int64 {
-	if int64(n) < least || int64(n) > most {
+// upTo is n, or 0 when it is less than 1 or more than that.
+func (n number) upTo(most int64) int64 {
+	if n < 1 || int64(n) > most {
 		return 0
 	}
 	return int64(n)
@@ -226,7 +216,7 @@ func (o Outputs) size(h *Host) error {
 	if err := o.decode(status, &s); err != nil {
 		return err
 	}
-	h.CPUs, h.Memory = int(s.CPU.CPUs.between(1, 4096)), s.Memory.Total.between(1, mostBytes)
+	h.CPUs, h.Memory = int(s.CPU.CPUs.upTo(4096)), s.Memory.Total.upTo(mostBytes)
 	return nil
 }
 
@@ -253,7 +243,7 @@ func (o Outputs) storages(h *Host) error {
 		}
 		seen[s.Storage] = true
 		one := Storage{
-			Name: s.Storage, Type: s.Type, Active: s.Active == 1, Free: s.Avail.between(1, mostBytes),
+			Name: s.Storage, Type: s.Type, Active: s.Active == 1, Free: s.Avail.upTo(mostBytes),
 			Folder: slices.Contains(folders, s.Type),
 		}
 		for c := range strings.SplitSeq(s.Content, ",") {
