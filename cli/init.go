@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/homeiac/homelab/cli/discover"
 	"github.com/homeiac/homelab/internal/spec"
@@ -21,6 +20,7 @@ import (
 func (a *app) initCommand() *cobra.Command {
 	var f founding
 	var controller, passphrase, env string
+	var login sshFlags
 	from := fromHosts{dial: dialRemote, listening: discover.Listening}
 	cmd := &cobra.Command{
 		Use: "init FLEET --controller NAME@IP", Short: "Begin a fleet: its keys, your certificate, a first Spec", Args: cobra.ExactArgs(1),
@@ -35,10 +35,10 @@ func (a *app) initCommand() *cobra.Command {
 Back up the root's key and the fleet's key. The root's key gets a passphrase with
 --passphrase-file, or when one is typed; without a terminal it has none.
 
---from-hosts root@a,root@b looks at Proxmox VE hosts over SSH and writes a Spec that fits
-them: bridges, storages, and their VMs, commented out, for adoption. It only reads, and
-nothing is run in a VM. What is known of their addresses is asked for an answer on port
-6443. If one host cannot be looked at, nothing is made.
+--from-hosts root@HOST,root@HOST looks at Proxmox VE hosts over SSH and writes a Spec
+that fits them: bridges, storages, and their VMs, commented out, for adoption. It only
+reads, and nothing is run in a VM. What is known of their addresses is asked for an
+answer on port 6443. If one host cannot be looked at, nothing is made.
 
 --from-env FILE reads the .env file of this project's predecessor and writes what it
 knows into the Spec; docs/install.md has the table. Of keys that are not in it nothing
@@ -47,7 +47,7 @@ is shown or written.
 init is safe to repeat: what is there stays as it is, what is missing of an init that
 was interrupted is made.`,
 		Example: `  hlctl init home --controller pve1@192.168.4.11
-  hlctl init home --controller pve1@192.168.4.11 --from-hosts root@192.168.4.11,root@192.168.4.12
+  hlctl init home --controller pve1@192.168.4.11 --from-hosts root@pve1,root@pve2
   hlctl init home --controller pve1@192.168.4.11 --from-env .env --out homelab.yaml`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.fleet = args[0]
@@ -66,7 +66,7 @@ was interrupted is made.`,
 			if err := from.check(); err != nil {
 				return err
 			}
-			from.options.Confirm, from.options.Secret = a.asking()
+			from.options = a.sshOptions(login)
 			return a.init(cmd.Context(), &f, passphrase, env, &from)
 		},
 	}
@@ -78,8 +78,7 @@ was interrupted is made.`,
 	cmd.Flags().StringVar(&env, "from-env", "", "a .env file of the predecessor")
 	cmd.Flags().StringSliceVar(&from.targets, "from-hosts", nil, "Proxmox VE hosts to look at, as root@HOST[:PORT], with commas between")
 	cmd.Flags().StringArrayVar(&from.hostKeys, "host-key", nil, "SHA256:... of a host's SSH key that is not known yet; once for each of --from-hosts")
-	cmd.Flags().StringVar(&from.options.Identity, "identity", "", "the SSH key file to log in with (default: what ssh would use)")
-	cmd.Flags().StringVar(&from.options.Config, "ssh-config", "", "the SSH configuration file, or none (default: ssh's)")
+	login.addLogin(cmd)
 	_ = cmd.MarkFlagRequired("controller")
 	_ = cmd.MarkFlagDirname("dir")
 	return cmd
@@ -139,7 +138,7 @@ func (a *app) passphrase(ctx context.Context, f *founding, file string) ([]byte,
 	if file != "" {
 		return readPassphrase(file)
 	}
-	_, ask := a.asking()
+	ask := a.secret()
 	if ask == nil {
 		return nil, nil
 	}
@@ -155,29 +154,6 @@ func (a *app) passphrase(ctx context.Context, f *founding, file string) ([]byte,
 		return nil, errors.New("the passphrases differ; nothing was made of the root")
 	}
 	return []byte(first), nil
-}
-
-// asking is how a person is asked for a yes, and for a secret that is not shown; nil when
-// there is no terminal.
-func (a *app) asking() (confirm func(context.Context, string) (bool, error), secret func(context.Context, string) (string, error)) {
-	in, ok := a.in.(*os.File)
-	if !ok || !a.inIsTerm {
-		return nil, nil
-	}
-	confirm = func(ctx context.Context, question string) (bool, error) {
-		fmt.Fprint(a.errw, question+" [y/N] ")
-		answer, err := a.readLine(ctx)
-		return slices.Contains([]string{"y", "yes"}, strings.ToLower(answer)), err
-	}
-	secret = func(ctx context.Context, question string) (string, error) {
-		fmt.Fprint(a.errw, question)
-		defer fmt.Fprintln(a.errw)
-		return patiently(ctx, func() (string, error) {
-			text, err := term.ReadPassword(int(in.Fd()))
-			return string(text), err
-		})
-	}
-	return confirm, secret
 }
 
 func readPassphrase(file string) ([]byte, error) {
