@@ -185,6 +185,22 @@ func (h *foundHost) settle() {
 	}
 }
 
+// toAdd are the hosts for hosts add, that of the first controller before the others;
+// empty when it is not among them.
+func (f *fromHosts) toAdd(controller netip.Addr) string {
+	first := -1
+	for i, h := range f.found.list() {
+		if slices.Contains(h.Addresses, controller) {
+			first = i
+		}
+	}
+	if first < 0 {
+		return ""
+	}
+	targets := slices.Delete(slices.Clone(f.targets), first, first+1)
+	return strings.Join(slices.Insert(targets, 0, f.targets[first]), " ")
+}
+
 // foundDoc is a host that init looked at, in JSON.
 type foundDoc struct {
 	Name        string `json:"name"`
