@@ -49,6 +49,9 @@ func (s *Service) SetTrust(_ context.Context, req *agentv1.SetTrustRequest) (*ag
 	if s.trust == nil {
 		return nil, rpc.Errorf(rpc.ErrUnsupported, "this agent keeps no list of revoked certificates")
 	}
+	if err := checkFields(req); err != nil {
+		return nil, err
+	}
 	if err := s.trust.take(req.GetTrust()); err != nil {
 		return nil, err
 	}
