@@ -96,7 +96,8 @@ type addedHost struct {
 	began         time.Time
 
 	doc   addedDoc
-	fresh bool // it was enrolled just now
+	late  []string // warnings to be shown when the step is
+	fresh bool     // it was enrolled just now
 }
 
 // addedDoc is one host in JSON.
@@ -256,19 +257,22 @@ func (h *addedHost) clear() {
 func (h *addedHost) told(word, text string, changed bool, took time.Duration) {
 	h.clear()
 	h.doc.Steps = append(h.doc.Steps, addedStepDoc{word, changed, text, took.Seconds()})
-	if h.a.format != "table" || text == "" || !changed && word != "looked" {
+	if h.a.format != "table" {
 		return
 	}
-	fmt.Fprintf(h.a.out, "%s  %-10s  %6s  %s\n", h.name, word, brief(took), text)
+	if changed || word == "looked" {
+		fmt.Fprintf(h.a.out, "%s  %-10s  %6s  %s\n", h.name, word, brief(took), text)
+	}
+	for _, w := range h.late {
+		fmt.Fprintf(h.a.out, "%s %s: %s\n", h.a.paint(yellow, "!"), h.name, w)
+	}
+	h.late = nil
 }
 
+// warn says something that is no fault, after the line of the step that found it.
 func (h *addedHost) warn(format string, args ...any) {
-	h.clear()
 	text := fmt.Sprintf(format, args...)
-	h.doc.Warnings = append(h.doc.Warnings, text)
-	if h.a.format == "table" {
-		fmt.Fprintf(h.a.out, "%s %s: %s\n", h.a.paint(yellow, "!"), h.name, text)
-	}
+	h.doc.Warnings, h.late = append(h.doc.Warnings, text), append(h.late, text)
 }
 
 // end says how it went.
