@@ -211,7 +211,7 @@ func (h *addedHost) add(ctx context.Context) error {
 		return err
 	}
 	h.doing("looking")
-	shell, err := remote.Dial(ctx, t, h.a.sshOptions(h.ssh))
+	shell, err := remote.Dial(ctx, t, h.options())
 	if err != nil {
 		return err
 	}
@@ -237,6 +237,24 @@ func (h *addedHost) add(ctx context.Context) error {
 		h.told(step.word, text, changed, h.a.now().Sub(began))
 	}
 	return nil
+}
+
+// options are how the host is reached. A question has the line for itself.
+func (h *addedHost) options() remote.Options {
+	o := h.a.sshOptions(h.ssh)
+	if confirm := o.Confirm; confirm != nil {
+		o.Confirm = func(ctx context.Context, question string) (bool, error) {
+			h.clear()
+			return confirm(ctx, question)
+		}
+	}
+	if secret := o.Secret; secret != nil {
+		o.Secret = func(ctx context.Context, question string) (string, error) {
+			h.clear()
+			return secret(ctx, question)
+		}
+	}
+	return o
 }
 
 // doing shows on a terminal what is being waited for.
