@@ -230,13 +230,14 @@ enrolling every host anew, the second proves which guests are yours:
 		fmt.Fprintf(a.out, "The current context stays %s; say --context %s, or write current: %s into %s.\n", f.current, f.fleet, f.fleet, f.config)
 	}
 	fmt.Fprint(a.out, "\nNext (docs/install.md tells each command):\n")
-	if hosts := from.toAdd(f.address); hosts != "" {
+	switch hosts := from.toAdd(f.address); {
+	case hosts != "":
 		fmt.Fprintf(a.out, "  hlctl hosts add %s\n", hosts)
-	} else {
-		if !slices.ContainsFunc(f.missing, func(p pieceDoc) bool { return p.Path == f.folder() }) {
-			fmt.Fprintf(a.out, "  put %s on %s and start hl-controller there\n", f.folder(), f.address)
-		}
-		fmt.Fprintln(a.out, "  hlctl token create HOST   for each host, and paste what it prints there")
+	case slices.ContainsFunc(f.missing, func(p pieceDoc) bool { return p.Path == f.folder() }):
+		fmt.Fprintln(a.out, "  hlctl hosts add root@HOST   for each host")
+	default:
+		fmt.Fprintf(a.out, "  hlctl hosts add root@%s   sets up the controller there, and the agent\n", f.address)
+		fmt.Fprintln(a.out, "  hlctl hosts add root@HOST   for each other host")
 	}
 	fmt.Fprintf(a.out, "  fill in %s, then: hlctl plan -f %s\n", f.spec, f.spec)
 }
