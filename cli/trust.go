@@ -64,7 +64,7 @@ by themselves at two thirds of their life.`,
 			return a.print(doc, func() { a.showTrust(resp) })
 		},
 	}
-	cmd.AddCommand(a.trustRevokeCommand(), a.trustRenewCommand(), a.rotateGossipCommand())
+	cmd.AddCommand(a.trustRevokeCommand(), a.trustRenewCommand(), a.rotateGossipCommand(), a.rotateCACommand())
 	return cmd
 }
 
