@@ -67,7 +67,7 @@ func (ca *CA) Recertify(issuing *x509.Certificate, lifetime time.Duration, now t
 	return x509.ParseCertificate(der)
 }
 
-// With is the CA with one more certificate. What is not of the same key, name and
+// With is the CA with one more certificate, after the others. What is not of the same key, name and
 // serial number is ErrRefused.
 func (ca *CA) With(cert *x509.Certificate) (*CA, error) {
 	key, ok := ca.cert.PublicKey.(*ecdsa.PublicKey)
@@ -79,10 +79,10 @@ func (ca *CA) With(cert *x509.Certificate) (*CA, error) {
 		return nil, Errorf(ErrRefused, "a certificate of %q is none of the issuing CA %q", cert.Subject.CommonName, ca.cert.Subject.CommonName)
 	case slices.ContainsFunc(ca.Certificates(), cert.Equal):
 		return ca, nil
-	case len(ca.also) >= maxRoots:
-		return nil, Errorf(ErrRefused, "the issuing CA %q has %d certificates, no more may be", ca.cert.Subject.CommonName, maxRoots+1)
 	}
-	return &CA{cert: ca.cert, key: ca.key, also: append(slices.Clone(ca.also), cert)}, nil
+	all := append(ca.Certificates(), cert)
+	all = all[max(0, len(all)-maxRoots):] // nobody was off for so many
+	return &CA{cert: all[0], key: ca.key, also: all[1:]}, nil
 }
 
 // Below is the issuing CA with those of its certificates that are below the roots, the
