@@ -66,6 +66,7 @@ type fake struct {
 	// trust is who is trusted, and tokens those who may come.
 	trust  *controllerv1.TrustResponse
 	tokens []*controllerv1.TokenStatus
+	change *change // of the root
 	// hold is called before each part of a run is sent.
 	hold func(ctx context.Context, part *controllerv1.ApplyResponse)
 }

@@ -176,7 +176,11 @@ func (s *enrolService) Renew(ctx context.Context, _ *trustv1.RenewRequest) (*tru
 		err = rpc.Errorf(rpc.ErrDenied, "%s is a person's certificate and not renewed here; make another with: hlctl trust renew", id)
 	}
 	if err != nil {
-		c.refused(refusal{source: rpc.Source(ctx), call: "Renew", who: id.String(), reason: err.Error()})
+		r := refusal{source: rpc.Source(ctx), call: "Renew", reason: err.Error()}
+		if id.Name != "" {
+			r.who = id.String() // else what was shown is nobody's
+		}
+		c.refused(r)
 		return nil, err
 	}
 	var addresses []string

@@ -199,11 +199,11 @@ func (c *Credentials) Lapsed(ctx context.Context, forgive time.Duration) (*x509.
 	if err == nil {
 		err = c.revokedIn(chain)
 	}
+	id, _ := identityOf(leaf) // checkChain has looked
 	if err != nil {
-		return nil, Identity{}, Errorf(ErrDenied, "%w", err)
+		return nil, id, Errorf(ErrDenied, "%w", err)
 	}
-	id, err := identityOf(leaf)
-	return leaf, id, err
+	return leaf, id, nil
 }
 
 // DialEnrol prepares calls to a controller's EnrolService. With a token the
