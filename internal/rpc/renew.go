@@ -35,6 +35,12 @@ func RenewAt(cert *x509.Certificate) time.Time {
 	return issued.Add(cert.NotAfter.Sub(issued) * 2 / 3)
 }
 
+// OverdueAt is when a certificate with these times should have been renewed long since:
+// in the last sixth of its life.
+func OverdueAt(notBefore, notAfter time.Time) time.Time {
+	return notAfter.Add(-notAfter.Sub(notBefore.Add(backdate)) / 6)
+}
+
 // Renewal keeps one process's certificate from expiring.
 type Renewal struct {
 	Credentials *Credentials

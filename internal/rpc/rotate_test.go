@@ -314,7 +314,7 @@ func TestAHostThatWasOffComesBackWhateverHappenedMeanwhile(t *testing.T) {
 		}
 		over := make(chan error, 1)
 		go func() { over <- server.Run(ctx) }()
-		defer func() { cancel(); <-over }()
+		defer func() { cancel(); _ = <-over }()
 		renew := func(creds *rpc.Credentials) (string, error) {
 			conn, err := rpc.DialEnrol(server.Addr().String(), nil, creds)
 			if err != nil {
