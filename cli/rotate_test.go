@@ -203,6 +203,13 @@ func TestARotationThatWasCutOffGoesOnWithTheSameRoot(t *testing.T) {
 	// What is made meanwhile is of the new root.
 	wants(t, r.run("trust", "renew"), 0, "new certificate")
 	wants(t, r.run("trust", "rotate-ca"), 3, "The old root is trusted still", "must be given one: viewer@tv", "--finish")
+	// Another machine of an admin's, whose certificate is of before.
+	r.issue("admin", rpc.Identity{Role: rpc.RoleAdmin, Name: "laptop"}, time.Hour)
+	wants(t, r.run("trust", "rotate-ca", "--finish"), 1, "would shut you out", "hlctl trust renew")
+	wants(t, r.run("trust", "renew"), 0, "new certificate")
+	if c.forced {
+		t.Error("it was ended")
+	}
 	wants(t, r.run("trust", "rotate-ca", "--finish"), 0, "trusted no more")
 	if !c.forced || len(r.roots("ca.pem")) != 1 {
 		t.Error("it was not ended")

@@ -272,6 +272,10 @@ func (s *service) DropRoots(ctx context.Context, req *controllerv1.DropRootsRequ
 	if i < 0 {
 		return nil, rpc.Errorf(rpc.ErrNotFound, "the root that is to stay is not trusted; see: hlctl trust")
 	}
+	// Until it is gone, whoever stole the old root's key may ask for anything.
+	if i != len(roots)-1 {
+		return nil, rpc.Errorf(rpc.ErrRefused, "only the latest root can stay, which is %q", roots[len(roots)-1].Subject.CommonName)
+	}
 	root := roots[i]
 	resp := new(controllerv1.DropRootsResponse)
 	if resp.Holders, err = c.standings(ctx, root); err != nil {

@@ -293,6 +293,10 @@ func TestWhoStoleTheOldRootsKeyGetsNothingAfterwards(t *testing.T) {
 	if _, err := a.add(c.client, must(a.offer(c.client)), clk); err != nil {
 		t.Fatal(err)
 	}
+	was := &controllerv1.DropRootsRequest{Sha256: rpc.RootHash(f.ca.Certificate()), Force: true}
+	if _, err := c.client.DropRoots(t.Context(), was); !errors.Is(err, rpc.ErrRefused) {
+		t.Errorf("the new root is dropped: %v", err)
+	}
 	f.person(a.next, rpc.RoleAdmin, "admin-1", a.next.Cert(), clk.now())
 	if resp, err := c.dial("admin-1", f).DropRoots(t.Context(), &controllerv1.DropRootsRequest{Sha256: a.hash(), Force: true}); err != nil || !resp.GetDropped() {
 		t.Fatal(err)

@@ -312,9 +312,12 @@ func TestAHostThatWasOffComesBackWhateverHappenedMeanwhile(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		over := make(chan error, 1)
-		go func() { over <- server.Run(ctx) }()
-		defer func() { cancel(); _ = <-over }()
+		over := make(chan struct{})
+		go func() {
+			defer close(over)
+			_ = server.Run(ctx)
+		}()
+		defer func() { cancel(); <-over }()
 		renew := func(creds *rpc.Credentials) (string, error) {
 			conn, err := rpc.DialEnrol(server.Addr().String(), nil, creds)
 			if err != nil {
