@@ -212,8 +212,22 @@ func ask[Q, R any](ctx context.Context, call func(context.Context, Q, ...grpc.Ca
 	bounded, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	resp, err := call(bounded, req)
-	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+	if !errors.Is(err, context.DeadlineExceeded) {
+		return resp, err
+	}
+	// gRPC counts a deadline by itself, and may be done before ctx is.
+	if ends, _ := bounded.Deadline(); inherits(ctx, ends) {
+		<-ctx.Done()
+		return resp, ctx.Err()
+	}
+	if ctx.Err() == nil {
 		err = fmt.Errorf("the controller gave no answer within %.0f min; on its host: journalctl -u hl-controller", callTimeout.Minutes())
 	}
 	return resp, err
+}
+
+// inherits says whether a deadline is that of ctx.
+func inherits(ctx context.Context, ends time.Time) bool {
+	own, ok := ctx.Deadline()
+	return ok && own.Equal(ends)
 }
