@@ -66,6 +66,8 @@ type fake struct {
 	// trust is who is trusted, and tokens those who may come.
 	trust  *controllerv1.TrustResponse
 	tokens []*controllerv1.TokenStatus
+	// registry gives certificates for tokens, in the place of both.
+	registry *registry
 	// hold is called before each part of a run is sent.
 	hold func(ctx context.Context, part *controllerv1.ApplyResponse)
 }
@@ -271,6 +273,9 @@ func (f *fake) Status(_ context.Context, req *controllerv1.StatusRequest) (*cont
 	defer f.mu.Unlock()
 	resp := proto.CloneOf(f.status)
 	resp.Paused = f.paused
+	if f.registry != nil {
+		resp.Hosts = f.registry.hosts()
+	}
 	if !req.GetLooks() {
 		resp.Guests, resp.Cluster = nil, nil
 	}
