@@ -43,8 +43,9 @@ type lab struct {
 	config, spec string
 	net          string // 127.X.Y
 	specs        int
-	// enter comes before hlctl where the lab has a network of its own.
+	// enter comes before hlctl where the lab has a network of its own, and a home.
 	enter []string
+	home  string
 	mu    sync.Mutex
 }
 
@@ -202,7 +203,7 @@ func (l *lab) network() []string {
 	if l.enter == nil {
 		return nil
 	}
-	return append(slices.Clone(l.enter), "--net", "--")
+	return append(slices.Clone(l.enter), "--net", "--", "env", "HOME="+l.home)
 }
 
 // qm is an administrator's hand on a host; it must succeed.

@@ -72,7 +72,7 @@ WantedBy=multi-user.target
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	known, err := os.OpenFile(s.path("home", "known_hosts"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	known, err := os.OpenFile(s.path("home", ".ssh", "known_hosts"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -122,9 +122,12 @@ func (m *machine) powerOn() {
 	go func() { _ = cmd.Wait() }() // it ends with the site, or with its power
 }
 
-// powerOff takes its power away: everything in it is gone at once.
+// powerOff takes its power away: everything in it is gone at once, and nobody answers.
 func (m *machine) powerOff() {
 	m.s.t.Helper()
+	if out, err := m.s.inside("ip", "link", "set", m.name, "down").CombinedOutput(); err != nil {
+		m.s.t.Fatalf("ip link: %v\n%s", err, out)
+	}
 	for _, group := range groups(m.s.top) {
 		text, _ := os.ReadFile(filepath.Join(group, m.name, "payload", "init.scope", "cgroup.procs"))
 		for pid := range strings.FieldsSeq(string(text)) {
@@ -151,7 +154,7 @@ func (m *machine) awaitUp() {
 
 // sshArgs are the options of ssh and scp.
 func (s *site) sshArgs() []string {
-	return []string{"-F", "none", "-i", s.key(), "-o", "BatchMode=yes", "-o", "UserKnownHostsFile=" + s.path("home", "known_hosts"),
+	return []string{"-F", "none", "-i", s.key(), "-o", "BatchMode=yes", "-o", "UserKnownHostsFile=" + s.path("home", ".ssh", "known_hosts"),
 		"-o", "ConnectTimeout=2", "-o", "LogLevel=ERROR", "-o", "ControlPath=none"}
 }
 

@@ -51,8 +51,8 @@ func newSite(t *testing.T, hosts int, more ...string) *site {
 	}
 	fmt.Fprintln(undertaker, top)
 	t.Cleanup(func() { buryGroups(t, top); removeAll(top); fmt.Fprintln(undertaker, "-"+top) })
-	s := &site{top: top, lab: &lab{t: t, dir: filepath.Join(top, "lab"), net: siteNet}}
-	for _, dir := range []string{"lab", "bin", "base", "home"} {
+	s := &site{top: top, lab: &lab{t: t, dir: filepath.Join(top, "lab"), net: siteNet, home: filepath.Join(top, "home")}}
+	for _, dir := range []string{"lab", "bin", "base", "home", "home/.ssh"} {
 		if err := os.Mkdir(filepath.Join(top, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -137,7 +137,7 @@ func (s *site) mustHlctl(args ...string) string {
 func (s *site) path(elem ...string) string { return filepath.Join(append([]string{s.top}, elem...)...) }
 
 // key is the SSH key of whoever administers the site.
-func (s *site) key() string { return s.path("home", "id_ed25519") }
+func (s *site) key() string { return s.path("home", ".ssh", "id_ed25519") }
 
 // tell shows how the machines were, after a failure.
 func (s *site) tell() {

@@ -14,7 +14,7 @@ if ! mountpoint -q root; then
 	# address is the bridge's too, since a guest is a process here.
 	ip netns add "$name"
 	ip link add "$name" type veth peer name eno1 netns "$name"
-	ip link set "$name" master lan up
+	ip link set "$name" master lan
 	ip -n "$name" link set lo up
 	ip -n "$name" link add vmbr0 type bridge
 	ip -n "$name" link set eno1 master vmbr0 up
@@ -23,6 +23,7 @@ if ! mountpoint -q root; then
 	ip -n "$name" link set vmbr0 up
 	ip -n "$name" route add default via "$net.254"
 fi
+ip link set "$name" up # it was down with the power
 while :; do
 	code=0
 	# In its network already: with --network-namespace-path /sys would show another one's.
