@@ -222,14 +222,8 @@ func (m *machine) restartWaitsForQM() {
 		t.Errorf("the apply: %s", out)
 	}
 	s.mustBeHealthy("k3s-1")
-	creates := 0
-	for _, c := range s.calls() {
-		if len(c.Argv) > 1 && c.Argv[1] == "create" {
-			creates++
-		}
-	}
-	if creates != 1 {
-		t.Errorf("qm create was called %d times", creates)
+	if n := s.countCalls("create"); n != 1 {
+		t.Errorf("qm create was called %d times", n)
 	}
 	if m.unit("hl-agent")["MainPID"] == before {
 		t.Error("the agent was not restarted")
@@ -241,6 +235,50 @@ func (m *machine) restartWaitsForQM() {
 			t.Errorf("the journal has no %s:\n%s", want, said)
 		}
 	}
+}
+
+// A qm that hangs for longer than a stop may take is left alive, and the next agent finds it
+// and does not start another.
+func TestAQMThatHangsLongerThanAStopMayTakeIsFoundAgain(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, "--qm-cost", "real")
+	m := s.machines[0]
+	pack := s.pack("1.0")
+	s.mustHlctl("init", "homelab", "--controller", "c1@"+m.address, "--out", s.path("home", "homelab.yaml"))
+	s.add(m, pack...)
+	a := s.startApply(s.config, s.spec, nil)
+	qm := m.awaitQM(a, "create")
+	a.kill()
+	began := time.Now()
+	m.root("systemctl stop --no-block hl-agent")
+	m.awaitUnit("hl-agent", 110*time.Second, "ActiveState=inactive", "Result=success")
+	if took := time.Since(began); took < 85*time.Second {
+		t.Errorf("qm was waited for %s only", took)
+	}
+	if _, ok := m.processes("system.slice/hl-agent.service")[qm]; !ok {
+		t.Error("qm did not live on")
+	}
+	m.root("systemctl start hl-agent")
+	m.awaitOnline()
+	if err := syscall.Kill(qm, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	s.convergeWithin(s.spec, 60*time.Second, "the agent was stopped in the middle of a qm create")
+	s.mustBeHealthy("k3s-1")
+	if n := s.countCalls("create"); n != 1 {
+		t.Errorf("qm create was called %d times", n)
+	}
+}
+
+// countCalls is how often a command of qm was called.
+func (s *site) countCalls(verb string) int {
+	n := 0
+	for _, c := range s.calls() {
+		if len(c.Argv) > 1 && c.Argv[1] == verb {
+			n++
+		}
+	}
+	return n
 }
 
 // inside is a process's number in the machine.
