@@ -207,9 +207,9 @@ enrolling every host anew, the second proves which guests are yours:
 	}
 	fmt.Fprint(a.out, "\nNext (docs/install.md tells each command):\n")
 	if !slices.ContainsFunc(f.missing, func(p pieceDoc) bool { return p.Path == f.folder() }) {
-		fmt.Fprintf(a.out, "  put %s on %s and start hl-controller there\n", f.folder(), f.address)
+		fmt.Fprintf(a.out, "  hlctl hosts add root@%s   sets up the controller there, and the agent\n", f.address)
 	}
-	fmt.Fprintf(a.out, `  hlctl token create HOST   for each host, and paste what it prints there
+	fmt.Fprintf(a.out, `  hlctl hosts add root@HOST   for each other host
   fill in %s, then: hlctl plan -f %s
 `, f.spec, f.spec)
 }
