@@ -30,10 +30,11 @@ func TestTheUnitsUnderARealSystemd(t *testing.T) {
 		name string
 		test func(*machine)
 	}{
-		{"without a certificate it does not start, nor try again", (*machine).doesNotStartAsAStranger},
+		{"without a certificate it does not start, nor try again", func(m *machine) { m.doesNotStart("hl-agent") }},
 		{"installed by hand", func(m *machine) { m.s.install(m) }},
 		{"both say how they are", (*machine).tellsItsState},
 		{"the controller has nothing but its folder and the network", (*machine).controllerIsConfined},
+		{"root on its host can issue an admin's certificate", (*machine).issuesAdmin},
 		{"with a watchdog that waits for nothing", (*machine).impatient},
 		{"an agent that is restarted waits for its qm, and the watchdog does not mind", (*machine).restartWaitsForQM},
 		{"what it starts is like what root starts", (*machine).childrenAreLikeRoots},
@@ -123,15 +124,15 @@ func (m *machine) awaitUnit(unit string, limit time.Duration, want ...string) {
 	})
 }
 
-func (m *machine) doesNotStartAsAStranger() {
-	for _, unit := range []string{"hl-agent"} {
-		if out, ok := m.try("systemctl start " + unit); ok {
-			m.s.t.Errorf("%s started: %s", unit, out)
-		}
-		m.mustHave(unit, "ActiveState=failed", "ExecMainStatus=78", "NRestarts=0")
-		if said := m.journal(unit); !strings.Contains(said, "nothing is set in it yet") || !strings.Contains(said, "hlctl hosts add") {
-			m.s.t.Errorf("the journal does not say what to do:\n%s", said)
-		}
+// doesNotStart wants a service that was not set up to say so once.
+func (m *machine) doesNotStart(unit string) {
+	m.s.t.Helper()
+	if out, ok := m.try("systemctl start " + unit); ok {
+		m.s.t.Errorf("%s started: %s", unit, out)
+	}
+	m.mustHave(unit, "ActiveState=failed", "ExecMainStatus=78", "NRestarts=0")
+	if said := m.journal(unit); !strings.Contains(said, "nothing is set in it yet") || !strings.Contains(said, "hlctl hosts add") {
+		m.s.t.Errorf("the journal does not say what to do:\n%s", said)
 	}
 }
 
@@ -156,6 +157,15 @@ func (m *machine) controllerIsConfined() {
 	if out := m.root("stat -Lc '%a %u' /var/lib/hl-controller/fleet.key /var/lib/hl-controller/"); !regexp.MustCompile(`^600 6\d{4}\n700 6\d{4}$`).MatchString(out) {
 		m.s.t.Errorf("its folder: %s", out)
 	}
+}
+
+// issuesAdmin is the way back of an admin who lost everything.
+func (m *machine) issuesAdmin() {
+	m.root("hl-controller issue-admin --out /root/admin && systemctl restart hl-controller")
+	if out := m.root("find /var/lib/hl-controller/ ! -uid $(stat -Lc %u /var/lib/hl-controller/)"); out != "" {
+		m.s.t.Errorf("what the controller cannot read any more: %s", out)
+	}
+	m.awaitOnline()
 }
 
 // processes are those in a control group of the machine, with their arguments, as they
@@ -443,4 +453,9 @@ func (m *machine) packageLife() {
 	if now := m.kvm(201); now != kvm {
 		t.Errorf("the guest's process was %d and is %d", kvm, now)
 	}
+
+	// Another life, begun with a controller that nobody has set up.
+	m.root("dpkg -i /root/1.1.deb")
+	m.doesNotStart("hl-controller")
+	m.root("dpkg -P homelab")
 }
