@@ -67,6 +67,7 @@ type app struct {
 	inIsTerm  bool
 	colour    bool
 	columns   int
+	warned    bool // of the end of our certificate
 	began     bool // a command's own work began: what fails now is no misuse
 	lines     *bufio.Reader
 }

@@ -64,8 +64,10 @@ type fake struct {
 	left  *controllerv1.OrphansResponse
 	snaps *controllerv1.ListSnapshotsResponse
 	// trust is who is trusted, and tokens those who may come.
-	trust  *controllerv1.TrustResponse
-	tokens []*controllerv1.TokenStatus
+	trust   *controllerv1.TrustResponse
+	tokens  []*controllerv1.TokenStatus
+	change  *change // of the root
+	revoked *rpc.Revocations
 	// registry gives certificates for tokens, in the place of both.
 	registry *registry
 	// hold is called before each part of a run is sent.
@@ -101,8 +103,12 @@ var takes = map[homelabv1.Action]struct {
 	homelabv1.Action_ACTION_CLEAN:    {4 * time.Second, "", []string{"guest", "uninstall"}},
 }
 
-func (f *fake) Version(context.Context, *controllerv1.VersionRequest) (*controllerv1.VersionResponse, error) {
-	return &controllerv1.VersionResponse{Version: "v0.1.0", Name: "controller-1"}, nil
+func (f *fake) Version(_ context.Context, req *controllerv1.VersionRequest) (*controllerv1.VersionResponse, error) {
+	resp := &controllerv1.VersionResponse{Version: "v0.1.0", Name: "controller-1"}
+	if f.revoked.Number() > req.GetRevocations() {
+		resp.Revocations = f.revoked.PEM()
+	}
+	return resp, nil
 }
 
 func (f *fake) Plan(_ context.Context, req *controllerv1.PlanRequest) (*controllerv1.PlanResponse, error) {

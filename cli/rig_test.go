@@ -50,7 +50,8 @@ func newRig(t *testing.T) *rig {
 	r.write("homelab.yaml", string(spec))
 
 	quiet := slog.New(slog.DiscardHandler)
-	creds, err := rpc.LoadTLS(r.path("ca.pem"), r.path("controller.pem"), r.path("controller.key"))
+	r.write("server.pem", string(ca.Cert()))
+	creds, err := rpc.LoadTLS(r.path("server.pem"), r.path("controller.pem"), r.path("controller.key"))
 	if err != nil {
 		t.Fatal(err)
 	}

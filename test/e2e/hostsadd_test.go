@@ -65,7 +65,7 @@ func (h *sshHost) run(c remotetest.Command) int {
 	argv = argv[2:] // env LC_ALL=C
 	last := argv[len(argv)-1]
 	switch line := strings.Join(argv, " "); {
-	case line == "hostname -s":
+	case line == "hostname":
 		fmt.Fprintln(c.Stdout, h.name)
 	case line == "hostname -I":
 		fmt.Fprintln(c.Stdout, strings.Join(h.has, " "))
