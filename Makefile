@@ -85,8 +85,8 @@ e2e: build $(NFPM)
 	go test -tags e2e -count 1 -timeout 30m ./test/...
 
 # One line per figure, with its bound.
-bench: build
-	go test -tags bench -count 1 -timeout 20m -v -run '^TestBench' ./test/... ./internal/gossip
+bench: build $(NFPM)
+	go test -tags bench,e2e -count 1 -timeout 20m -v -run '^TestBench' ./test/... ./internal/gossip
 
 # An hour under CPU load: no false alarm of the gossip. And a third of a million
 # random fleets and faults against the planner.

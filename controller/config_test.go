@@ -57,7 +57,7 @@ func TestConfigIsReadWithDefaultsAndPathsBesideTheFile(t *testing.T) {
 func TestFaultsOfAConfigAreTold(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"unknown key", goodConfig + "sead: x\n", "controller.yaml:10: unknown key sead"},
-		{"nothing", "", "fleetKey is missing"},
+		{"nothing", "", "nothing is set in it yet"},
 		{"name as address", strings.Replace(goodConfig, "127.9.1.201", "controller.lan", 1), `advertise: "controller.lan"`},
 		{"etcd without certificate", goodConfig + "etcd: {endpoints: [\"https://127.9.1.250:2379\"]}\n", "controller.yaml:10: etcd.cert is missing"},
 	} {

@@ -40,7 +40,7 @@ and nothing outside the folder is touched. It needs no root.
   hl-lab down --dir /tmp/lab`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	root.AddCommand(upCommand(), downCommand(), qmCommand(), faultCommand(), tourCommand(), demoCommand(), hostCommand(), etcdCommand(), impostorCommand())
+	root.AddCommand(upCommand(), downCommand(), qmCommand(), faultCommand(), tourCommand(), demoCommand(), hostCommand(), etcdCommand(), impostorCommand(), furnishCommand())
 	return root
 }
 
@@ -190,14 +190,42 @@ func tourCommand() *cobra.Command {
 	}
 }
 
+// furnishCommand makes a lab whose hosts are machines by themselves: nothing is started,
+// and each machine makes its host with hl-lab host --own.
+func furnishCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "furnish --dir DIR --net A.B.C", Hidden: true, Args: cobra.NoArgs}
+	dir := dirFlag(cmd)
+	var o Options
+	f := cmd.Flags()
+	f.StringVar(&o.Net, "net", "", "the first three numbers of the lab's addresses")
+	f.IntVar(&o.Hosts, "hosts", 3, "number of hosts")
+	f.DurationVar(&o.LearnerTick, "learner-tick", 0, "how often etcd learners are promoted")
+	f.StringVar(&o.QMCost, "qm-cost", "", "real or none")
+	cmd.RunE = func(*cobra.Command, []string) error {
+		o.Dir, o.SSHPort = *dir, 22
+		l, err := prepare(o)
+		if err != nil {
+			return err
+		}
+		return l.furnish(time.Now())
+	}
+	return cmd
+}
+
 // hostCommand, etcdCommand and impostorCommand are the lab's own daemons.
 func hostCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "host --dir DIR NAME", Hidden: true, Args: cobra.ExactArgs(1)}
 	dir := dirFlag(cmd)
+	own := cmd.Flags().Bool("own", false, "this machine is the host; its /etc/pve and Proxmox's programs are made first")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		l, err := Open(*dir)
 		if err != nil {
 			return err
+		}
+		if *own {
+			if err := l.layOwnHost(args[0], time.Now()); err != nil {
+				return fmt.Errorf("make %s of this machine: %w", args[0], err)
+			}
 		}
 		m, err := NewMachine(l, args[0], slog.New(slog.NewTextHandler(os.Stderr, nil)))
 		if err != nil {

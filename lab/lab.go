@@ -65,6 +65,10 @@ type Options struct {
 	Boot, CloudInit time.Duration
 	// Bin is the folder of hl-agent, hl-controller and hl-lab; the running program's when empty.
 	Bin string
+	// Net is the first three numbers of the addresses, free ones of 127.x when empty, and
+	// SSHPort the guests' SSH port, 2222 when 0.
+	Net     string
+	SSHPort int
 	// Settle is how long Up waits for everything to answer.
 	Settle time.Duration
 }

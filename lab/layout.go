@@ -7,12 +7,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"text/template"
 	"time"
 
 	"github.com/homeiac/homelab/lab/disk"
 	"github.com/homeiac/homelab/lab/guest/k3s"
 	"github.com/homeiac/homelab/lab/pve"
+	"golang.org/x/sys/unix"
 )
 
 // Sizes of what a lab makes. The image is sparse but for its head, and the disks
@@ -31,6 +33,25 @@ const firstUptime = 24 * time.Hour
 
 // lay writes everything that Up starts from; what is there already stays.
 func (l *Lab) lay(now time.Time) error {
+	if err := l.furnish(now); err != nil {
+		return err
+	}
+	// Controllers first: a host that is added gets what they go by now.
+	for i, name := range l.controllerNames() {
+		if err := l.layController(i+1, name); err != nil {
+			return fmt.Errorf("lay out %s: %w", name, err)
+		}
+	}
+	for i, name := range l.HostNames() {
+		if err := l.layHost(i+1, name, now); err != nil {
+			return fmt.Errorf("lay out %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// furnish writes what is no host's and no controller's own.
+func (l *Lab) furnish(now time.Time) error {
 	for _, dir := range []string{"files", "log", "pmxcfs", "hosts", "controllers"} {
 		if err := os.MkdirAll(l.path(dir), 0o755); err != nil {
 			return err
@@ -54,17 +75,6 @@ func (l *Lab) lay(now time.Time) error {
 	}
 	if err := writeFile(l.path("files", "k3s"), k3s.StandInBinary(l.K3sVersion), 0o755); err != nil {
 		return err
-	}
-	// Controllers first: a host that is added gets what they go by now.
-	for i, name := range l.controllerNames() {
-		if err := l.layController(i+1, name); err != nil {
-			return fmt.Errorf("lay out %s: %w", name, err)
-		}
-	}
-	for i, name := range l.HostNames() {
-		if err := l.layHost(i+1, name, now); err != nil {
-			return fmt.Errorf("lay out %s: %w", name, err)
-		}
 	}
 	return l.writeClient()
 }
@@ -125,6 +135,29 @@ func (l *Lab) layController(i int, name string) error {
 		Lab: l, Name: name, Address: l.controllerAddress(i), Port: controllerPort,
 		State: l.path("controllers", name, "state"), SharedStore: l.Controllers > 1,
 	})
+}
+
+// layOwnHost makes this machine a host of the lab, at each of its boots. Its disks are
+// files: there is no pool or volume group behind the device nodes of the others.
+func (l *Lab) layOwnHost(name string, now time.Time) error {
+	i, err := l.hostIndex(name)
+	if err != nil {
+		return err
+	}
+	var machine unix.Sysinfo_t
+	if err := unix.Sysinfo(&machine); err != nil {
+		return err
+	}
+	cfg := pve.HostConfig{
+		Name: name, LabDir: l.Dir, Address: l.hostAddress(i), QMCost: l.QMCost, Binary: l.bin + "/hl-lab", Own: true, Boot: now,
+		MemoryBytes: int64(machine.Totalram) * int64(machine.Unit), CPUs: runtime.NumCPU(), //nolint:gosec // less than 2^63
+		Bridges:  []pve.BridgeConfig{{Name: "vmbr0", Ports: []string{"eno1"}}},
+		Storages: []pve.StorageConfig{{Name: "local", Type: "dir", Path: "/var/lib/vz", TotalBytes: localBytes, ForeignBytes: foreignBytes}},
+	}
+	if l.Cluster {
+		cfg.Cluster = "lab"
+	}
+	return pve.NewHost(cfg)
 }
 
 func (l *Lab) agentConfig(host string) string { return l.hostDir(host) + "/agent/agent.yaml" }

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -120,13 +121,15 @@ func fresh(o Options) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	prefix, err := freeNet(dir)
-	if err != nil {
-		return nil, err
+	prefix := o.Net
+	if prefix == "" {
+		if prefix, err = freeNet(dir); err != nil {
+			return nil, err
+		}
 	}
 	return &Lab{Dir: dir, bin: bin, Config: Config{
 		Fleet: fleetName, Net: prefix, Subnet: prefix + ".0/24",
-		Cluster: o.PVE != "standalone", SSHPort: guestSSHPort, K3sVersion: k3sVersion,
+		Cluster: o.PVE != "standalone", SSHPort: cmp.Or(o.SSHPort, guestSSHPort), K3sVersion: k3sVersion,
 	}}, nil
 }
 

@@ -17,12 +17,17 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
+// ErrEmpty is a file in which nothing is set, such as the one that a package brings: what
+// it lacks is not this key or that one, but whoever fills it in.
+var ErrEmpty = errors.New("nothing is set in it yet")
+
 // File is a configuration file that was read, and the faults found in it.
 type File struct {
 	name   string
 	dir    string
 	root   *yaml.Node // the document's mapping; nil when there is none
 	broken bool       // it is no YAML, so what is missing in it is not known
+	empty  bool       // it holds comments at most
 	faults []error
 }
 
@@ -54,7 +59,8 @@ func Parse(name string, data []byte, v any) *File {
 	var typed *yaml.TypeError
 	switch {
 	case errors.Is(err, io.EOF):
-		return f // it is empty: whatever is needed is missing
+		f.empty = true // whatever is needed is missing
+		return f
 	case errors.As(err, &typed):
 		for _, text := range typed.Errors {
 			f.decoded(text)
@@ -144,5 +150,10 @@ func (f *File) Paths(paths ...*string) {
 	}
 }
 
-// Err is all faults, one a line, nil when there are none.
-func (f *File) Err() error { return errors.Join(f.faults...) }
+// Err is all faults, one a line, nil when there are none. Those of an empty file are one.
+func (f *File) Err() error {
+	if f.empty && len(f.faults) > 0 {
+		return fmt.Errorf("%s: %w", f.name, ErrEmpty)
+	}
+	return errors.Join(f.faults...)
+}

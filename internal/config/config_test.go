@@ -78,7 +78,8 @@ func TestFaultsComeTogetherWithTheirLines(t *testing.T) {
 		{"no mapping", "- a\n", []string{"agent.yaml:1: cannot unmarshal !!seq into config_test.settings", "agent.yaml: name is missing"}},
 		{"two documents", good + "etcd: {ca: x}\n---\nname: x\n", []string{"agent.yaml: a second document begins in it"}},
 		{"no YAML", good + "etcd: {ca: x\n", []string{"did not find expected ',' or '}'\n"}},
-		{"nothing", "", []string{"agent.yaml: name is missing"}},
+		{"nothing", "", []string{"agent.yaml: nothing is set in it yet"}},
+		{"comments", "# as packaged\n#name: pve1\n", []string{"agent.yaml: nothing is set in it yet"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := parse(c.text)

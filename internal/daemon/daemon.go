@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/homeiac/homelab/internal/config"
 	"github.com/homeiac/homelab/internal/manual"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/version"
@@ -94,7 +95,7 @@ func verdict(err error) (text string, code int) {
 	switch {
 	case !errors.Is(err, rpc.ErrInvalid):
 		return text, 1
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, config.ErrEmpty):
 		text += "\n  if this host is not enrolled yet: hlctl hosts add root@HOST"
 	}
 	return text, exitUnusable

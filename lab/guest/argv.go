@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -57,7 +58,7 @@ func parse(argv []string) (*command, error) {
 	if len(argv) == 0 || !strings.HasSuffix(argv[0], "/usr/bin/kvm") || !filepath.IsAbs(argv[0]) {
 		return nil, errors.New("the program must be called by its full path, ROOT/usr/bin/kvm")
 	}
-	c := &command{root: strings.TrimSuffix(argv[0], "/usr/bin/kvm"), memory: 128 << 20, cpus: 1}
+	c := &command{root: cmp.Or(strings.TrimSuffix(argv[0], "/usr/bin/kvm"), "/"), memory: 128 << 20, cpus: 1}
 	files := map[string]string{} // by drive id
 	cdrom := map[string]bool{}
 	netdevs := map[string]string{}

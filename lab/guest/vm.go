@@ -97,9 +97,12 @@ func (v *vm) bootDisk() (*bootDisk, error) {
 	return found, nil
 }
 
-// labDir is the lab's folder: ROOT is DIR/hosts/NAME/root.
+// labDir is the lab's folder: ROOT is DIR/hosts/NAME/root, or the machine's own.
 func (v *vm) labDir() (dir, host string) {
 	hostDir := filepath.Dir(v.c.root)
+	if own, err := os.Readlink(disk.OwnHost); err == nil && v.c.root == "/" {
+		hostDir = own
+	}
 	return filepath.Dir(filepath.Dir(hostDir)), filepath.Base(hostDir)
 }
 
@@ -111,7 +114,7 @@ func (v *vm) machine() (system.Machine, error) {
 		return system.Machine{}, err
 	}
 	m := system.Machine{
-		Host: host, LabDir: dir, VMID: v.c.vmid, Name: v.c.name, UUID: v.c.uuid, CPUs: v.c.cpus, Memory: v.c.memory,
+		Host: host, LabDir: dir, OwnHost: v.c.root == "/", VMID: v.c.vmid, Name: v.c.name, UUID: v.c.uuid, CPUs: v.c.cpus, Memory: v.c.memory,
 		Tree: disk.Tree(v.disk.volume), Settings: s,
 	}
 	for _, n := range v.c.nics {

@@ -42,6 +42,9 @@ type HostConfig struct {
 	Mounts []string `json:"mounts,omitempty"`
 	// NoQMEventd leaves run files of dead guests where they are.
 	NoQMEventd bool `json:"noQMEventd,omitempty"`
+	// Own is a host that is a machine by itself: its file system is the machine's, and
+	// its processor, memory and bridges are the machine's too, which nobody writes.
+	Own bool `json:"own,omitempty"`
 	// Trouble is what is wrong with the host.
 	Trouble Trouble `json:"trouble,omitzero"`
 }
@@ -150,6 +153,9 @@ func (h *Host) Update(change func(*HostConfig)) error {
 
 // path is where a file of the host lies: path("/var/lib/vz") is below ROOT.
 func (h *Host) path(elem ...string) string {
+	if h.cfg.Own {
+		return filepath.Join(append([]string{"/"}, elem...)...)
+	}
 	return filepath.Join(append([]string{h.dir, "root"}, elem...)...)
 }
 

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/homeiac/homelab/lab/disk"
 )
 
 // NewHost lays out a host's folder (DIR/hosts/NAME) and its part of the cluster
@@ -76,9 +78,15 @@ func (h *Host) makeFolders() error {
 		"var/lib/vz/template/iso", "var/lib/vz/template/cache", "var/lib/vz/dump", "var/lib/lab/taps",
 		"var/log/kvm", "usr/sbin", "usr/bin", "sys/class/net", "proc", "tmp", "root",
 	} {
+		if h.cfg.Own && strings.HasPrefix(d, "sys/") {
+			continue
+		}
 		if err := os.MkdirAll(h.path(d), 0o755); err != nil {
 			return err
 		}
+	}
+	if h.cfg.Own {
+		return errors.Join(link("/", filepath.Join(h.dir, "root")), link(h.dir, disk.OwnHost))
 	}
 	// As on Debian: /var/run and /var/lock lead to /run.
 	return errors.Join(link("../run", h.path("var/run")), link("../run/lock", h.path("var/lock")))

@@ -86,6 +86,9 @@ func (h *Host) writeLink(name string, mtu int, up bool) error {
 // writeBridges makes sys/class/net and the node's network configuration agree
 // with the host's settings. A bridge that was taken out of them goes.
 func (h *Host) writeBridges() error {
+	if h.cfg.Own {
+		return nil
+	}
 	var interfaces strings.Builder
 	interfaces.WriteString("auto lo\niface lo inet loopback\n")
 	keep := []string{"lo"}
@@ -155,7 +158,8 @@ func (h *Host) writeBridge(b BridgeConfig, mtu int) error {
 	return nil
 }
 
-// plugNICs makes the tap interfaces of a starting VM.
+// plugNICs makes the tap interfaces of a starting VM. A machine by itself gets none: its
+// guests have addresses of its own bridge.
 func (h *Host) plugNICs(vmid string, s section) error {
 	for _, n := range nics(s) {
 		if err := h.plugNIC(vmid, n); err != nil {
@@ -167,7 +171,7 @@ func (h *Host) plugNICs(vmid string, s section) error {
 
 func (h *Host) plugNIC(vmid string, n nic) error {
 	bridge := n.opts["bridge"]
-	if bridge == "" {
+	if bridge == "" || h.cfg.Own {
 		return nil
 	}
 	tap := fmt.Sprintf("tap%si%d", vmid, n.index)

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/homeiac/homelab/lab/disk"
 )
 
 // run is one call of a program.
@@ -86,6 +88,9 @@ func hostOf(program string) (string, error) {
 				return filepath.Dir(d), nil
 			}
 		}
+	}
+	if own, err := os.Readlink(disk.OwnHost); err == nil {
+		return own, nil
 	}
 	return "", errors.New("does not lie on a simulated host")
 }

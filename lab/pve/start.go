@@ -165,7 +165,12 @@ func (r *run) execKVM(vmid string, args []string) (pid int, err error) {
 		return 0, err
 	}
 	defer log.Close()
-	cmd := exec.Command(r.path("usr/bin/kvm"), args[1:]...)
+	kvm := append([]string{r.path("usr/bin/kvm")}, args[1:]...)
+	if r.cfg.Own {
+		// As on a real host, where qm asks systemd for it; systemd-run becomes kvm.
+		kvm = append([]string{"systemd-run", "--quiet", "--scope", "--collect", "--slice=qemu", "--unit=" + vmid, "--"}, kvm...)
+	}
+	cmd := exec.Command(kvm[0], kvm[1:]...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Dir = r.path()
 	cmd.Stdout, cmd.Stderr = log, log

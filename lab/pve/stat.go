@@ -174,6 +174,9 @@ func (h *Host) runningMemory() int64 {
 
 // writeProc writes the files of /proc that tell of the host itself.
 func (h *Host) writeProc(now time.Time) error {
+	if h.cfg.Own {
+		return nil
+	}
 	total := h.cfg.MemoryBytes
 	available := max(total-baseMemory(total)-h.runningMemory(), 0)
 	kib := func(n int64) int64 { return n >> 10 }

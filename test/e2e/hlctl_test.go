@@ -227,7 +227,8 @@ func (l *lab) startRun(config string, on func(eventDoc), args ...string) *applyi
 	l.t.Helper()
 	a := &applying{l: l, began: time.Now(), done: make(chan struct{})}
 	a.ctx, a.cancel = context.WithTimeout(context.Background(), commandLimit)
-	a.cmd = exec.CommandContext(a.ctx, filepath.Join(bin, "hlctl"), append(append([]string{"--config", config}, args...), "--yes", "-o", "json")...)
+	argv := append(append(l.network(), filepath.Join(bin, "hlctl"), "--config", config), args...)
+	a.cmd = exec.CommandContext(a.ctx, argv[0], append(argv[1:], "--yes", "-o", "json")...)
 	a.cmd.Stderr = &a.stderr
 	stdout, err := a.cmd.StdoutPipe()
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -42,7 +43,10 @@ type lab struct {
 	config, spec string
 	net          string // 127.X.Y
 	specs        int
-	mu           sync.Mutex
+	// enter comes before hlctl where the lab has a network of its own, and a home.
+	enter []string
+	home  string
+	mu    sync.Mutex
 }
 
 // newLab starts a lab. It ends with the test; then nothing of it may be left
@@ -161,9 +165,16 @@ const commandLimit = 100 * time.Second
 // run runs one of our programs to its end.
 func run(t *testing.T, program string, args ...string) result {
 	t.Helper()
+	return runIn(t, nil, program, args...)
+}
+
+// runIn is run with a command before the program's.
+func runIn(t *testing.T, enter []string, program string, args ...string) result {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(bin, program), args...)
+	argv := append(append(slices.Clone(enter), filepath.Join(bin, program)), args...)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	began := time.Now()
@@ -184,7 +195,15 @@ func run(t *testing.T, program string, args ...string) result {
 // hlctl runs hlctl against the lab.
 func (l *lab) hlctl(args ...string) result {
 	l.t.Helper()
-	return run(l.t, "hlctl", append([]string{"--config", l.config}, args...)...)
+	return runIn(l.t, l.network(), "hlctl", append([]string{"--config", l.config}, args...)...)
+}
+
+// network is what comes before a program that is to be in the lab's network.
+func (l *lab) network() []string {
+	if l.enter == nil {
+		return nil
+	}
+	return append(slices.Clone(l.enter), "--net", "--", "env", "HOME="+l.home)
 }
 
 // qm is an administrator's hand on a host; it must succeed.

@@ -96,6 +96,7 @@ func bury(bin, tmp string) {
 		}
 	}
 	for dir := range left {
+		buryGroups(nil, dir)
 		_ = exec.Command(filepath.Join(bin, "hl-lab"), "down", "--dir", dir).Run() // there is nobody left to tell
 	}
 	if os.Getenv("HOMELAB_E2E_KEEP") == "" {

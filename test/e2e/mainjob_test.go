@@ -59,7 +59,7 @@ func TestOneFileInAClusterOutAndTheSecondRunDoesNothing(t *testing.T) {
 
 // in is the lab for a test within its test.
 func (l *lab) in(t *testing.T) *lab {
-	return &lab{t: t, dir: l.dir, config: l.config, spec: l.spec, net: l.net, specs: l.specs + 100}
+	return &lab{t: t, dir: l.dir, config: l.config, spec: l.spec, net: l.net, specs: l.specs + 100, enter: l.enter, home: l.home}
 }
 
 // mutatingCallsAgree compares what the agents counted with what the simulated

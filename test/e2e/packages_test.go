@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -23,34 +24,69 @@ type debian struct {
 }
 
 // debianTar is a small Debian, fetched once for all tests; it goes with their folder.
-var debianTar = func() func(string) (string, error) {
-	var once sync.Once
-	tar, err := "", error(nil)
-	return func(mmdebstrap string) (string, error) {
-		once.Do(func() {
-			tar = filepath.Join(os.TempDir(), "debian.tar")
-			var out []byte
-			if out, err = exec.Command(mmdebstrap, "--quiet", "--mode=root", "--variant=essential", "bookworm", tar).CombinedOutput(); err != nil {
-				err = fmt.Errorf("mmdebstrap: %w\n%s", err, out)
-			}
-		})
-		return tar, err
+// HOMELAB_DEBIAN names one that was fetched before.
+var debianTar = sync.OnceValues(func() (string, error) {
+	if tar := os.Getenv("HOMELAB_DEBIAN"); tar != "" {
+		return tar, nil
 	}
-}()
+	tar := filepath.Join(os.TempDir(), "debian.tar")
+	cmd := exec.Command("mmdebstrap", "--quiet", "--mode=root", "--variant=essential", "--include=systemd,systemd-sysv,openssh-server,iproute2", "bookworm", tar)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("mmdebstrap: %w\n%s", err, out)
+	}
+	return tar, nil
+})
 
-func newDebian(t *testing.T) *debian {
+// unpackedDebian is the folder of one that is not written to.
+var unpackedDebian = sync.OnceValues(func() (string, error) {
+	tar, err := debianTar()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(os.TempDir(), "debian")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", err
+	}
+	if out, err := exec.Command("tar", "-C", dir, "-xpf", tar).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("unpack %s: %w\n%s", tar, err, out)
+	}
+	// Each machine has a key of its own.
+	keys, err := filepath.Glob(filepath.Join(dir, "etc/ssh/ssh_host_*"))
+	for _, key := range keys {
+		err = errors.Join(err, os.Remove(key))
+	}
+	return dir, err
+})
+
+// debianBase is what the machines of a site start from.
+func debianBase(t *testing.T) string {
+	t.Helper()
+	needsDebian(t)
+	dir, err := unpackedDebian()
+	if err != nil {
+		t.Skipf("no Debian can be had here: %v", err)
+	}
+	return dir
+}
+
+// needsDebian skips a test that cannot have a Debian with our package in it.
+func needsDebian(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("only root can make a Debian root folder")
 	}
-	mmdebstrap, err := exec.LookPath("mmdebstrap")
-	if err != nil {
+	if _, err := exec.LookPath("mmdebstrap"); err != nil {
 		t.Skip("no mmdebstrap here")
 	}
 	if _, err := os.Stat(filepath.Join(bin, "nfpm")); err != nil {
 		t.Skip("no bin/nfpm: make e2e builds it")
 	}
-	tar, err := debianTar(mmdebstrap)
+}
+
+func newDebian(t *testing.T) *debian {
+	t.Helper()
+	needsDebian(t)
+	tar, err := debianTar()
 	if err != nil {
 		t.Skipf("no Debian can be had here: %v", err)
 	}
@@ -118,33 +154,40 @@ func (d *debian) files() []string {
 // path in the root folder.
 func (d *debian) build(version string) string {
 	d.t.Helper()
-	stage := d.t.TempDir()
+	dir := filepath.Join(d.dir, "packages")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		d.t.Fatal(err)
+	}
+	return "/packages/" + filepath.Base(buildPackage(d.t, dir, version))
+}
+
+// buildPackage makes the package of a version in a folder, and gives its path.
+func buildPackage(t *testing.T, dir, version string) string {
+	t.Helper()
+	stage := t.TempDir()
 	for _, p := range []string{"hl-agent", "hl-controller"} {
 		if err := os.Link(filepath.Join(bin, p), filepath.Join(stage, p)); err != nil {
 			data, err := os.ReadFile(filepath.Join(bin, p))
 			if err != nil {
-				d.t.Fatal(err)
+				t.Fatal(err)
 			}
 			if err := os.WriteFile(filepath.Join(stage, p), data, 0o755); err != nil {
-				d.t.Fatal(err)
+				t.Fatal(err)
 			}
 		}
 	}
 	if err := os.MkdirAll(filepath.Join(stage, "homelab", "doc", "homelab"), 0o755); err != nil {
-		d.t.Fatal(err)
+		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(stage, "homelab", "doc", "homelab", "copyright"), []byte("Apache-2.0\n"), 0o644); err != nil {
-		d.t.Fatal(err)
+		t.Fatal(err)
 	}
-	if err := os.MkdirAll(filepath.Join(d.dir, "packages"), 0o755); err != nil {
-		d.t.Fatal(err)
-	}
-	name := "/packages/homelab_" + version + "_amd64.deb"
-	cmd := exec.CommandContext(d.t.Context(), filepath.Join(bin, "nfpm"), "package", "--config", "deploy/packages/homelab.yaml", "--packager", "deb", "--target", d.dir+name)
+	name := filepath.Join(dir, "homelab_"+version+"_amd64.deb")
+	cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "nfpm"), "package", "--config", "deploy/packages/homelab.yaml", "--packager", "deb", "--target", name)
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "ARCH=amd64", "DEB_VERSION="+version, "STAGE="+stage)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		d.t.Fatalf("nfpm: %v\n%s", err, out)
+		t.Fatalf("nfpm: %v\n%s", err, out)
 	}
 	return name
 }

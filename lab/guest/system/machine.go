@@ -14,13 +14,16 @@ import (
 type Machine struct {
 	Host   string // the lab's host
 	LabDir string // "": no lab around it, nothing is logged there
-	VMID   int
-	Name   string
-	UUID   string
-	CPUs   int
-	Memory int64 // bytes
-	Tree   string
-	NICs   []NIC
+	// OwnHost is a host that is a machine by itself, whose network is not the one of the
+	// machine that the lab is on.
+	OwnHost bool
+	VMID    int
+	Name    string
+	UUID    string
+	CPUs    int
+	Memory  int64 // bytes
+	Tree    string
+	NICs    []NIC
 	// CloudInit is what the cloud-init drive says, nil without one.
 	CloudInit *disk.CloudInit
 	Settings  Settings

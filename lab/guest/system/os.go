@@ -224,13 +224,16 @@ func (o *OS) Addresses() []netip.Addr {
 	var out []netip.Addr
 	for _, i := range o.ifaces {
 		for _, a := range i.addrs {
-			if i.net.IsValid() && i.net.Contains(a.Addr()) && a.Addr().IsLoopback() {
+			if i.net.IsValid() && i.net.Contains(a.Addr()) && o.inLab(a.Addr()) {
 				out = append(out, a.Addr())
 			}
 		}
 	}
 	return out
 }
+
+// inLab says whether an address leads to nobody outside of the lab.
+func (o *OS) inLab(a netip.Addr) bool { return o.m.OwnHost || a.IsLoopback() }
 
 // Address is the first of Addresses, as text; "" when there is none.
 func (o *OS) Address() string {
@@ -265,7 +268,7 @@ func (o *OS) Dial(ctx context.Context, host string, port int) (net.Conn, error) 
 			ok = ok || i.net.IsValid() && len(i.addrs) > 0 && i.net.Contains(a)
 		}
 		o.mu.Unlock()
-		if !ok || !a.IsLoopback() {
+		if !ok || !o.inLab(a) {
 			return nil, errUnreachable
 		}
 	}
