@@ -17,6 +17,7 @@ import (
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	"github.com/homeiac/homelab/internal/k3s"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/sh"
 )
 
 const (
@@ -300,7 +301,7 @@ func (j *joining) nodesScript() string {
 	if j.role == k3s.Server {
 		return list
 	}
-	return list + " --kubeconfig=/var/lib/rancher/k3s/agent/kubelet.kubeconfig --field-selector=metadata.name=" + guest.Quote(j.want.GetNodeName())
+	return list + " --kubeconfig=/var/lib/rancher/k3s/agent/kubelet.kubeconfig --field-selector=metadata.name=" + sh.Quote(j.want.GetNodeName())
 }
 
 // member says what is missing to a good member, "" for nothing. An error of

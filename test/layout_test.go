@@ -27,12 +27,12 @@ var folders = []string{
 	"agent", "agent/hl-agent", "agent/host", "agent/driver", "agent/driver/drivertest", "agent/driver/proxmox",
 	"agent/driver/proxmox/args", "agent/driver/proxmox/parse", "agent/guest", "agent/guest/guesttest", "agent/image",
 	"controller", "controller/hl-controller", "controller/plan", "controller/plan/plantest", "controller/store",
-	"cli", "cli/hlctl",
+	"cli", "cli/hlctl", "cli/remote", "cli/remote/remotetest",
 	"lab", "lab/hl-lab", "lab/disk", "lab/pve", "lab/wan",
 	"lab/guest", "lab/guest/cloudinit", "lab/guest/k3s", "lab/guest/qga", "lab/guest/qmp", "lab/guest/shell",
 	"lab/guest/sshd", "lab/guest/system", "lab/guest/tree",
 	"internal/config", "internal/daemon", "internal/durable", "internal/gossip", "internal/human", "internal/k3s", "internal/manual", "internal/mark",
-	"internal/pause", "internal/rpc", "internal/rpc/rpctest", "internal/spec", "internal/version",
+	"internal/pause", "internal/rpc", "internal/rpc/rpctest", "internal/sh", "internal/spec", "internal/version",
 	"test", "test/e2e",
 }
 
@@ -42,7 +42,7 @@ var mains = []string{"agent/hl-agent", "controller/hl-controller", "cli/hlctl", 
 // pure packages decide on values alone: no files, network, clocks, cancellation.
 var pure = []string{
 	"agent/driver/proxmox/args", "agent/driver/proxmox/parse", "controller/plan",
-	"internal/human", "internal/k3s", "internal/mark", "internal/spec",
+	"internal/human", "internal/k3s", "internal/mark", "internal/sh", "internal/spec",
 }
 
 // impure are imports that a pure package must not have, with all below them.

@@ -13,6 +13,7 @@ import (
 
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/sh"
 )
 
 // agentDeadline is for commands through the guest agent whose context has none.
@@ -106,7 +107,7 @@ func (s *Shell) commandByAgent(ctx context.Context, argv []string, stdin io.Read
 // fetch copies a file out of the guest.
 func (s *Shell) fetch(ctx context.Context, file string, to io.Writer) error {
 	for offset := 0; ; {
-		script := fmt.Sprintf("tail -c +%d %s | head -c %d | base64", offset+1, Quote(file), agentChunk)
+		script := fmt.Sprintf("tail -c +%d %s | head -c %d | base64", offset+1, sh.Quote(file), agentChunk)
 		res, err := s.runByAgent(ctx, []string{"/bin/sh", "-c", script}, nil)
 		if err != nil {
 			return err

@@ -11,6 +11,7 @@ import (
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/sh"
 )
 
 // Execer runs a command in a guest through its guest agent; a driver is one.
@@ -137,7 +138,7 @@ func (s *Shell) Run(ctx context.Context, script string, stdin io.Reader) (Result
 		return s.runByAgent(ctx, []string{"/bin/sh", "-c", script}, stdin)
 	}
 	var out, errs limited
-	exit, err := s.conn.Exec(ctx, "sudo -n sh -c "+Quote(script), stdin, &out, &errs)
+	exit, err := s.conn.Exec(ctx, "sudo -n sh -c "+sh.Quote(script), stdin, &out, &errs)
 	return Result{Stdout: out.buf.Bytes(), Stderr: errs.buf.Bytes(), Exit: exit}, err
 }
 
@@ -151,10 +152,7 @@ func (s *Shell) Command(ctx context.Context, argv []string, stdin io.Reader, std
 		return s.commandByAgent(ctx, argv, stdin, stdout, stderr)
 	}
 	// Through sh: sudo itself would read A=b and -x before the command as its own.
-	line := `sudo -n sh -c 'exec "$@"' sh`
-	for _, a := range argv {
-		line += " " + Quote(a)
-	}
+	line := `sudo -n sh -c 'exec "$@"' sh ` + sh.Line(argv)
 	return s.conn.Exec(ctx, line, stdin, stdout, stderr)
 }
 
@@ -188,6 +186,3 @@ func firstLine(b []byte) string {
 	line, _, _ := strings.Cut(strings.TrimSpace(string(b)), "\n")
 	return line
 }
-
-// Quote makes one word of s for a POSIX shell.
-func Quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

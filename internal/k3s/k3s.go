@@ -13,6 +13,8 @@
 // in sudo's log.
 package k3s
 
+import "github.com/homeiac/homelab/internal/sh"
+
 // Role is the role of a member of the cluster.
 type Role string
 
@@ -61,16 +63,4 @@ const (
 	EtcdKey     = "/var/lib/rancher/k3s/server/tls/etcd/client.key"
 )
 
-// quote makes one word of s for a POSIX shell.
-func quote(s string) string {
-	out := make([]byte, 0, len(s)+2)
-	out = append(out, '\'')
-	for i := range len(s) {
-		if s[i] == '\'' {
-			out = append(out, `'\''`...)
-			continue
-		}
-		out = append(out, s[i])
-	}
-	return string(append(out, '\''))
-}
+func quote(s string) string { return sh.Quote(s) }
