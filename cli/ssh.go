@@ -1,0 +1,51 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/homeiac/homelab/cli/remote"
+)
+
+// sshFlags are the flags of commands that reach hosts as root.
+type sshFlags struct{ hostKey, identity, config string }
+
+func (f *sshFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.hostKey, "host-key", "", "accept an unknown host key with this fingerprint (SHA256:...)")
+	cmd.Flags().StringVar(&f.identity, "identity", "", "private key file for SSH (default the SSH agent's keys and those of ~/.ssh)")
+	cmd.Flags().StringVar(&f.config, "ssh-config", "", "SSH configuration file, or none (default ~/.ssh/config)")
+	_ = cmd.MarkFlagFilename("identity")
+	_ = cmd.MarkFlagFilename("ssh-config")
+}
+
+// sshOptions are how hosts are reached: questions are asked on a terminal only.
+func (a *app) sshOptions(f sshFlags) remote.Options {
+	o := remote.Options{HostKey: f.hostKey, Identity: f.identity, Config: f.config}
+	if !a.inIsTerm {
+		return o
+	}
+	o.Confirm = func(ctx context.Context, question string) (bool, error) { return a.yesNo(ctx, question+" [y/N] ") }
+	if in, ok := a.in.(*os.File); ok {
+		o.Secret = func(ctx context.Context, question string) (string, error) {
+			fmt.Fprint(a.errw, question)
+			defer fmt.Fprintln(a.errw)
+			return patiently(ctx, func() (string, error) {
+				text, err := term.ReadPassword(int(in.Fd()))
+				return string(text), err
+			})
+		}
+	}
+	return o
+}
+
+// yesNo asks a question that only a clear yes answers.
+func (a *app) yesNo(ctx context.Context, question string) (bool, error) {
+	fmt.Fprint(a.errw, question)
+	answer, err := a.readLine(ctx)
+	return strings.EqualFold(answer, "y") || strings.EqualFold(answer, "yes"), err
+}
