@@ -50,17 +50,26 @@ type controller struct {
 // connect finds a controller that answers, the first in the configuration if it
 // can be. When none does, the error tells why for each.
 func (a *app) connect(ctx context.Context) (*controller, error) {
-	c, err := a.loadContext()
+	c, creds, err := a.credentials()
 	if err != nil {
 		return nil, err
 	}
+	return first(ctx, c, func(ctx context.Context, address string) (*controller, error) { return probe(ctx, creds, address) })
+}
+
+// credentials are the context and what we show of ourselves in it.
+func (a *app) credentials() (clientContext, *rpc.Credentials, error) {
+	c, err := a.loadContext()
+	if err != nil {
+		return c, nil, err
+	}
 	creds, err := rpc.LoadTLS(c.CA, c.Cert, c.Key)
 	if err != nil {
-		return nil, fmt.Errorf("%w\n  correct ca, cert and key in %s, or make them anew: %s", err, c.where, renewHint)
+		return c, nil, fmt.Errorf("%w\n  correct ca, cert and key in %s, or make them anew: %s", err, c.where, renewHint)
 	}
 	creds.Log = slog.New(slog.DiscardHandler)
 	creds.Renew = renewHint
-	return first(ctx, c, func(ctx context.Context, address string) (*controller, error) { return probe(ctx, creds, address) })
+	return c, creds, nil
 }
 
 // first asks the controllers, each a little after the one before, and takes the

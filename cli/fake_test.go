@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -60,12 +59,20 @@ type fake struct {
 	asked  []*controllerv1.PlanRequest
 	why    map[string]*controllerv1.WhyResponse
 	paused string
+	// stuck is a controller that cannot end a pause.
+	stuck bool
+	// version is the controller's, when it is another one than always.
+	version string
 	// left are what no VM has, and snaps the etcd snapshots.
 	left  *controllerv1.OrphansResponse
 	snaps *controllerv1.ListSnapshotsResponse
 	// trust is who is trusted, and tokens those who may come.
 	trust  *controllerv1.TrustResponse
 	tokens []*controllerv1.TokenStatus
+	// revoked are the holders whose certificates were taken back, and rotated how often
+	// the gossip key was.
+	revoked []string
+	rotated int
 	// hold is called before each part of a run is sent.
 	hold func(ctx context.Context, part *controllerv1.ApplyResponse)
 }
@@ -100,7 +107,9 @@ var takes = map[homelabv1.Action]struct {
 }
 
 func (f *fake) Version(context.Context, *controllerv1.VersionRequest) (*controllerv1.VersionResponse, error) {
-	return &controllerv1.VersionResponse{Version: "v0.1.0", Name: "controller-1"}, nil
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &controllerv1.VersionResponse{Version: cmp.Or(f.version, "v0.1.0"), Name: "controller-1"}, nil
 }
 
 func (f *fake) Plan(_ context.Context, req *controllerv1.PlanRequest) (*controllerv1.PlanResponse, error) {
@@ -292,7 +301,10 @@ func (f *fake) Why(_ context.Context, req *controllerv1.WhyRequest) (*controller
 func (f *fake) Pause(_ context.Context, req *controllerv1.PauseRequest) (*controllerv1.PauseResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.paused = strings.TrimSuffix("by admin@laptop since 14:02: "+req.GetReason(), ": ")
+	f.paused = "by admin@laptop since 14:02"
+	if req.GetReason() != "" {
+		f.paused = req.GetReason() + " (" + f.paused + ")"
+	}
 	return &controllerv1.PauseResponse{Paused: f.paused}, nil
 }
 
@@ -300,6 +312,8 @@ func (f *fake) Resume(_ context.Context, req *controllerv1.ResumeRequest) (*cont
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
+	case f.stuck:
+		return nil, rpc.Errorf(rpc.ErrUnavailable, "the store does not answer")
 	case req.GetGuest() != "":
 		return &controllerv1.ResumeResponse{Text: req.GetGuest() + " is no longer parked."}, nil
 	case f.paused == "":

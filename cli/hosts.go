@@ -74,7 +74,7 @@ var hostColours = map[string]string{
 }
 
 func (a *app) hostsCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use: "hosts", Short: "Show the hosts and whether their agents answer", Args: cobra.NoArgs,
 		Long: `hosts shows each host of the last Spec, and others that were found by gossip, as the
 controller knows them at this moment.
@@ -96,6 +96,8 @@ Exit code 0, whatever it shows.`,
 			return a.print(hostsJSON(resp.GetHosts()), func() { a.showHosts(resp) })
 		},
 	}
+	cmd.AddCommand(a.hostsRemoveCommand(), a.hostsUpgradeCommand())
+	return cmd
 }
 
 func (a *app) showHosts(resp *controllerv1.StatusResponse) {

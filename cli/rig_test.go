@@ -16,6 +16,7 @@ import (
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
+	"golang.org/x/crypto/ssh"
 	"google.golang.org/grpc"
 )
 
@@ -27,6 +28,7 @@ type rig struct {
 	dir     string
 	address string
 	ca      *rpc.CA
+	lets    []ssh.PublicKey // whom all machines let in; nil before there is one
 }
 
 var allow = rpc.AllowOf(controllerv1.ControllerService_ServiceDesc.ServiceName)
@@ -113,7 +115,7 @@ type ran struct {
 
 // app is hlctl without a terminal.
 func (r *rig) app(in io.Reader, out, errw io.Writer) *app {
-	return &app{in: in, out: out, errw: errw, now: r.clock.now, columns: 80}
+	return &app{in: in, out: out, errw: errw, now: r.clock.now, columns: 80, ready: quickly}
 }
 
 func (r *rig) run(args ...string) ran {
