@@ -73,6 +73,8 @@ type fake struct {
 	// the gossip key was.
 	revoked []string
 	rotated int
+	// registry gives certificates for tokens, in the place of both.
+	registry *registry
 	// hold is called before each part of a run is sent.
 	hold func(ctx context.Context, part *controllerv1.ApplyResponse)
 }
@@ -280,6 +282,9 @@ func (f *fake) Status(_ context.Context, req *controllerv1.StatusRequest) (*cont
 	defer f.mu.Unlock()
 	resp := proto.CloneOf(f.status)
 	resp.Paused = f.paused
+	if f.registry != nil {
+		resp.Hosts = f.registry.hosts()
+	}
 	if !req.GetLooks() {
 		resp.Guests, resp.Cluster = nil, nil
 	}

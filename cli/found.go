@@ -34,8 +34,9 @@ const (
 const (
 	fleetKeyFile = "fleet.key"
 	// controllerState is where the package has the controller's files.
-	controllerState = "/var/lib/hl-controller"
-	controllerPort  = "8401"
+	controllerState      = "/var/lib/hl-controller"
+	controllerPort       = "8401"
+	controllerPortNumber = 8401
 )
 
 // founding is a fleet that is begun: what was asked for, and what came of it.

@@ -97,7 +97,7 @@ func (r *removal) run(ctx context.Context) (err error) {
 		return err
 	}
 	if r.on != nil {
-		defer func() { _ = r.on.shell.Close() }()
+		defer func() { _ = r.on.Close() }()
 	}
 	if err := r.confirm(ctx); err != nil {
 		return err
@@ -180,15 +180,16 @@ func holdersOf(trust *controllerv1.TrustResponse) (all, valid map[string]bool) {
 // reach opens the host's shell. One that does not answer is locked out only; one that
 // does not let us in, or is not the one that it was, is for a person to decide.
 func (r *removal) reach(ctx context.Context) error {
-	target, err := sshTarget(r.name, r.at, r.was)
-	switch {
-	case r.noSSH:
+	if r.noSSH {
 		r.silent = "it was not to be reached (--no-ssh)"
 		return nil
-	case err != nil:
-		r.silent = err.Error()
-		return nil
 	}
+	target, noTarget := sshTarget(r.name, r.at, r.was)
+	if noTarget != nil {
+		r.silent = noTarget.Error()
+		return nil //nolint:nilerr // one that cannot be reached is locked out
+	}
+	var err error
 	r.on, err = r.a.lookAt(ctx, target, r.ssh)
 	switch {
 	case err == nil:
@@ -348,14 +349,14 @@ func (r *removal) uninstall(ctx context.Context) error {
 	if r.purge {
 		how, done = "--purge", "purged"
 	}
-	said, err := r.on.uninstall(ctx, how)
+	said, err := r.on.dpkg(ctx, how, "homelab")
 	if err != nil {
 		return err
 	}
 	r.doc.Package = done
 	// What purge does not delete it names, a path on a line.
 	for line := range strings.Lines(said) {
-		if line = strings.TrimSpace(line); strings.HasPrefix(line, "/") {
+		if line = strings.TrimSpace(clean(line)); strings.HasPrefix(line, "/") {
 			r.doc.Kept = append(r.doc.Kept, line)
 		}
 	}

@@ -164,7 +164,7 @@ func TestARemovalThatFailsOnTheHostTakesNothingBack(t *testing.T) {
 	r, hosts := leaving(t)
 	hosts[1].breaksDpkg["--remove"] = true
 	got := r.remove(hosts[1], "--yes")
-	if got.code != 1 || !strings.Contains(got.err, "dpkg --remove: exit 2: dpkg: error: dpkg frontend lock was locked by another process\n  its daemons may be ended, and its certificates were not taken back yet; again: hlctl hosts remove pve2") || r.rotated != 0 || len(r.revoked) != 0 || r.paused != "" {
+	if got.code != 1 || !strings.Contains(got.err, "dpkg --remove: exit 2: dpkg: error: the archive is damaged\n  its daemons may be ended, and its certificates were not taken back yet; again: hlctl hosts remove pve2") || r.rotated != 0 || len(r.revoked) != 0 || r.paused != "" {
 		t.Errorf("%+v", got)
 	}
 	hosts[1].breaksDpkg = nil

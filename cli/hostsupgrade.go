@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -148,11 +147,7 @@ func (u *upgrade) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if u.pkg.version = wanted.version; u.pkg.version == "" {
-		if u.pkg, err = wanted.find(); err != nil {
-			return err
-		}
-	}
+	u.pkg.version = wanted.version
 	status, err := u.a.status(ctx, true, false)
 	if err != nil {
 		return err
@@ -167,8 +162,8 @@ func (u *upgrade) run(ctx context.Context) error {
 	if err := u.look(ctx); err != nil {
 		return err
 	}
-	if len(u.due()) > 0 && len(u.pkg.data) == 0 {
-		if u.pkg, err = wanted.find(); err != nil {
+	if len(u.due()) > 0 {
+		if u.pkg, err = wanted.read(); err != nil {
 			return err
 		}
 	}
@@ -273,6 +268,9 @@ func (u *upgrade) plan(ctx context.Context, h *upgraded, controllers []*answerin
 		return nil
 	}
 	runs, why := "agent "+h.was.GetVersion(), agentNotReady(h.was, h.was, h.on.program)
+	if h.on.broken {
+		why = "dpkg did not get to its end with it"
+	}
 	if h.on.controller != "" {
 		runs += ", controller " + h.on.controller
 		for _, c := range controllers {
@@ -303,8 +301,11 @@ func (u *upgrade) plan(ctx context.Context, h *upgraded, controllers []*answerin
 		return rpc.Errorf(rpc.ErrRefused, "it has package %s, which is later than %s, that of hlctl %s: take the hlctl that belongs to it, or --downgrade",
 			h.on.installed, u.pkg.version, version.String())
 	}
-	h.old, err = h.on.keptPackage(ctx, h.on.installed)
-	return err
+	if ok, err := h.on.keeps(ctx, h.on.installed); err != nil || !ok {
+		return err
+	}
+	h.old = keptAt(h.on.installed)
+	return nil
 }
 
 // mayGo asks where there is no way back.
@@ -318,8 +319,8 @@ func (u *upgrade) mayGo(ctx context.Context) error {
 	if len(without) == 0 || u.oneWay {
 		return nil
 	}
-	text := fmt.Sprintf("on %s the package that is installed is not in %s, so there is no way back if the new one does not work", enumerate(without), keepFolder)
-	next := fmt.Sprintf("to have one: copy the package that is installed (homelab_VERSION_amd64.deb) to %s on the host; without: --no-way-back", keepFolder)
+	text := fmt.Sprintf("on %s the package that is installed is not in %s, so there is no way back if the new one does not work", enumerate(without), packageFolder)
+	next := fmt.Sprintf("to have one: copy the package that is installed (homelab_VERSION_amd64.deb) to %s on the host; without: --no-way-back", packageFolder)
 	if !u.a.inIsTerm || u.a.format != "table" {
 		return rpc.Errorf(rpc.ErrRefused, "nothing was done: %s\n  %s", text, next)
 	}
@@ -421,7 +422,7 @@ func (u *upgrade) docs() []upgradeDoc {
 func (u *upgrade) close() {
 	for _, h := range u.hosts {
 		if h.on != nil {
-			_ = h.on.shell.Close()
+			_ = h.on.Close()
 		}
 	}
 }
@@ -437,8 +438,3 @@ func sshTarget(host, said string, was *homelabv1.HostStatus) (string, error) {
 	}
 	return "root@" + address, nil
 }
-
-// keepFolder is where packages are kept on a host, for the way back.
-const keepFolder = "/var/cache/homelab"
-
-func keptAt(deb string) string { return filepath.Join(keepFolder, "homelab_"+deb+"_amd64.deb") }

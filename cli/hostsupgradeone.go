@@ -18,14 +18,14 @@ func (u *upgrade) one(ctx context.Context, h *upgraded) error {
 		return err
 	}
 	u.say("%s: %s -> %s", h.name, h.on.installed, u.pkg.version)
-	if err := h.on.put(ctx, u.pkg); err != nil {
+	if err := h.on.putPackage(ctx, u.pkg); err != nil {
 		h.result, h.reason = resultFailed, err.Error()
 		return fmt.Errorf("host %s: nothing was changed on it: %w", h.name, err)
 	}
 	began := u.a.now()
-	why := ""
+	var why string
 	if err := u.install(ctx, h, keptAt(u.pkg.version)); err != nil {
-		if now, lookErr := h.on.installedNow(ctx); lookErr == nil && now == h.on.installed && now != u.pkg.version {
+		if now, broken, lookErr := h.on.rootOn.installed(ctx); lookErr == nil && !broken && now == h.on.installed && now != u.pkg.version {
 			h.result, h.reason = resultFailed, err.Error()
 			return fmt.Errorf("host %s: its package could not be exchanged, and it has %s as before: %w", h.name, now, err)
 		}
@@ -34,7 +34,7 @@ func (u *upgrade) one(ctx context.Context, h *upgraded) error {
 		h.result = resultUpgraded
 		u.say("  online with it after %s", short(u.a.now().Sub(began)))
 		if err := h.on.dropPackages(ctx, u.pkg.version, h.on.installed); err != nil {
-			u.say("  packages that are of no use any more were not removed from %s: %v", keepFolder, err)
+			u.say("  packages that are of no use any more were not removed from %s: %v", packageFolder, err)
 		}
 		return nil
 	}
@@ -44,15 +44,16 @@ func (u *upgrade) one(ctx context.Context, h *upgraded) error {
 // install has dpkg put in a package that is on the host. A connection that is lost
 // meanwhile is made again, since dpkg goes on without it.
 func (u *upgrade) install(ctx context.Context, h *upgraded, file string) error {
-	err := h.on.install(ctx, file)
-	if err == nil || !h.on.lost(err) {
+	_, err := h.on.dpkg(ctx, "--install", file)
+	if !lost(err) {
 		return err
 	}
 	u.say("  %v; connecting again", err)
 	if again := h.on.reconnect(ctx); again != nil {
 		return fmt.Errorf("%w; and again: %w", err, again)
 	}
-	return h.on.install(ctx, file) // a package that is in already is put in again
+	_, err = h.on.dpkg(ctx, "--install", file) // one that is in already is put in again
+	return err
 }
 
 // becomesReady waits until a host is online with what is installed on it, and stays so
@@ -66,7 +67,7 @@ func (u *upgrade) becomesReady(ctx context.Context, h *upgraded) string {
 	defer cancel()
 	for well := 0; ; {
 		// A look has a time of its own: what it says when it is cut off is only that.
-		look, cancel := context.WithTimeout(ctx, lookTimeout)
+		look, cancel := context.WithTimeout(ctx, looking)
 		why := u.notReady(look, h, program)
 		cancel()
 		if well++; why != "" {
@@ -120,7 +121,7 @@ func (u *upgrade) controllerNotReady(ctx context.Context, h *upgraded, program s
 	case h.on.controller == "":
 		return ""
 	case h.at == "":
-		if err := h.on.active(ctx, controllerUnit); err != nil {
+		if err := h.on.ready(ctx, controllerService); err != nil {
 			return err.Error()
 		}
 		return ""
@@ -139,7 +140,10 @@ func (u *upgrade) controllerNotReady(ctx context.Context, h *upgraded, program s
 // back puts the old package in again. It returns what people are to know of it all.
 func (u *upgrade) back(ctx context.Context, h *upgraded, why string) error {
 	// Now: the old one's words would stand after them.
-	journal := h.on.journal(ctx)
+	journal := h.on.journal(ctx, agentService)
+	if h.on.controller != "" {
+		journal += h.on.journal(ctx, controllerService)
+	}
 	text := fmt.Sprintf("host %s with package %s: %s\n", h.name, u.pkg.version, why)
 	h.result, h.reason = resultFailed, why
 	if h.old == "" {
@@ -149,7 +153,7 @@ func (u *upgrade) back(ctx context.Context, h *upgraded, why string) error {
 		text += "  " + u.goBack(ctx, h)
 	}
 	if journal != "" {
-		text += "\n  the last of its journal with " + u.pkg.version + ":\n    " + strings.ReplaceAll(journal, "\n", "\n    ")
+		text += "\n  the last of its journal with " + u.pkg.version + ":" + journal
 	}
 	return errors.New(text)
 }

@@ -111,6 +111,9 @@ func (m *machine) tell() {
 }
 
 func (m *machine) run(c remotetest.Command) int {
+	if len(c.Argv) > 2 && c.Argv[0] == "env" {
+		c.Argv = c.Argv[2:]
+	}
 	if m.at != nil {
 		m.at(c.Argv)
 	}
@@ -163,15 +166,15 @@ func (m *machine) run(c remotetest.Command) int {
 		}
 		return fail(2, "dpkg-deb: error: failed to read archive")
 	case c.Argv[0] == "cat":
-		if text, ok := m.files[c.Argv[1]]; ok {
+		if text, ok := m.files[c.Argv[2]]; ok {
 			return say("%s", text)
 		}
-		return fail(1, "cat: "+c.Argv[1]+": No such file or directory")
+		return fail(1, "cat: "+c.Argv[2]+": No such file or directory")
 	case c.Argv[0] == "mkdir":
 		return 0
-	case line == "ls -1 "+keepFolder:
+	case line == "ls -A -- "+packageFolder+"/":
 		for _, path := range slices.Sorted(maps.Keys(m.files)) {
-			if filepath.Dir(path) == keepFolder {
+			if filepath.Dir(path) == packageFolder {
 				say("%s", filepath.Base(path))
 			}
 		}
@@ -195,13 +198,13 @@ func (m *machine) dpkg(c remotetest.Command, verb, what string) int {
 	case "--install":
 		deb := m.files[what]
 		if deb == "" || m.breaksDpkg[deb] {
-			fmt.Fprintln(c.Stdout, "dpkg: error: dpkg frontend lock was locked by another process")
+			fmt.Fprintln(c.Stdout, "dpkg: error: the archive is damaged")
 			return 2
 		}
 		m.installed = deb
 	case "--remove", "--purge":
 		if m.breaksDpkg[verb] {
-			fmt.Fprintln(c.Stdout, "dpkg: error: dpkg frontend lock was locked by another process")
+			fmt.Fprintln(c.Stdout, "dpkg: error: the archive is damaged")
 			return 2
 		}
 		m.installed, m.leftovers = "", verb == "--remove"

@@ -33,9 +33,12 @@ type debPackage struct {
 	data    []byte
 }
 
-// packageWanted is which package it is, before its file is looked for: its name when it
-// is known, and its checksum always.
-type packageWanted struct{ name, version, sum, dir string }
+// packageWanted is which package it is, before its file is read: nobody needs the file
+// for hosts that have it installed.
+type packageWanted struct {
+	name, version, sum, dir string
+	file                    *debPackage // nil before it is read
+}
 
 // wantedPackage is the package that was built with this hlctl, or the one that the
 // person names by its checksum. dir is where it lies, empty for the usual places.
@@ -52,7 +55,8 @@ func wantedOf(built map[string]string, dir, checksum string) (packageWanted, err
 		if dir == "" {
 			return packageWanted{}, rpc.Errorf(rpc.ErrInvalid, "--checksum needs --from DIR too: the folder with that package")
 		}
-		return packageWanted{sum: sum, dir: dir}, nil
+		w := packageWanted{sum: sum, dir: dir}
+		return w, w.findBySum()
 	}
 	for name, sum := range built {
 		if m := packageName.FindStringSubmatch(name); m != nil {
@@ -64,10 +68,10 @@ func wantedOf(built map[string]string, dir, checksum string) (packageWanted, err
   or say which package you trust: --from DIR --checksum SHA256`, version.String())
 }
 
-// find reads the package. What is not the file that is wanted is refused.
-func (w packageWanted) find() (debPackage, error) {
-	if w.name == "" {
-		return w.findBySum()
+// read gives the package. What is not the file that is wanted is refused.
+func (w *packageWanted) read() (debPackage, error) {
+	if w.file != nil {
+		return *w.file, nil
 	}
 	dirs := []string{w.dir}
 	if w.dir == "" {
@@ -85,16 +89,17 @@ func (w packageWanted) find() (debPackage, error) {
 			return debPackage{}, rpc.Errorf(rpc.ErrRefused, "%s is not the package that was built with this hlctl: its SHA-256 is %s and should be %s; fetch it again",
 				filepath.Join(dir, w.name), sum, w.sum)
 		}
-		return debPackage{w.version, data}, nil
+		w.file = &debPackage{w.version, data}
+		return *w.file, nil
 	}
 	return debPackage{}, rpc.Errorf(rpc.ErrNotFound, "the package %s is not in %s: put it there, or say where it is with --from DIR", w.name, strings.Join(dirs, " or "))
 }
 
 // findBySum finds the package with the checksum among those of the folder.
-func (w packageWanted) findBySum() (debPackage, error) {
+func (w *packageWanted) findBySum() error {
 	entries, err := os.ReadDir(w.dir)
 	if err != nil {
-		return debPackage{}, err
+		return err
 	}
 	var others []string
 	for _, e := range entries {
@@ -104,18 +109,19 @@ func (w packageWanted) findBySum() (debPackage, error) {
 		}
 		data, err := readPackage(filepath.Join(w.dir, e.Name()))
 		if err != nil {
-			return debPackage{}, err
+			return err
 		}
 		sum := sumOf(data)
 		if sum == w.sum {
-			return debPackage{m[1], data}, nil
+			w.name, w.version, w.file = e.Name(), m[1], &debPackage{m[1], data}
+			return nil
 		}
 		others = append(others, e.Name()+" has "+sum)
 	}
 	if len(others) == 0 {
-		return debPackage{}, rpc.Errorf(rpc.ErrNotFound, "%s holds no homelab_VERSION_amd64.deb", w.dir)
+		return rpc.Errorf(rpc.ErrNotFound, "%s holds no homelab_VERSION_amd64.deb", w.dir)
 	}
-	return debPackage{}, rpc.Errorf(rpc.ErrRefused, "no package in %s has the checksum %s: %s", w.dir, w.sum, strings.Join(others, ", "))
+	return rpc.Errorf(rpc.ErrRefused, "no package in %s has the checksum %s: %s", w.dir, w.sum, strings.Join(others, ", "))
 }
 
 // usualPlaces are beside hlctl, and where a package may put them.

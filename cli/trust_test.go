@@ -40,14 +40,23 @@ func trusting(f *fake) {
 }
 
 func (f *fake) Trust(context.Context, *controllerv1.TrustRequest) (*controllerv1.TrustResponse, error) {
+	if f.registry != nil {
+		return f.registry.trust(), nil
+	}
 	return f.trust, nil
 }
 
 func (f *fake) ListTokens(context.Context, *controllerv1.ListTokensRequest) (*controllerv1.ListTokensResponse, error) {
+	if f.registry != nil {
+		return f.registry.list(), nil
+	}
 	return &controllerv1.ListTokensResponse{Tokens: f.tokens}, nil
 }
 
 func (f *fake) CreateToken(_ context.Context, req *controllerv1.CreateTokenRequest) (*controllerv1.CreateTokenResponse, error) {
+	if f.registry != nil {
+		return f.registry.create(req)
+	}
 	if req.GetName() == "pve1" && !req.GetReplace() {
 		return nil, rpc.Errorf(rpc.ErrExists, "agent@pve1 has a certificate")
 	}

@@ -297,3 +297,9 @@ func words(line string) ([]string, error) {
 	}
 	return list, nil
 }
+
+// Line is a key as it stands in files, and Print its fingerprint.
+func Line(key ssh.PublicKey) string { return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))) }
+
+// Print is a key's fingerprint.
+func Print(key ssh.PublicKey) string { return ssh.FingerprintSHA256(key) }

@@ -1,0 +1,355 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/homeiac/homelab/cli/remote/remotetest"
+	"github.com/homeiac/homelab/internal/rpc"
+)
+
+// adder is somebody with hlctl, a package, and a fleet whose controller answers.
+type adder struct {
+	*rig
+	registry *registry
+	home     string
+	sum      string // of the package
+}
+
+func newAdder(t *testing.T) *adder {
+	r := newRig(t)
+	reg := newRegistry(t, r.ca)
+	r.registry = reg
+	a := &adder{rig: r, registry: reg, home: t.TempDir()}
+	t.Setenv("HOME", a.home)
+	t.Setenv("SSH_AUTH_SOCK", "")
+	if err := os.Mkdir(r.path("dist"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	text := "!<arch>\na package"
+	r.write("dist/homelab_1.2.3_amd64.deb", text)
+	r.write("dist/homelab_1.2.3_arm64.deb", "!<arch>\nanother")
+	a.sum = sumOf([]byte(text))
+	return a
+}
+
+// add runs hosts add for hosts, with flags.
+func (a *adder) add(h *proxmoxHost, args ...string) ran {
+	a.t.Helper()
+	got := a.run(append([]string{"hosts", "add", "--from", "dist", "--checksum", a.sum, "--ssh-config", "none", "--identity", h.identity, h.target()}, args...)...)
+	at := strings.NewReplacer(h.At(), "HOST", strings.Replace(h.At(), "127.0.0.1:", "[127.0.0.1]:", 1), "[HOST]")
+	return ran{got.code, at.Replace(got.out), at.Replace(got.err)}
+}
+
+var firstTime = []string{
+	"mkdir -p -m 755 /var/cache/homelab",
+	"put /var/cache/homelab/homelab_1.2.3_amd64.deb 0644",
+	"sh -c " + dpkgScript + " dpkg --install /var/cache/homelab/homelab_1.2.3_amd64.deb",
+	"/usr/sbin/hl-agent enrol --controller 192.0.2.10:8402 --token -",
+	"systemctl enable --now hl-agent.service",
+}
+
+func TestAHostIsAddedOnceAndTheSecondTimeNothingIsDone(t *testing.T) {
+	a := newAdder(t)
+	h := newHost(t, a.registry)
+	h.know(t, a.home)
+	got := a.add(h)
+	want := `pve1  looked       0.0 s  Proxmox VE 9.2.11, nothing of ours is installed
+pve1  installed    0.0 s  homelab 1.2.3
+pve1  enrolled     0.0 s  agent@pve1 of fleet homelab, at 127.0.0.1
+pve1  started      0.0 s  hl-agent, now and at each boot
+pve1  online       0.0 s  seen by gossip, answers as v1.2.3
+pve1 is online.  (0.0 s)
+`
+	if diff := cmp.Diff(ran{0, want, ""}, got, cmp.AllowUnexported(ran{})); diff != "" {
+		t.Fatal(diff)
+	}
+	if diff := cmp.Diff(firstTime, h.ran()); diff != "" {
+		t.Error(diff)
+	}
+	before := maps.Clone(h.files)
+	got = a.add(h)
+	want = `pve1  looked       0.0 s  Proxmox VE 9.2.11, homelab 1.2.3, agent@pve1
+pve1 is installed, enrolled and online already, nothing to do.  (0.0 s)
+`
+	if diff := cmp.Diff(ran{0, want, ""}, got, cmp.AllowUnexported(ran{})); diff != "" {
+		t.Error(diff)
+	}
+	if left := h.ran(); len(left) > 0 || !maps.Equal(before, h.files) || len(a.registry.made) != 1 {
+		t.Error(left, len(a.registry.made))
+	}
+	var docs []addedDoc
+	if got = a.add(h, "-o", "json"); json.Unmarshal([]byte(got.out), &docs) != nil || len(docs) != 1 ||
+		docs[0].Name != "pve1" || docs[0].Address != "127.0.0.1" || docs[0].Result != "unchanged" || len(docs[0].Steps) != 6 || docs[0].Error != "" {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestNothingIsRunOnAHostThatIsNotTheRightOne(t *testing.T) {
+	a := newAdder(t)
+	h := newHost(t, a.registry)
+	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "is not known, and there is no terminal") || !strings.Contains(got.err, "--host-key SHA256:") {
+		t.Errorf("%+v", got)
+	}
+	other := newHost(t, a.registry)
+	other.Server = h.Server // its key, where h is known to be
+	known := filepath.Join(a.home, ".ssh", "known_hosts")
+	h.know(t, a.home)
+	data, err := os.ReadFile(known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := strings.Replace(string(data), strings.TrimSpace(strings.SplitN(string(data), " ", 2)[1]), strings.TrimSpace(remotetest.Line(remotetest.NewKey(t).PublicKey())), 1)
+	if err := os.WriteFile(known, []byte(changed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.add(h, "--host-key", remotetest.Print(h.HostKey()), "--replace"); got.code != 1 || !strings.Contains(got.err, "has CHANGED") || !strings.Contains(got.err, "ssh-keygen -f") {
+		t.Errorf("%+v", got)
+	}
+	if len(h.calls)+len(h.Logins)+len(a.registry.made) > 0 {
+		t.Error(h.calls, h.Logins)
+	}
+	// With its fingerprint it is let through once it is unknown.
+	if err := os.Remove(known); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.add(h, "--host-key", remotetest.Print(h.HostKey())); got.code != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestWhatIsNoHostForUsIsRefusedAndLeftAsItIs(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*proxmoxHost)
+		args   []string
+		says   string
+	}{
+		"no Proxmox":          {func(h *proxmoxHost) { h.missing = []string{"pveversion"} }, nil, "there is no Proxmox VE on it (no pveversion)"},
+		"no qm":               {func(h *proxmoxHost) { h.missing = []string{"qm"} }, nil, "there is no Proxmox VE on it (no command -v qm)"},
+		"all reasons at once": {func(h *proxmoxHost) { h.arch, h.missing = "arm64", []string{"systemctl"} }, nil, "its architecture is arm64, the package is for amd64; it has no systemd"},
+		"no Debian":           {func(h *proxmoxHost) { h.missing = []string{"dpkg"} }, nil, "it has no dpkg"},
+		"not root":            {func(h *proxmoxHost) { h.UID = "1000" }, nil, "is not root (uid 1000)"},
+		"no name":             {func(h *proxmoxHost) { h.hostname = "PVE_1" }, nil, "--name NAME"},
+		"not its address":     {func(*proxmoxHost) {}, []string{"--address", "192.0.2.7"}, "192.0.2.7 is no address of the host itself, which has 127.0.0.1, 10.9.9.9"},
+		"another fleet's": {func(h *proxmoxHost) {
+			ca, err := rpc.NewCA("elsewhere", 1e12, noon)
+			if err != nil {
+				panic(err)
+			}
+			pair, err := ca.Issue(rpc.Identity{Role: rpc.RoleAgent, Name: "pve1"}, 1e12, noon)
+			if err != nil {
+				panic(err)
+			}
+			h.files[agentConfigFile], h.files["/etc/homelab/a.crt"] = "name: pve1\ncert: a.crt\n", string(pair.Cert)
+		}, nil, "it is enrolled in another fleet, elsewhere"},
+		"another name": {func(h *proxmoxHost) { h.files[agentConfigFile] = "name: old\n" }, []string{"--name", "new"}, "a host keeps its name"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAdder(t)
+			h := newHost(t, a.registry)
+			h.know(t, a.home)
+			c.change(h)
+			before := maps.Clone(h.files)
+			if got := a.add(h, c.args...); got.code != 1 || !strings.Contains(got.err, c.says) {
+				t.Errorf("%+v", got)
+			}
+			if left := h.ran(); len(left) > 0 || !maps.Equal(before, h.files) || len(a.registry.made) > 0 {
+				t.Error(left)
+			}
+		})
+	}
+}
+
+func TestAPackageThatIsNotTheRightOneGoesNowhere(t *testing.T) {
+	a := newAdder(t)
+	h := newHost(t, a.registry)
+	h.know(t, a.home)
+	a.write("dist/homelab_1.2.3_amd64.deb", "!<arch>\nsomething else")
+	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "no package in dist has the checksum "+a.sum) || len(h.calls) > 0 {
+		t.Errorf("%+v %v", got, h.calls)
+	}
+	// As hlctl's own checksums have it.
+	built := map[string]string{"homelab_1.2.3_amd64.deb": a.sum, "homelab_1.2.3_arm64.deb": "00"}
+	w, err := wantedOf(built, "dist", "")
+	if err != nil || w.version != "1.2.3" {
+		t.Fatal(w, err)
+	}
+	if _, err := w.read(); !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "should be "+a.sum) {
+		t.Error(err)
+	}
+	w.dir = t.TempDir()
+	if _, err := w.read(); !errors.Is(err, rpc.ErrNotFound) || !strings.Contains(err.Error(), "--from DIR") {
+		t.Error(err)
+	}
+	if _, err := wantedOf(nil, "dist", ""); !errors.Is(err, rpc.ErrUnsupported) || !strings.Contains(err.Error(), "make dist") {
+		t.Error(err)
+	}
+	for _, args := range [][2]string{{"", a.sum}, {"dist", "abc"}} {
+		if _, err := wantedOf(nil, args[0], args[1]); !errors.Is(err, rpc.ErrInvalid) {
+			t.Error(args, err)
+		}
+	}
+}
+
+func TestTheTokenIsInNoArgumentAndNoError(t *testing.T) {
+	a := newAdder(t)
+	h := newHost(t, a.registry)
+	h.know(t, a.home)
+	h.fails["/usr/sbin/hl-agent enrol"] = "hl-agent: enrol at 192.0.2.10:8402: connection refused"
+	got := a.add(h)
+	if got.code != 1 || !strings.Contains(got.err, "connection refused") || !strings.Contains(got.err, "hlctl hosts add root@HOST") {
+		t.Errorf("%+v", got)
+	}
+	delete(h.fails, "/usr/sbin/hl-agent enrol")
+	again := a.add(h)
+	if again.code != 0 {
+		t.Errorf("%+v", again)
+	}
+	texts := a.registry.texts()
+	if len(texts) != 2 {
+		t.Fatal(len(texts))
+	}
+	for _, text := range texts {
+		for what, is := range map[string]string{"the host's arguments and files": h.everything(), "what is shown": got.out + got.err + again.out + again.err} {
+			if strings.Contains(is, text) || strings.Contains(is, strings.TrimPrefix(text, "hl1_")) {
+				t.Errorf("a token is in %s", what)
+			}
+		}
+	}
+}
+
+// Wherever it is cut off, the second time finishes it, and does nothing twice.
+func TestAnAddThatIsCutOffIsFinishedByTheNext(t *testing.T) {
+	for _, at := range []string{
+		"hostname -s", "put /var/cache/homelab/homelab_1.2.3_amd64.deb", "sh -c " + dpkgScript, "/usr/sbin/hl-agent enrol", "systemctl enable --now hl-agent", "power",
+	} {
+		t.Run(strings.SplitN(at, "\n", 2)[0], func(t *testing.T) {
+			a := newAdder(t)
+			h := newHost(t, a.registry)
+			h.know(t, a.home)
+			h.cutAt = at
+			if got := a.add(h); got.code != 1 {
+				t.Fatalf("%+v", got)
+			}
+			h.mu.Lock()
+			h.cutAt = ""
+			key := h.files["/var/lib/hl-agent/agent.key"]
+			h.mu.Unlock()
+			if got := a.add(h); got.code != 0 || !strings.Contains(got.out, "pve1  looked") {
+				t.Fatalf("%+v", got)
+			}
+			if _, _, up := h.agent(); !up || len(a.registry.held(rpc.RoleAgent, "pve1")) != 1 {
+				t.Error("it is not online with one certificate")
+			}
+			if key != "" && h.files["/var/lib/hl-agent/agent.key"] != key {
+				t.Error("the key is another one")
+			}
+			h.ran()
+			if got := a.add(h); got.code != 0 || len(h.ran()) > 0 {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+}
+
+func TestANameThatSomebodyElseHoldsIsTakenOnPurposeOnly(t *testing.T) {
+	a := newAdder(t)
+	old := newHost(t, a.registry)
+	old.know(t, a.home)
+	if got := a.add(old); got.code != 0 {
+		t.Fatalf("%+v", got)
+	}
+	// Another machine of that hostname and address, or the same one installed anew: one
+	// that was cut off would have a key.
+	h := newHost(t, a.registry)
+	h.know(t, a.home)
+	got := a.add(h)
+	if got.code != 1 || !strings.Contains(got.err, "hlctl hosts add root@HOST --replace") {
+		t.Fatalf("%+v", got)
+	}
+	// A key is not enough while the other one answers.
+	h.files[agentKeyFile] = old.files[agentKeyFile]
+	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "--replace") {
+		t.Fatalf("%+v", got)
+	}
+	if got := a.add(h, "--replace"); got.code != 0 || !strings.Contains(got.out, "what it had before is taken back") {
+		t.Fatalf("%+v", got)
+	}
+	if held := a.registry.held(rpc.RoleAgent, "pve1"); len(held) != 1 {
+		t.Error(held)
+	}
+	// The old one is out, and taken in again only in its own right.
+	if got := a.add(old, "--name", "pve1"); got.code != 1 || !strings.Contains(got.err, "--replace") {
+		t.Errorf("%+v", got)
+	}
+	// On purpose also for one that is well: it gets another certificate, and is started anew.
+	h.ran()
+	if got := a.add(h, "--replace"); got.code != 0 || !slices.Contains(h.ran(), "systemctl restart hl-agent.service") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestAHostAtWorkIsNotUpgradedByTheWay(t *testing.T) {
+	a := newAdder(t)
+	h := newHost(t, a.registry)
+	h.know(t, a.home)
+	if got := a.add(h); got.code != 0 {
+		t.Fatalf("%+v", got)
+	}
+	h.installed = "1.2.2"
+	h.ran()
+	if got := a.add(h); got.code != 0 || len(h.ran()) > 0 || !strings.Contains(got.out, "! pve1: homelab 1.2.2 is at work there, and this hlctl brings 1.2.3: hlctl hosts upgrade pve1") {
+		t.Errorf("%+v", got)
+	}
+	// One that does not run is nobody's work.
+	h.units[agentService].active = false
+	if got := a.add(h); got.code != 0 || h.installed != "1.2.3" {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestAnAgentThatDoesNotComeIsToldWithItsLastWords(t *testing.T) {
+	a := newAdder(t)
+	h := newHost(t, a.registry)
+	h.know(t, a.home)
+	h.onStart = func(string) error { return errors.New("Job for hl-agent.service failed") }
+	got := a.add(h)
+	if got.code != 1 || !strings.Contains(got.err, "Job for hl-agent.service failed") || !strings.Contains(got.err, "it went ?[31mwrong") || !strings.Contains(got.err, "journalctl -u hl-agent") {
+		t.Errorf("%+v", got)
+	}
+	h.onStart = nil
+	if got := a.add(h); got.code != 0 || strings.Contains(got.out, "enrolled") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestSeveralHostsGoOneByOneAndOneThatFailsHoldsUpNoOther(t *testing.T) {
+	a := newAdder(t)
+	one, two, three := newHost(t, a.registry), newHost(t, a.registry), newHost(t, a.registry)
+	one.hostname, two.hostname, three.hostname = "pve1", "pve2", "pve3"
+	for _, h := range []*proxmoxHost{one, two, three} {
+		h.know(t, a.home)
+		h.Authorized = append(h.Authorized, one.Authorized...)
+	}
+	two.arch = "arm64"
+	got := a.add(one, two.target(), three.target())
+	if got.code != exitPartial || !strings.Contains(got.out, "pve1 is online.") || !strings.Contains(got.out, "pve3 is online.") || !strings.Contains(got.err, "pve2 is no host for agents") {
+		t.Errorf("%+v", got)
+	}
+	for _, args := range [][]string{{"--name", "x"}, {"--address", "127.0.0.1"}, {"--host-key", "SHA256:x"}} {
+		if got := a.add(one, append(args, two.target())...); got.code != 1 || !strings.Contains(got.err, args[0]+" is of one host") {
+			t.Errorf("%+v", got)
+		}
+	}
+	if got := a.add(one, "root@"); got.code != 1 || !strings.Contains(got.err, "is no root@HOST") {
+		t.Errorf("%+v", got)
+	}
+}

@@ -1,0 +1,218 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/pause"
+	"github.com/homeiac/homelab/internal/rpc"
+)
+
+const (
+	// serviceLimit bounds a systemctl that starts a service: until it is ready.
+	serviceLimit = 3 * time.Minute
+	enrolLimit   = time.Minute
+	// enrolToken is how long a token of ours is good for.
+	enrolToken = 5 * time.Minute
+)
+
+// install brings the package. Where something of ours is at work that is left to hosts
+// upgrade, which waits for runs and has a way back.
+func (h *addedHost) install(ctx context.Context) (string, bool, error) {
+	s, want := &h.seen, h.wanted.version
+	there := s.installed != "" && !s.broken
+	switch {
+	case there && s.installed == want:
+		return "homelab " + want, false, nil
+	case there && (s.agent.active || s.controller.active):
+		h.warn("homelab %s is at work there, and this hlctl brings %s: hlctl hosts upgrade %s", s.installed, want, h.name)
+		return "homelab " + s.installed, false, nil
+	}
+	pkg, err := h.wanted.read()
+	if err != nil {
+		return "", false, err
+	}
+	if err := h.on.putPackage(ctx, pkg); err != nil {
+		return "", false, err
+	}
+	if _, err := h.on.dpkg(ctx, "--install", keptAt(pkg.version)); err != nil {
+		return "", false, fmt.Errorf("install homelab %s: %w\n  mend that on the host, then again: hlctl hosts add %s", pkg.version, err, h.target)
+	}
+	if s.installed, s.broken, err = h.on.installed(ctx); err != nil {
+		return "", false, err
+	}
+	if s.installed != pkg.version || s.broken {
+		return "", false, fmt.Errorf("install homelab %s: dpkg ended well, and yet %q is installed; on the host: dpkg --audit", pkg.version, s.installed)
+	}
+	return "homelab " + pkg.version, true, nil
+}
+
+// enrol gets the host its certificate. One that it has, and that was not taken back,
+// stays: the agent renews it, also some time after its end.
+func (h *addedHost) enrol(ctx context.Context) (string, bool, error) {
+	s := &h.seen
+	id := rpc.Identity{Fleet: h.fleet, Role: rpc.RoleAgent, Name: h.name}
+	text := fmt.Sprintf("%s of fleet %s, at %s", id, h.fleet, h.address)
+	if s.cert != nil && s.id == id && !h.replace {
+		revoked, err := h.revoked(ctx, rpc.Serial(s.cert))
+		if err != nil || !revoked {
+			return text, false, err
+		}
+	}
+	resp, err := h.token(ctx, &controllerv1.CreateTokenRequest{
+		Name: h.name, Addresses: []string{h.address}, Ttl: durationpb.New(enrolToken), Replace: h.replace,
+	})
+	if err != nil {
+		return "", false, err
+	}
+	// Through stdin: arguments are in the list of processes.
+	_, err = h.on.do(ctx, enrolLimit, strings.NewReader(resp.GetToken()+"\n"), "/usr/sbin/hl-agent", "enrol", "--controller", resp.GetEnrol(), "--token", "-")
+	if err != nil {
+		return "", false, fmt.Errorf("enrol: %w\n  the host must reach the controller at %s; then again: hlctl hosts add %s", err, resp.GetEnrol(), h.target)
+	}
+	h.fresh = true
+	if resp.GetStatus().GetReplace() {
+		text += "; what it had before is taken back"
+	}
+	return text, true, nil
+}
+
+// revoked says whether a certificate was taken back.
+func (h *addedHost) revoked(ctx context.Context, serial string) (bool, error) {
+	resp, err := ask(ctx, h.conn.Trust, &controllerv1.TrustRequest{})
+	return slices.ContainsFunc(resp.GetCertificates(), func(c *controllerv1.CertificateStatus) bool {
+		return c.GetSerial() == serial && c.GetRevoked() != nil
+	}), err
+}
+
+// token has a token made. A name that has a certificate gets one only on purpose, or to
+// finish an enrolment that was cut off.
+func (h *addedHost) token(ctx context.Context, req *controllerv1.CreateTokenRequest) (*controllerv1.CreateTokenResponse, error) {
+	resp, err := ask(ctx, h.conn.CreateToken, req)
+	if !errors.Is(err, rpc.ErrExists) {
+		return resp, err
+	}
+	cut, cerr := h.cutOff(ctx, req)
+	if cerr != nil {
+		return nil, cerr
+	}
+	if !cut {
+		return nil, rpc.Errorf(rpc.ErrExists, "%s has a certificate already, and this host does not hold it\n  if it is that host, installed anew, or takes its place: hlctl hosts add %s --replace\n  if it is another one, give it another name with --name",
+			h.name, h.target)
+	}
+	req.Replace = true
+	return ask(ctx, h.conn.CreateToken, req)
+}
+
+// cutOff says whether it was this host that got the certificate that the name has, and
+// then was cut off before it was written: it has a key and no certificate, nobody of
+// that name answers, and all certificates of the name were given for tokens of this very
+// address.
+func (h *addedHost) cutOff(ctx context.Context, req *controllerv1.CreateTokenRequest) (bool, error) {
+	if h.seen.cert != nil {
+		return false, nil
+	}
+	if _, err := h.on.look(ctx, "test", "-s", agentKeyFile); err != nil {
+		if failed(err) {
+			err = nil
+		}
+		return false, err
+	}
+	status, err := ask(ctx, h.conn.Status, &controllerv1.StatusRequest{Fresh: true})
+	if err != nil || slices.ContainsFunc(status.GetHosts(), func(is *homelabv1.HostStatus) bool { return is.GetName() == h.name && answers(is) }) {
+		return false, err
+	}
+	tokens, err := ask(ctx, h.conn.ListTokens, &controllerv1.ListTokensRequest{})
+	if err != nil {
+		return false, err
+	}
+	trust, err := ask(ctx, h.conn.Trust, &controllerv1.TrustRequest{})
+	if err != nil {
+		return false, err
+	}
+	given := make(map[string]bool)
+	for _, t := range tokens.GetTokens() {
+		if t.GetName() == h.name && t.GetRole() == rpc.RoleAgent && t.GetSerial() != "" && slices.Equal(t.GetAddresses(), req.GetAddresses()) {
+			given[t.GetSerial()] = true
+		}
+	}
+	for _, c := range trust.GetCertificates() {
+		if c.GetName() == h.name && c.GetRole() == rpc.RoleAgent && c.GetRevoked() == nil && time.Now().Before(timeOf(c.GetNotAfter())) && !given[c.GetSerial()] {
+			return false, nil
+		}
+	}
+	return len(given) > 0, nil
+}
+
+// start starts the agent, now and at each boot.
+func (h *addedHost) start(ctx context.Context) (string, bool, error) {
+	s := h.seen.agent
+	if s.active && s.enabled && !h.fresh {
+		return "hl-agent", false, nil
+	}
+	if err := h.begin(ctx, agentService, s.active); err != nil {
+		return "", false, err
+	}
+	return "hl-agent, now and at each boot", true, nil
+}
+
+// begin enables and starts a service, or starts it anew. systemctl returns when the
+// service says that it is ready.
+func (h *addedHost) begin(ctx context.Context, service string, active bool) error {
+	commands := [][]string{{"systemctl", "enable", "--now", service}}
+	if active {
+		commands = [][]string{{"systemctl", "enable", service}, {"systemctl", "restart", service}}
+	}
+	for _, argv := range commands {
+		if _, err := h.on.do(ctx, serviceLimit, nil, argv...); err != nil {
+			return fmt.Errorf("%w%s\n  on the host: journalctl -u %s; then again: hlctl hosts add %s", err, h.on.journal(ctx, service), service, h.target)
+		}
+	}
+	return nil
+}
+
+// wait waits until the controller has found the agent by gossip and got an answer.
+func (h *addedHost) wait(ctx context.Context) (string, bool, error) {
+	began := h.fresh || !h.seen.agent.active
+	bounded, cancel := context.WithTimeout(ctx, h.limit)
+	defer cancel()
+	last := "the controller was not heard of it"
+	for {
+		resp, err := ask(bounded, h.conn.Status, &controllerv1.StatusRequest{Fresh: true})
+		if err != nil {
+			last = err.Error()
+		}
+		for _, is := range resp.GetHosts() {
+			if is.GetName() != h.name {
+				continue
+			}
+			last = "the controller shows it as " + hostState(is)
+			if is.GetReason() != "" {
+				last += ": " + is.GetReason()
+			}
+			if hostState(is) == "online" {
+				return "seen by gossip, answers as " + is.GetVersion(), began, nil
+			}
+			if hostState(is) == "degraded" && (!began || bounded.Err() != nil) {
+				h.warn("its agent answers, and is degraded: %s", is.GetReason())
+				return "answers as " + is.GetVersion() + ", degraded", began, nil
+			}
+		}
+		if !pause.For(bounded, h.poll) {
+			break
+		}
+	}
+	if ctx.Err() != nil {
+		return "", false, ctx.Err()
+	}
+	return "", false, rpc.Errorf(rpc.ErrUnavailable, "hl-agent is started and not online after %.0f s: %s%s\n  on the host: journalctl -u hl-agent; then again: hlctl hosts add %s, with --replace if its certificate is not taken any more",
+		h.limit.Seconds(), last, h.on.journal(ctx, agentService), h.target)
+}
