@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
 	"github.com/homeiac/homelab/internal/config"
@@ -21,9 +20,6 @@ import (
 	"github.com/homeiac/homelab/internal/gossip"
 	"github.com/homeiac/homelab/internal/rpc"
 )
-
-// enrolTimeout bounds an enrolment.
-const enrolTimeout = 20 * time.Second
 
 // Enrolment is what a host without a certificate is told.
 type Enrolment struct {
@@ -64,25 +60,11 @@ func Enrol(ctx context.Context, e Enrolment) error {
 	if err != nil {
 		return err
 	}
-	csr, err := rpc.Request(key)
+	resp, err := rpc.Enrol(ctx, e.Controller, token, key)
 	if err != nil {
 		return err
-	}
-	conn, err := rpc.DialEnrol(e.Controller, &token, nil)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	bounded, cancel := context.WithTimeout(ctx, enrolTimeout)
-	defer cancel()
-	resp, err := trustv1.NewEnrolServiceClient(conn).Enrol(bounded, &trustv1.EnrolRequest{Secret: token.Secret, Csr: csr})
-	if err != nil {
-		return fmt.Errorf("enrol at %s: %w", e.Controller, err)
 	}
 	told := resp.GetTrust()
-	if err := token.CheckEnrolled(resp.GetCertificate(), told.GetRoots(), key, time.Now()); err != nil {
-		return fmt.Errorf("enrol at %s: %w", e.Controller, err)
-	}
 	if err := keep(cfg, told); err != nil {
 		return err
 	}

@@ -27,7 +27,8 @@ type clientContext struct {
 	Cert        string   `yaml:"cert"`
 	Key         string   `yaml:"key"`
 
-	where string // for errors: the file and the context's name
+	where string // the file
+	name  string // the context's
 }
 
 // configExample is told where the configuration is missing: nothing else says
@@ -122,5 +123,6 @@ func (c clientConfig) pick(name string) (clientContext, error) {
 			return clientContext{}, fmt.Errorf("context %s: controller %q is not IP:PORT (192.168.4.10:8401)", name, address)
 		}
 	}
+	ctx.name = name
 	return ctx, nil
 }

@@ -3,8 +3,6 @@ package cli
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -83,15 +81,18 @@ func (h *addedHost) firstFolder() (*controllerFolder, error) {
 // controller sets up a controller on the host: the first one, when none answers, or a
 // further one that was asked for.
 func (h *addedHost) controller(ctx context.Context) (string, bool, error) {
+	is := h.seen.controllerName
 	switch {
 	case h.conn == nil:
 		return h.firstController(ctx)
-	case h.wantController && h.seen.controllerName == "":
-		return h.furtherController(ctx)
-	case h.wantController && !h.seen.controller.active:
-		return "", false, rpc.Errorf(rpc.ErrRefused, "a controller %s is set up on it, and does not run; on the host: systemctl start hl-controller", h.seen.controllerName)
+	case !h.wantController:
+		return "", false, nil
+	case is != "" && is != h.name && h.seen.controller.active:
+		return is, false, nil // the first one, whose name is of its own
+	case is != "" && is != h.name:
+		return "", false, rpc.Errorf(rpc.ErrRefused, "a controller %s is set up on it and does not run; on the host: systemctl start hl-controller", is)
 	}
-	return "", false, nil
+	return h.furtherController(ctx)
 }
 
 // firstController puts what init made for it, starts it, and waits until it answers.
@@ -145,17 +146,10 @@ func (h *addedHost) putController(ctx context.Context, f *controllerFolder) erro
 	}
 	// These two never change as long as it is the same controller.
 	for _, name := range []string{fleetKeyFile, "issuing-ca.key"} {
-		if !slices.Contains(there, name) || local[name] == nil {
-			continue
-		}
-		out, err := h.on.look(ctx, "sha256sum", "--", controllerState+"/"+name)
-		if err != nil {
-			return err
-		}
-		sum := sha256.Sum256(local[name])
-		if is, _, _ := strings.Cut(out, " "); is != hex.EncodeToString(sum[:]) {
-			return rpc.Errorf(rpc.ErrRefused, "%s/%s on the host is of another controller than %s; if that is not needed any more, on the host: apt-get purge homelab (it keeps such keys in /var/lib/homelab-keep)",
-				controllerState, name, f.dir)
+		if slices.Contains(there, name) && local[name] != nil {
+			if err := h.sameOn(ctx, name, local[name], f.dir); err != nil {
+				return err
+			}
 		}
 	}
 	var put []string
@@ -165,6 +159,19 @@ func (h *addedHost) putController(ctx context.Context, f *controllerFolder) erro
 		}
 	}
 	return h.putState(ctx, put, local)
+}
+
+// sameOn refuses a file in the controller's state that is another one than ours.
+func (h *addedHost) sameOn(ctx context.Context, name string, ours []byte, of string) error {
+	out, err := h.on.look(ctx, "sha256sum", "--", controllerState+"/"+name)
+	if err != nil {
+		return err
+	}
+	if is, _, _ := strings.Cut(out, " "); is == sumOf(ours) {
+		return nil
+	}
+	return rpc.Errorf(rpc.ErrRefused, "%s/%s on the host is of another controller than %s; if that is not needed any more, on the host: apt-get purge homelab (it keeps such keys in /var/lib/homelab-keep)",
+		controllerState, name, of)
 }
 
 // controllerState are the files in the controller's state folder on the host.

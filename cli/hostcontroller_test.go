@@ -150,3 +150,123 @@ func TestWithoutAControllerOnlyItsOwnHostCanBeAdded(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// further has hosts add --controller for a host on which the rig's controller would be.
+func (a *adder) further(h *proxmoxHost, change func(*hostsAdd)) ran {
+	a.t.Helper()
+	a.t.Chdir(a.dir)
+	var out, errw buffer
+	app := a.app(strings.NewReader(""), &out, &errw)
+	app.config, app.format = a.path("hlctl.yaml"), "table"
+	o := &hostsAdd{
+		a: app, ssh: sshFlags{identity: h.identity, config: "none"}, from: "dist", checksum: a.sum, wantController: true,
+		limit: 10 * time.Second, poll: time.Millisecond, port: netip.MustParseAddrPort(a.address).Port(),
+		etcd: etcdFlags{endpoints: []string{"https://192.0.2.20:2379"}, ca: "e-ca", cert: "e-cert", key: "e-key"},
+	}
+	if change != nil {
+		change(o)
+	}
+	err := o.run(a.t.Context(), []string{h.target()})
+	text := errw.String()
+	if err != nil {
+		text += err.Error()
+	}
+	return ran{exitCode(err), a.mask(out.String()), text}
+}
+
+// newSecond is a fleet with a controller, and a host for another one.
+func newSecond(t *testing.T) (*adder, *proxmoxHost) {
+	a := newAdder(t)
+	h := newHost(t, a.registry)
+	h.hostname = "pve2"
+	h.know(t, a.home)
+	for _, name := range []string{"e-ca", "e-cert", "e-key"} {
+		a.write(name, name)
+	}
+	a.write(fleetKeyFile, string(randomKey()))
+	root, err := rpc.NewCA("homelab", time.Hour, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := root.Write(a.path(rootCertFile), a.path(rootKeyFile)); err != nil {
+		t.Fatal(err)
+	}
+	return a, h
+}
+
+func TestAFurtherControllerGetsAnIssuingCAOfItsOwn(t *testing.T) {
+	a, h := newSecond(t)
+	got := a.further(h, nil)
+	if got.code != 0 || !strings.Contains(got.out, "pve2  controller   0.0 s  pve2, answers at 127.0.0.1:8401, and is in DIR/hlctl.yaml") || !strings.Contains(got.out, "pve2 is online.") {
+		t.Fatalf("%+v", got)
+	}
+	const state = "/var/lib/hl-controller/"
+	key, err := os.ReadFile(a.path(fleetKeyFile))
+	if err != nil || h.files[state+fleetKeyFile] != string(key) || h.files[state+"etcd.key"] != "e-key" || h.modes[state+"issuing-ca.key"] != "0600" {
+		t.Error(err, h.modes)
+	}
+	a.write("i.pem", h.files[state+"issuing-ca.pem"])
+	a.write("i.key", h.files[state+"issuing-ca.key"])
+	ca, err := rpc.LoadCA(a.path("i.pem"), a.path("i.key"), nil)
+	if err != nil || ca.IsRoot() || ca.Fleet() != "homelab" {
+		t.Error(ca, err)
+	}
+	if !strings.Contains(h.files[controllerConfigFile], "--advertise 127.0.0.1 --etcd-endpoints https://192.0.2.20:2379") {
+		t.Error(h.files[controllerConfigFile])
+	}
+	// Nothing of that key stays here.
+	left, err := filepath.Glob(filepath.Join(a.dir, "controller-*"))
+	if err != nil || len(left) > 0 {
+		t.Error(left, err)
+	}
+	h.ran()
+	before := maps.Clone(h.files)
+	if got := a.further(h, nil); got.code != 0 || len(h.ran()) > 0 || !maps.Equal(before, h.files) || !strings.Contains(got.out, "nothing to do") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestAFurtherControllerThatIsCutOffIsFinishedByTheNext(t *testing.T) {
+	for _, at := range []string{"put /var/lib/hl-controller/issuing-ca.key", "/usr/sbin/hl-controller enrol", "systemctl enable --now hl-controller", "power"} {
+		t.Run(filepath.Base(at), func(t *testing.T) {
+			a, h := newSecond(t)
+			h.cutAt = at
+			if got := a.further(h, nil); got.code != 1 {
+				t.Fatalf("%+v", got)
+			}
+			h.mu.Lock()
+			h.cutAt = ""
+			h.mu.Unlock()
+			if got := a.further(h, nil); got.code != 0 || !h.units[controllerService].active || len(a.registry.held(rpc.RoleController, "pve2")) != 1 {
+				t.Fatalf("%+v", got)
+			}
+		})
+	}
+}
+
+func TestAFurtherControllerIsRefusedBeforeAnythingOfItIsThere(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*adder, *hostsAdd)
+		says   string
+	}{
+		"no etcd":        {func(_ *adder, o *hostsAdd) { o.etcd = etcdFlags{} }, "say which with --etcd-endpoints"},
+		"half an etcd":   {func(_ *adder, o *hostsAdd) { o.etcd.key = "" }, "needs all of"},
+		"no such etcd":   {func(_ *adder, o *hostsAdd) { o.etcd.endpoints = []string{"http://192.0.2.1:2379"} }, "is not https://IP:PORT"},
+		"without a word": {func(_ *adder, o *hostsAdd) { o.wantController = false }, "go with --controller"},
+		"embedded store": {func(a *adder, _ *hostsAdd) { a.registry.alone = true }, "an etcd of its own"},
+		"no root":        {func(a *adder, _ *hostsAdd) { _ = os.Remove(a.path(rootKeyFile)) }, "signed with the root's key"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, h := newSecond(t)
+			got := a.further(h, func(o *hostsAdd) { c.change(a, o) })
+			if got.code != 1 || !strings.Contains(got.err, c.says) {
+				t.Errorf("%+v", got)
+			}
+			for file := range h.files {
+				if strings.HasPrefix(file, "/var/lib/hl-controller") {
+					t.Error(file)
+				}
+			}
+		})
+	}
+}

@@ -33,6 +33,7 @@ type hostsAdd struct {
 	wantController, replace bool
 	etcd                    etcdFlags
 	limit, poll             time.Duration
+	port                    uint16 // of controllers
 
 	wanted  packageWanted
 	context clientContext
@@ -42,7 +43,7 @@ type hostsAdd struct {
 }
 
 func (a *app) hostsAddCommand() *cobra.Command {
-	o := &hostsAdd{a: a, limit: onlineLimit, poll: onlinePoll}
+	o := &hostsAdd{a: a, limit: onlineLimit, poll: onlinePoll, port: controllerPortNumber}
 	cmd := &cobra.Command{
 		Use: "add root@HOST...", Short: "Install the agent on hosts over SSH, enrol and start it", Args: cobra.MinimumNArgs(1),
 		Long: `add makes hosts part of the fleet, one after the other. On each, over SSH as root, it

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -327,6 +328,17 @@ func TestAnAgentThatDoesNotComeIsToldWithItsLastWords(t *testing.T) {
 	}
 	h.onStart = nil
 	if got := a.add(h); got.code != 0 || strings.Contains(got.out, "enrolled") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestAnAgentThatIsNotSeenIsTold(t *testing.T) {
+	a := newAdder(t)
+	h := newHost(t, a.registry)
+	h.know(t, a.home)
+	a.registry.known = nil
+	got := a.further(h, func(o *hostsAdd) { o.wantController, o.etcd, o.limit = false, etcdFlags{}, 20*time.Millisecond })
+	if got.code != 1 || !strings.Contains(got.err, "not online after 0 s: the controller has not heard of it") || !strings.Contains(got.err, "it went ?[31mwrong") {
 		t.Errorf("%+v", got)
 	}
 }

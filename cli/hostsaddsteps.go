@@ -20,6 +20,8 @@ const (
 	// serviceLimit bounds a systemctl that starts a service: until it is ready.
 	serviceLimit = 3 * time.Minute
 	enrolLimit   = time.Minute
+	// degradedLimit is how long an agent that has just begun may be without its Proxmox.
+	degradedLimit = 15 * time.Second
 	// enrolToken is how long a token of ours is good for.
 	enrolToken = 5 * time.Minute
 )
@@ -68,8 +70,8 @@ func (h *addedHost) enrol(ctx context.Context) (string, bool, error) {
 		}
 	}
 	resp, err := h.token(ctx, &controllerv1.CreateTokenRequest{
-		Name: h.name, Addresses: []string{h.address}, Ttl: durationpb.New(enrolToken), Replace: h.replace,
-	})
+		Name: h.name, Role: rpc.RoleAgent, Addresses: []string{h.address}, Ttl: durationpb.New(enrolToken), Replace: h.replace,
+	}, func() (bool, error) { return h.agentCutOff(ctx) })
 	if err != nil {
 		return "", false, err
 	}
@@ -94,29 +96,31 @@ func (h *addedHost) revoked(ctx context.Context, serial string) (bool, error) {
 }
 
 // token has a token made. A name that has a certificate gets one only on purpose, or to
-// finish an enrolment that was cut off.
-func (h *addedHost) token(ctx context.Context, req *controllerv1.CreateTokenRequest) (*controllerv1.CreateTokenResponse, error) {
+// finish an enrolment that was cut off: cut says whether the host looks like that.
+func (h *addedHost) token(ctx context.Context, req *controllerv1.CreateTokenRequest, cut func() (bool, error)) (*controllerv1.CreateTokenResponse, error) {
 	resp, err := ask(ctx, h.conn.CreateToken, req)
 	if !errors.Is(err, rpc.ErrExists) {
 		return resp, err
 	}
-	cut, cerr := h.cutOff(ctx, req)
+	was, cerr := cut()
+	if was && cerr == nil {
+		was, cerr = h.ours(ctx, req)
+	}
 	if cerr != nil {
 		return nil, cerr
 	}
-	if !cut {
-		return nil, rpc.Errorf(rpc.ErrExists, "%s has a certificate already, and this host does not hold it\n  if it is that host, installed anew, or takes its place: hlctl hosts add %s --replace\n  if it is another one, give it another name with --name",
-			h.name, h.target)
+	if !was {
+		return nil, rpc.Errorf(rpc.ErrExists, "%s@%s has a certificate already, and this host does not hold it\n  if it is that host, installed anew, or takes its place: hlctl hosts add %s --replace\n  if it is another one, give it another name with --name",
+			req.GetRole(), h.name, h.target)
 	}
 	req.Replace = true
 	return ask(ctx, h.conn.CreateToken, req)
 }
 
-// cutOff says whether it was this host that got the certificate that the name has, and
-// then was cut off before it was written: it has a key and no certificate, nobody of
-// that name answers, and all certificates of the name were given for tokens of this very
-// address.
-func (h *addedHost) cutOff(ctx context.Context, req *controllerv1.CreateTokenRequest) (bool, error) {
+// agentCutOff says whether the host looks as one that enrolled and was cut off before
+// the certificate was written: it has a key and no certificate, and nobody of its name
+// answers.
+func (h *addedHost) agentCutOff(ctx context.Context) (bool, error) {
 	if h.seen.cert != nil {
 		return false, nil
 	}
@@ -127,9 +131,13 @@ func (h *addedHost) cutOff(ctx context.Context, req *controllerv1.CreateTokenReq
 		return false, err
 	}
 	status, err := ask(ctx, h.conn.Status, &controllerv1.StatusRequest{Fresh: true})
-	if err != nil || slices.ContainsFunc(status.GetHosts(), func(is *homelabv1.HostStatus) bool { return is.GetName() == h.name && answers(is) }) {
-		return false, err
-	}
+	there := slices.ContainsFunc(status.GetHosts(), func(is *homelabv1.HostStatus) bool { return is.GetName() == h.name && answers(is) })
+	return err == nil && !there, err
+}
+
+// ours says whether all certificates that the name has were given for tokens of this
+// very address, so that nobody else can hold them.
+func (h *addedHost) ours(ctx context.Context, req *controllerv1.CreateTokenRequest) (bool, error) {
 	tokens, err := ask(ctx, h.conn.ListTokens, &controllerv1.ListTokensRequest{})
 	if err != nil {
 		return false, err
@@ -140,12 +148,12 @@ func (h *addedHost) cutOff(ctx context.Context, req *controllerv1.CreateTokenReq
 	}
 	given := make(map[string]bool)
 	for _, t := range tokens.GetTokens() {
-		if t.GetName() == h.name && t.GetRole() == rpc.RoleAgent && t.GetSerial() != "" && slices.Equal(t.GetAddresses(), req.GetAddresses()) {
+		if t.GetName() == req.GetName() && t.GetRole() == req.GetRole() && t.GetSerial() != "" && slices.Equal(t.GetAddresses(), req.GetAddresses()) {
 			given[t.GetSerial()] = true
 		}
 	}
 	for _, c := range trust.GetCertificates() {
-		if c.GetName() == h.name && c.GetRole() == rpc.RoleAgent && c.GetRevoked() == nil && time.Now().Before(timeOf(c.GetNotAfter())) && !given[c.GetSerial()] {
+		if c.GetName() == req.GetName() && c.GetRole() == req.GetRole() && c.GetRevoked() == nil && time.Now().Before(timeOf(c.GetNotAfter())) && !given[c.GetSerial()] {
 			return false, nil
 		}
 	}
@@ -184,26 +192,30 @@ func (h *addedHost) wait(ctx context.Context) (string, bool, error) {
 	began := h.fresh || !h.seen.agent.active
 	bounded, cancel := context.WithTimeout(ctx, h.limit)
 	defer cancel()
-	last := "the controller was not heard of it"
+	last := "the controller has not heard of it"
+	var degraded time.Time
 	for {
 		resp, err := ask(bounded, h.conn.Status, &controllerv1.StatusRequest{Fresh: true})
-		if err != nil {
+		if err != nil && bounded.Err() == nil {
 			last = err.Error()
 		}
 		for _, is := range resp.GetHosts() {
 			if is.GetName() != h.name {
 				continue
 			}
-			last = "the controller shows it as " + hostState(is)
-			if is.GetReason() != "" {
-				last += ": " + is.GetReason()
-			}
-			if hostState(is) == "online" {
+			last = "the controller shows it as " + strings.TrimSuffix(hostState(is)+": "+is.GetReason(), ": ")
+			switch hostState(is) {
+			case "online":
 				return "seen by gossip, answers as " + is.GetVersion(), began, nil
-			}
-			if hostState(is) == "degraded" && (!began || bounded.Err() != nil) {
-				h.warn("its agent answers, and is degraded: %s", is.GetReason())
-				return "answers as " + is.GetVersion() + ", degraded", began, nil
+			case "degraded":
+				if degraded.IsZero() {
+					degraded = time.Now()
+				}
+				if began && time.Since(degraded) < degradedLimit {
+					break
+				}
+				h.warn("its agent answers and is degraded: %s", is.GetReason())
+				return "seen by gossip, answers as " + is.GetVersion(), began, nil
 			}
 		}
 		if !pause.For(bounded, h.poll) {

@@ -225,6 +225,8 @@ func (h *proxmoxHost) program(argv []string, stdin io.Reader) (string, error) {
 		return "2026-03-01T14:02:00+00:00 pve1 hl-agent[12]: it went \x1b[31mwrong\n", nil
 	case len(argv) > 5 && argv[2] == dpkgScript:
 		return h.dpkg(argv[4:])
+	case argv[0] == "/usr/sbin/hl-controller" && argv[1] == "enrol":
+		return h.enrolController(argv[2:], stdin)
 	case argv[0] == "/usr/sbin/hl-agent" && argv[1] == "enrol":
 		return h.enrol(argv[2:], stdin)
 	}
@@ -307,5 +309,34 @@ func (h *proxmoxHost) enrol(args []string, stdin io.Reader) (string, error) {
 	}
 	h.files[agentConfigFile] += "name: " + token.Name + "\nadvertise: \"127.0.0.1\"\ncert: " + dir + "agent.crt\n"
 	h.files[dir+"agent.crt"] = string(cert)
+	return "enrolled as " + token.String() + "\n", nil
+}
+
+// enrolController is hl-controller enrol, as far as files go.
+func (h *proxmoxHost) enrolController(args []string, stdin io.Reader) (string, error) {
+	const dir = "/var/lib/hl-controller/"
+	for _, name := range []string{"fleet.key", "issuing-ca.pem", "issuing-ca.key"} {
+		if h.files[dir+name] == "" {
+			return "", fmt.Errorf("hl-controller: stat %s: no such file or directory", dir+name)
+		}
+	}
+	text, err := io.ReadAll(stdin)
+	if err != nil {
+		return "", err
+	}
+	h.files[dir+"controller.key"] = "a key"
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return "", err
+	}
+	cert, token, err := h.registry.enrol(strings.TrimSpace(string(text)), key.Public())
+	if err != nil {
+		return "", fmt.Errorf("hl-controller: enrol: %w", err)
+	}
+	if h.cutAt == "power" {
+		return "", errors.New("the lights went out")
+	}
+	h.files[controllerConfigFile] += "name: " + token.Name + "\n# " + strings.Join(args, " ") + "\n"
+	h.files[dir+"controller.crt"] = string(cert)
 	return "enrolled as " + token.String() + "\n", nil
 }

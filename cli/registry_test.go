@@ -27,6 +27,8 @@ type registry struct {
 	// known are the hosts that the controller would find; they say themselves whether
 	// their agent is there.
 	known []*proxmoxHost
+	// alone is a controller with a store of its own.
+	alone bool
 }
 
 // given is a token.
@@ -60,6 +62,9 @@ func (r *registry) create(req *controllerv1.CreateTokenRequest) (*controllerv1.C
 	role := req.GetRole()
 	if role == "" {
 		role = rpc.RoleAgent
+	}
+	if role == rpc.RoleController && r.alone {
+		return nil, rpc.Errorf(rpc.ErrRefused, "this controller keeps what it knows in an etcd of its own")
 	}
 	if len(r.held(role, req.GetName())) > 0 && !req.GetReplace() {
 		return nil, rpc.Errorf(rpc.ErrExists, "%s@%s has a certificate", role, req.GetName())

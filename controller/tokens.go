@@ -41,6 +41,9 @@ func (s *service) CreateToken(ctx context.Context, req *controllerv1.CreateToken
 	if id.Role != rpc.RoleAgent && id.Role != rpc.RoleController {
 		return nil, rpc.Errorf(rpc.ErrInvalid, "role %q: a token is for agent or controller; people get their certificates with: hlctl trust renew", id.Role)
 	}
+	if id.Role == rpc.RoleController && len(c.cfg.Etcd.Endpoints) == 0 {
+		return nil, rpc.Errorf(rpc.ErrRefused, "this controller keeps what it knows in an etcd of its own, which no other controller sees; several controllers need one etcd outside of them (etcd.endpoints in the configuration of each)")
+	}
 	for _, a := range req.GetAddresses() {
 		if ip, err := netip.ParseAddr(a); err != nil || ip.IsUnspecified() || ip.Zone() != "" {
 			return nil, rpc.Errorf(rpc.ErrInvalid, "address %q is no IP address of a host", a)

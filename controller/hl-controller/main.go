@@ -3,8 +3,11 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -21,7 +24,7 @@ import (
 
 func main() {
 	cmd := daemon.Command("hl-controller", "Finds the agents of a fleet and carries out what a Spec asks for", configFile, run)
-	cmd.AddCommand(issueAdminCommand())
+	cmd.AddCommand(issueAdminCommand(), enrolCommand())
 	daemon.Main(cmd)
 }
 
@@ -74,5 +77,38 @@ Take them to where hlctl runs, and delete them here. The controller may run or n
 	cmd.Flags().StringVar(&name, "name", "admin", "whose certificate it is")
 	cmd.Flags().StringVar(&dir, "out", "", "the folder to write into")
 	_ = cmd.MarkFlagRequired("out")
+	return cmd
+}
+
+func enrolCommand() *cobra.Command {
+	var e controller.Enrolment
+	var token string
+	cmd := &cobra.Command{
+		Use: "enrol --controller IP:PORT --token -", Short: "Get a further controller its certificate, for a token", Args: cobra.NoArgs,
+		Long: `enrol asks another controller for this one's certificate, the roots and the gossip keys.
+The token is read from standard input; hlctl token create NAME --role controller prints
+it. The fleet's key and an issuing CA of its own, and the etcd's CA, certificate and key
+must be in the state folder already: hlctl hosts add --controller does all of it.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if token != "-" {
+				return errors.New("the token is read from standard input: --token -")
+			}
+			text, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 4096)).ReadString('\n')
+			if err != nil && !errors.Is(err, io.EOF) {
+				return err
+			}
+			e.Token, e.Out = text, cmd.OutOrStdout()
+			return controller.Enrol(cmd.Context(), e)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&e.Controller, "controller", "", "IP:PORT of another controller's enrolment (port 8402)")
+	f.StringVar(&token, "token", "", "- reads the token from standard input")
+	f.StringVar(&e.Config, "config", configFile, "the controller's configuration; written when it says nothing")
+	f.StringVar(&e.Advertise, "advertise", "", "this controller's IP address, for a configuration that is written")
+	f.StringVar(&e.State, "state", "", "the state folder, for a configuration that is written")
+	f.StringSliceVar(&e.Endpoints, "etcd-endpoints", nil, "https://IP:PORT of the etcd that all controllers share")
+	_ = cmd.MarkFlagRequired("controller")
+	_ = cmd.MarkFlagRequired("token")
 	return cmd
 }

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -17,6 +18,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
 )
 
 const (
@@ -199,6 +202,33 @@ func (c *Credentials) Lapsed(ctx context.Context, forgive time.Duration) (*x509.
 	}
 	id, err := identityOf(leaf)
 	return leaf, id, err
+}
+
+// enrolTimeout bounds an enrolment.
+const enrolTimeout = 20 * time.Second
+
+// Enrol gets a certificate for a key from a controller's enrolment at IP:PORT, and
+// checks that it is what the token promised.
+func Enrol(ctx context.Context, at string, token Token, key crypto.Signer) (*trustv1.EnrolResponse, error) {
+	csr, err := Request(key)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := DialEnrol(at, &token, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	bounded, cancel := context.WithTimeout(ctx, enrolTimeout)
+	defer cancel()
+	resp, err := trustv1.NewEnrolServiceClient(conn).Enrol(bounded, &trustv1.EnrolRequest{Secret: token.Secret, Csr: csr})
+	if err == nil {
+		err = token.CheckEnrolled(resp.GetCertificate(), resp.GetTrust().GetRoots(), key, time.Now())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("enrol at %s: %w", at, err)
+	}
+	return resp, nil
 }
 
 // DialEnrol prepares calls to a controller's EnrolService. With a token the
