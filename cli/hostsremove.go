@@ -31,7 +31,11 @@ type removal struct {
 	silent  string                // why
 	holders []string              // ROLE@NAME whose certificates are taken back
 	apart   *answering            // a controller that is not on the host
-	doc     removalDoc
+	// controller is the name of the one that is on it, and address its IP:PORT; empty
+	// for none and not known.
+	controller, address string
+	dropped             string // the file out of which address was taken
+	doc                 removalDoc
 }
 
 // removalDoc is what became of it, in JSON.
@@ -152,11 +156,10 @@ func (r *removal) look(ctx context.Context) error {
 		return err
 	}
 	r.doc = removalDoc{Name: r.name, Package: "kept", Silent: r.silent, Revoked: []string{}, Late: []string{}, Left: r.left(), Kept: []string{}}
-	controller, err := r.controllerOn(ctx, valid)
-	if err != nil {
+	if r.controller, err = r.controllerOn(ctx, valid); err != nil {
 		return err
 	}
-	for _, holder := range []string{rpc.RoleAgent + "@" + r.name, rpc.RoleController + "@" + controller} {
+	for _, holder := range []string{rpc.RoleAgent + "@" + r.name, rpc.RoleController + "@" + r.controller} {
 		if valid[holder] {
 			r.holders = append(r.holders, holder)
 		}
@@ -218,8 +221,9 @@ func (r *removal) controllerOn(ctx context.Context, valid map[string]bool) (stri
 	for _, c := range every {
 		switch {
 		case c.name == name:
+			r.address = c.address
 		case r.on == nil && r.isAt(c.ip()): // sshd alone does not answer
-			name = c.name
+			name, r.address = c.name, c.address
 		case r.apart == nil:
 			r.apart = c
 		}
@@ -331,6 +335,7 @@ func (r *removal) carryOut(ctx context.Context) error {
 		return fmt.Errorf("the certificates were taken back, but %s still knows the gossip key: %w\n  again: hlctl trust rotate-gossip", r.name, err)
 	}
 	r.doc.Late = append(r.doc.Late, rotated.GetLate()...)
+	r.dropAddress()
 	return nil
 }
 
@@ -381,9 +386,27 @@ func (r *removal) tell() {
 			break
 		}
 	}
-	for _, holder := range r.holders {
-		if name, ok := strings.CutPrefix(holder, rpc.RoleController+"@"); ok {
-			r.say("Controller %s is gone: take its address out of controllers in hlctl's configuration. Its issuing CA and the fleet's key are in the state folder on the host; if others may have read them: hlctl trust rotate-ca.", name)
-		}
+	if r.controller == "" {
+		return
+	}
+	next := "take its address out of controllers in hlctl's configuration"
+	if r.dropped != "" {
+		next = r.address + " is taken out of " + r.dropped
+	}
+	r.say("Controller %s is gone: %s. Others name it still when it is among their seeds.", r.controller, next)
+	if r.doc.Package != "purged" {
+		r.say("The fleet's key and its issuing CA's are in its state folder on the host; when others may have read them: hlctl trust rotate-ca")
+	}
+}
+
+// dropAddress takes the controller that is gone out of hlctl's configuration, so that no
+// command waits for it. Where that cannot be, it is said.
+func (r *removal) dropAddress() {
+	c, err := r.a.loadContext()
+	if err != nil || r.address == "" {
+		return
+	}
+	if dropped, err := dropController(c, r.address); dropped && err == nil {
+		r.dropped = c.where
 	}
 }

@@ -3,12 +3,15 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/rpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -129,14 +132,32 @@ func TestTheLastControllerIsNotRemoved(t *testing.T) {
 	r.untouched(hosts[0])
 }
 
+// second is another controller of the same fleet.
+type second struct{ *fake }
+
+func (second) Version(context.Context, *controllerv1.VersionRequest) (*controllerv1.VersionResponse, error) {
+	return &controllerv1.VersionResponse{Version: "v0.1.0", Name: "controller-2"}, nil
+}
+
+func (second) RevokeCertificate(context.Context, *controllerv1.RevokeCertificateRequest) (*controllerv1.RevokeCertificateResponse, error) {
+	return nil, rpc.Errorf(rpc.ErrRefused, "it is asked to take back its own")
+}
+
 func TestOneOfTwoControllersIsRemovedByTheOther(t *testing.T) {
 	r, hosts := leaving(t)
 	hosts[0].controller = "controller-2"
 	hosts[0].files["/etc/homelab/controller.yaml"] = "name: controller-2\n"
+	r.issue("second", rpc.Identity{Role: rpc.RoleController, Name: "controller-2"}, time.Hour)
 	r.trust.Certificates = append(r.trust.Certificates, &controllerv1.CertificateStatus{Role: "controller", Name: "controller-2", Serial: "1e"})
+	other := r.serve("second", second{r.fake})
+	r.configure(other, r.address)
 	got := r.remove(hosts[0], "--yes")
-	if got.code != 0 || !strings.Contains(got.out, "Controller controller-2 is gone: take its address out of controllers") || !slices.Equal(r.revoked, []string{"agent@pve1", "controller@controller-2"}) {
+	if got.code != 0 || !strings.Contains(got.out, "Controller controller-2 is gone: "+other+" is taken out of DIR/hlctl.yaml") || !slices.Equal(r.revoked, []string{"agent@pve1", "controller@controller-2"}) {
 		t.Errorf("%v: %+v", r.revoked, got)
+	}
+	text, err := os.ReadFile(r.path("hlctl.yaml"))
+	if err != nil || strings.Count(string(text), other) != 1 || strings.Count(string(text), r.address) != 2 {
+		t.Errorf("%v, of the admin's context alone: %s", err, text)
 	}
 }
 

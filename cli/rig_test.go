@@ -51,14 +51,23 @@ func newRig(t *testing.T) *rig {
 	}
 	r.write("homelab.yaml", string(spec))
 
+	r.address = r.serve("controller", r.fake)
+	r.configure(r.address)
+	return r
+}
+
+// serve has a controller listen with the certificate of that file.
+func (r *rig) serve(file string, is controllerv1.ControllerServiceServer) (address string) {
+	t := r.t
+	t.Helper()
 	quiet := slog.New(slog.DiscardHandler)
-	creds, err := rpc.LoadTLS(r.path("ca.pem"), r.path("controller.pem"), r.path("controller.key"))
+	creds, err := rpc.LoadTLS(r.path("ca.pem"), r.path(file+".pem"), r.path(file+".key"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	creds.Log = quiet
 	server, err := rpc.Listen(t.Context(), rpc.ServerConfig{Address: "127.0.0.1:0", Credentials: creds, Allow: allow, Log: quiet, Grace: time.Millisecond},
-		func(s grpc.ServiceRegistrar) { controllerv1.RegisterControllerServiceServer(s, r.fake) })
+		func(s grpc.ServiceRegistrar) { controllerv1.RegisterControllerServiceServer(s, is) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,9 +81,7 @@ func newRig(t *testing.T) *rig {
 			t.Error(err)
 		}
 	})
-	r.address = server.Addr().String()
-	r.configure(r.address)
-	return r
+	return server.Addr().String()
 }
 
 func (r *rig) path(name string) string { return filepath.Join(r.dir, name) }
