@@ -73,6 +73,7 @@ fuzz:
 	go test ./agent/driver/proxmox/parse -run '^$$' -fuzz '^FuzzVM$$' -fuzztime $(FUZZTIME)
 	go test ./agent/driver/proxmox/parse -run '^$$' -fuzz '^FuzzOutputs$$' -fuzztime $(FUZZTIME)
 	go test ./cli -run '^$$' -fuzz '^FuzzDotenv$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 1x
+	go test ./cli -run '^$$' -fuzz '^FuzzFromHosts$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 1x
 	go test ./internal/config -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME)
 	go test ./internal/gossip -run '^$$' -fuzz '^FuzzMeta$$' -fuzztime $(FUZZTIME)
 	go test ./internal/k3s -run '^$$' -fuzz '^FuzzParseProbe$$' -fuzztime $(FUZZTIME)

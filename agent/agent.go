@@ -108,7 +108,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return server.Run(base) })
 	g.Go(func() error { return peers.Run(base) })
 	g.Go(func() error { return trust.follow(base, peers) })
-	renewal := &rpc.Renewal{Credentials: creds, Renew: trust.renew, Log: a.log}
+	g.Go(func() error { return trust.keepAsking(base) })
+	renewal := &rpc.Renewal{Credentials: creds, Renew: trust.renew, Wake: trust.roots, Log: a.log}
 	g.Go(func() error { return renewal.Run(base) })
 	g.Go(func() error {
 		if answers(ctx, proc) {

@@ -28,6 +28,8 @@ type enroller struct {
 	roots []byte
 	list  []byte
 	creds *rpc.Credentials
+	// issuing signs what is renewed; nil is the fleet's root.
+	issuing *rpc.CA
 }
 
 func (e *enroller) Enrol(_ context.Context, req *trustv1.EnrolRequest) (*trustv1.EnrolResponse, error) {
@@ -44,7 +46,11 @@ func (e *enroller) Renew(ctx context.Context, _ *trustv1.RenewRequest) (*trustv1
 	if err != nil {
 		return nil, err
 	}
-	cert, err := e.p.ca.Sign(old.PublicKey, id, nil, e.life, time.Now())
+	ca := e.p.ca
+	if e.issuing != nil {
+		ca = e.issuing
+	}
+	cert, err := ca.Sign(old.PublicKey, id, nil, e.life, time.Now())
 	return &trustv1.RenewResponse{Certificate: cert, Trust: e.trust()}, err
 }
 
@@ -52,10 +58,14 @@ func (e *enroller) trust() *trustv1.Trust {
 	return &trustv1.Trust{Roots: e.roots, Revocations: e.list, GossipKeys: [][]byte{bytes.Repeat([]byte{7}, 32)}}
 }
 
-// enrols serves e and returns where.
-func (p *fleetCA) enrols(e *enroller) string {
+// enrols serves e and returns where; as says with what, instead of a certificate of the
+// root.
+func (p *fleetCA) enrols(e *enroller, as ...func() *rpc.Credentials) string {
 	p.t.Helper()
 	e.p, e.life, e.creds = p, time.Hour, p.of(rpc.RoleController, "c1")
+	for _, creds := range as {
+		e.creds = creds()
+	}
 	e.as.Fleet = "home"
 	if e.roots == nil {
 		e.roots = p.ca.Cert()

@@ -105,6 +105,9 @@ func (s *Service) imageFolder(o *homelabv1.Observation, storage string) (image.F
 
 // ResolveImage reads the list of checksums of an image's source.
 func (s *Service) ResolveImage(ctx context.Context, req *agentv1.ResolveImageRequest) (*agentv1.ResolveImageResponse, error) {
+	if err := checkFields(req); err != nil {
+		return nil, err
+	}
 	d, err := s.images.Resolve(ctx, req.GetImage())
 	if err != nil {
 		return nil, err

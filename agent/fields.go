@@ -57,11 +57,18 @@ var shapes = map[protoreflect.FullName]shape{
 	"homelab.v1.K3sWant.images":            address,
 	"homelab.agent.v1.ImagePeer.address":   address,
 
+	"homelab.agent.v1.CredentialsRequest.external_server": address,
+	"homelab.trust.v1.ControllerAddress.address":          address,
+	"homelab.trust.v1.ControllerAddress.enrol":            address,
+
 	// Lines of files that YAML quotes.
 	"homelab.v1.GuestWant.authorized_keys": line,
 	"homelab.v1.GuestWant.host_keys":       line,
-	"homelab.v1.K3sWant.labels":            label,
-	"homelab.v1.K3sWant.config_yaml":       text,
+
+	"homelab.agent.v1.CredentialsRequest.external_host_key": line,
+
+	"homelab.v1.K3sWant.labels":      label,
+	"homelab.v1.K3sWant.config_yaml": text,
 	// The Spec's own commands: meant for a shell.
 	"homelab.v1.GuestWant.verify": text,
 }

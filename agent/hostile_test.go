@@ -14,8 +14,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/homeiac/homelab/agent/guest/guesttest"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
@@ -48,7 +50,7 @@ func harmless(f protoreflect.FullName, text string) bool {
 
 // spoilt calls each with a request for every text field that a request can have, with
 // that text in it alone.
-func spoilt(t *testing.T, whole *agentv1.RunRequest, text string, each func(field protoreflect.FullName, req *agentv1.RunRequest)) {
+func spoilt[M proto.Message](t *testing.T, whole M, text string, each func(field protoreflect.FullName, req M)) {
 	t.Helper()
 	var walk func(path []protoreflect.FieldDescriptor, m protoreflect.MessageDescriptor)
 	walk = func(path []protoreflect.FieldDescriptor, m protoreflect.MessageDescriptor) {
@@ -144,7 +146,9 @@ func TestAHostileTextInAnyFieldIsRefusedWithoutEffect(t *testing.T) {
 // TestEveryShapeIsOfAField holds the table to fields that there are.
 func TestEveryShapeIsOfAField(t *testing.T) {
 	there := map[protoreflect.FullName]bool{}
-	spoilt(t, new(agentv1.RunRequest), "x", func(f protoreflect.FullName, _ *agentv1.RunRequest) { there[f] = true })
+	for _, m := range requests(t) {
+		spoilt(t, m, "x", func(f protoreflect.FullName, _ proto.Message) { there[f] = true })
+	}
 	for f := range shapes {
 		if !there[f] {
 			t.Errorf("there is a shape for %s, and no such field", f)
@@ -152,17 +156,114 @@ func TestEveryShapeIsOfAField(t *testing.T) {
 	}
 }
 
+// requests are the requests of all calls that an agent answers, by the method's name.
+func requests(t *testing.T) map[string]proto.Message {
+	t.Helper()
+	all := map[string]proto.Message{}
+	for _, f := range []protoreflect.FileDescriptor{agentv1.File_homelab_agent_v1_agent_proto, agentv1.File_homelab_agent_v1_peer_proto} {
+		for i := range f.Services().Len() {
+			methods := f.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				kind, err := protoregistry.GlobalTypes.FindMessageByName(methods.Get(j).Input().FullName())
+				if err != nil {
+					t.Fatal(err)
+				}
+				all[string(methods.Get(j).Name())] = kind.New().Interface()
+			}
+		}
+	}
+	return all
+}
+
+// TestHostileTextsInOtherCallsAreRefused: in every call but Run, of which a test of its
+// own has more, and Observe, which never fails. A new call with a text is not in the
+// table, and fails.
 func TestHostileTextsInOtherCallsAreRefused(t *testing.T) {
 	w := newWorld(t)
-	want := w.want()
-	want.User = "root;id"
-	err := w.svc.Exec(&agentv1.ExecRequest{Want: want, Argv: []string{"id"}}, nopExec{})
-	if !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "user") {
-		t.Error(err)
+	dir := filepath.Dir(w.root)
+	w.svc.trust = &trust{}
+	calls := map[string]func(proto.Message) error{
+		"Exec": func(m proto.Message) error {
+			req := m.(*agentv1.ExecRequest)
+			if len(req.GetArgv()) == 0 {
+				req.Argv = []string{"id"}
+			}
+			return w.svc.Exec(req, nopExec{})
+		},
+		"Credentials": func(m proto.Message) error {
+			req := m.(*agentv1.CredentialsRequest)
+			req.Kind = agentv1.CredentialsKind_CREDENTIALS_KIND_TOKEN
+			_, err := w.svc.Credentials(t.Context(), req)
+			return err
+		},
+		"ResolveImage": func(m proto.Message) error {
+			_, err := w.svc.ResolveImage(t.Context(), m.(*agentv1.ResolveImageRequest))
+			return err
+		},
+		"SetTrust": func(m proto.Message) error {
+			_, err := w.svc.SetTrust(t.Context(), m.(*agentv1.SetTrustRequest))
+			return err
+		},
+		"Pull": func(m proto.Message) error {
+			return (&peerService{service: w.svc}).Pull(m.(*agentv1.PullRequest), nil)
+		},
 	}
-	_, err = w.svc.Credentials(t.Context(), &agentv1.CredentialsRequest{Want: want, Kind: agentv1.CredentialsKind_CREDENTIALS_KIND_TOKEN})
-	if !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "user") {
-		t.Error(err)
+	before, n := tree(t, dir), 0
+	for name, m := range requests(t) {
+		if name == "Run" || name == "Observe" {
+			continue
+		}
+		for _, text := range hostile {
+			spoilt(t, m, text, func(field protoreflect.FullName, req proto.Message) {
+				// A command's arguments arrive as they are, and are quoted.
+				if field == "homelab.agent.v1.ExecRequest.argv" || harmless(field, text) {
+					return
+				}
+				n++
+				if calls[name] == nil {
+					t.Fatalf("%s takes texts and is not tried here", name)
+				}
+				if err := calls[name](req); !errors.Is(err, rpc.ErrInvalid) || len(err.Error()) > 1000 {
+					t.Fatalf("%s: %s = %q: %v", name, field, text[:min(len(text), 80)], err)
+				}
+			})
+		}
+	}
+	if n < 1000 || len(w.hyp.calls) != 0 {
+		t.Errorf("%d were tried, qm was called: %v", n, w.hyp.calls)
+	}
+	if diff := cmp.Diff(before, tree(t, dir)); diff != "" {
+		t.Errorf("files changed: %s", diff)
+	}
+}
+
+// TestNobodyLooksIntoAGuestByAHostileText: what a look is for is not seen then, and the
+// rest of the observation is.
+func TestNobodyLooksIntoAGuestByAHostileText(t *testing.T) {
+	w := newWorld(t)
+	w.hyp.vms[201] = running(w)
+	w.guestOS(func(c guesttest.Command) int { t.Errorf("ran %q", c.Line); return 0 })
+	n := 0
+	for _, text := range hostile {
+		whole := &agentv1.ObserveRequest{Looks: []*agentv1.LookRequest{{Want: w.want(), Cluster: true}}}
+		spoilt(t, whole, text, func(field protoreflect.FullName, req *agentv1.ObserveRequest) {
+			if harmless(field, text) {
+				return
+			}
+			n++
+			r, err := w.svc.Observe(t.Context(), req)
+			if err != nil || !isYes(r.GetObservation().GetVmsKnown()) {
+				t.Fatalf("%s = %q: %v", field, text[:min(len(text), 80)], err)
+			}
+			for _, l := range r.GetObservation().GetLooks() {
+				if l.GetSsh().GetTruth() != homelabv1.Truth_TRUTH_UNKNOWN || l.GetK3S().GetLooked().GetTruth() != homelabv1.Truth_TRUTH_UNKNOWN || len(l.GetSsh().GetReason()) > 1000 {
+					t.Fatalf("%s = %q: %v", field, text[:min(len(text), 80)], l)
+				}
+			}
+		})
+	}
+	if n < 1000 {
+		t.Errorf("only %d were tried", n)
 	}
 }
 

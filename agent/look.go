@@ -55,6 +55,10 @@ func (s *Service) look(ctx context.Context, req *agentv1.LookRequest, vm *homela
 		}
 		return l
 	}
+	if err := checkFields(req); err != nil {
+		l.Ssh = factUnknown(err.Error())
+		return blind(err.Error())
+	}
 	t, err := s.target(want, vm.GetAddresses())
 	if err != nil {
 		l.Ssh = factUnknown(err.Error())

@@ -26,6 +26,9 @@ type peerService struct {
 // Pull sends a file by its digest, as it comes.
 func (p *peerService) Pull(req *agentv1.PullRequest, stream grpc.ServerStreamingServer[agentv1.PullResponse]) error {
 	s := p.service
+	if err := checkFields(req); err != nil {
+		return err
+	}
 	ctx, leave := s.flights.unlessEnding(stream.Context())
 	defer leave()
 	want := image.Digests{SHA256: req.GetSha256(), SHA512: req.GetSha512()}

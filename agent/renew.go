@@ -6,25 +6,68 @@ import (
 	"time"
 
 	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
+	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
 // renewTimeout bounds asking one controller for a new certificate.
 const renewTimeout = 3 * time.Second
 
+// askAgain is how long an agent goes by what it was told before it asks again by itself:
+// one that was cut off from the network may have missed that there is another root, and
+// would be told no more. askSoon is how soon one asks whom nobody told yet.
+const (
+	askAgain = 5 * time.Minute
+	askSoon  = 5 * time.Second
+	// settleTimeout bounds one round of it, with a few controllers that are off.
+	settleTimeout = 30 * time.Second
+)
+
 // begin is what comes before anything is served or called: the list of revoked
 // certificates, and a new certificate when ours has expired while this host was off.
 func (t *trust) begin(ctx context.Context) {
-	if !t.creds.Now().After(t.creds.NotAfter()) {
-		t.ask(ctx)
-		return
-	}
-	bounded, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 2*askTimeout)
 	defer cancel()
-	if err := t.renew(bounded); err != nil {
-		// It is tried again while we serve, to nobody until then.
-		t.log.Warn("the certificate has expired and is not renewed yet", "ended", t.creds.NotAfter(), "error", err)
+	if err := t.settle(ctx); err != nil {
+		// It is tried again while we serve.
+		t.log.Warn("no controller told who is trusted now, what was known before holds", "ends", t.creds.NotAfter(), "error", err)
 	}
+}
+
+// settle asks who is trusted. Where our certificate has expired, or a controller and we
+// do not know each other, there may be another root: then a renewal tells both.
+func (t *trust) settle(ctx context.Context) error {
+	if !t.creds.Now().After(t.creds.NotAfter()) {
+		err := t.ask(ctx)
+		if !errors.Is(err, rpc.ErrDenied) && !errors.Is(err, rpc.ErrRefused) {
+			return err
+		}
+	}
+	return t.renew(ctx)
+}
+
+// keepAsking asks again and again until ctx ends, so that nothing is missed for long.
+func (t *trust) keepAsking(ctx context.Context) error {
+	for {
+		wait := askAgain
+		if !t.wasTold() {
+			wait = askSoon
+		}
+		if !pause.For(ctx, wait) {
+			return nil
+		}
+		bounded, cancel := context.WithTimeout(ctx, settleTimeout)
+		if err := t.settle(bounded); err != nil && ctx.Err() == nil {
+			t.log.Debug("no controller told who is trusted now", "error", err)
+		}
+		cancel()
+	}
+}
+
+func (t *trust) wasTold() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.told
 }
 
 // renew asks the controllers, one after the other, for a new certificate. What comes
@@ -64,11 +107,12 @@ func (t *trust) renewAt(ctx context.Context, c known) error {
 		return err
 	}
 	// The new one may be below a new root.
-	if err := t.take(&trustv1.Trust{Roots: resp.GetTrust().GetRoots()}); err != nil {
+	changed, err := t.creds.Adopt(resp.GetCertificate(), resp.GetTrust().GetRoots())
+	if err != nil {
 		return err
 	}
-	if err := t.creds.SetCertificate(resp.GetCertificate()); err != nil {
-		return err
+	if changed {
+		t.log.Info("the bundle of roots changed", "number", rpc.BundleNumber(resp.GetTrust().GetRoots()))
 	}
 	return t.take(resp.GetTrust())
 }

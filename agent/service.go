@@ -148,7 +148,7 @@ func (s *Service) Credentials(ctx context.Context, req *agentv1.CredentialsReque
 	default:
 		return nil, rpc.Errorf(rpc.ErrInvalid, "credentials of kind %s", req.GetKind())
 	}
-	if err := checkFields(req.GetWant()); err != nil {
+	if err := checkFields(req); err != nil {
 		return nil, err
 	}
 	sh, err := s.openServer(ctx, req)

@@ -33,14 +33,21 @@ type trust struct {
 	controllers string // the file with those that were ever seen
 	log         *slog.Logger
 
+	// roots is told that the bundle of roots has changed, and our certificate may have to.
+	roots chan struct{}
+
 	mu sync.Mutex
 	// ring changes the keys of the gossip; nil before it is there.
 	ring func([][]byte) error
+	// told is whether any controller told us in this life who is trusted.
+	told bool
 }
 
 // openTrust reads what was kept: before anything is called or served.
 func openTrust(cfg Config, creds *rpc.Credentials, log *slog.Logger) (*trust, error) {
-	t := &trust{creds: creds, gossipKeys: cfg.GossipKeys, controllers: filepath.Join(cfg.State, "controllers.json"), log: log}
+	t := &trust{
+		creds: creds, gossipKeys: cfg.GossipKeys, controllers: filepath.Join(cfg.State, "controllers.json"), log: log, roots: make(chan struct{}, 1),
+	}
 	return t, creds.KeepRevocations(filepath.Join(cfg.State, "revocations.pem"))
 }
 
@@ -48,6 +55,9 @@ func openTrust(cfg Config, creds *rpc.Credentials, log *slog.Logger) (*trust, er
 func (s *Service) SetTrust(_ context.Context, req *agentv1.SetTrustRequest) (*agentv1.SetTrustResponse, error) {
 	if s.trust == nil {
 		return nil, rpc.Errorf(rpc.ErrUnsupported, "this agent keeps no list of revoked certificates")
+	}
+	if err := checkFields(req); err != nil {
+		return nil, err
 	}
 	if err := s.trust.take(req.GetTrust()); err != nil {
 		return nil, err
@@ -70,7 +80,11 @@ func (t *trust) take(told *trustv1.Trust) error {
 		if changed, err := t.creds.SetRoots(told.GetRoots()); err != nil {
 			return err
 		} else if changed {
-			t.log.Info("the bundle of roots changed")
+			t.log.Info("the bundle of roots changed", "number", rpc.BundleNumber(told.GetRoots()))
+			select {
+			case t.roots <- struct{}{}:
+			default: // one is waiting there already
+			}
 		}
 	}
 	if len(told.GetRevocations()) > 0 {
@@ -84,6 +98,7 @@ func (t *trust) take(told *trustv1.Trust) error {
 			t.log.Info("list of revoked certificates", "number", t.creds.Revocations().Number())
 		}
 	}
+	t.told = true
 	if len(told.GetGossipKeys()) == 0 {
 		return nil
 	}
@@ -123,13 +138,13 @@ type known struct {
 // takes the first answer. It is bounded: with no controller there, what was kept
 // holds. It comes before the agent serves and before it calls anybody else, so that
 // one that was off knows whom not to trust by then.
-func (t *trust) ask(ctx context.Context) {
+func (t *trust) ask(ctx context.Context) error {
 	controllers, err := t.remembered()
 	if err != nil {
 		t.log.Warn("controllers of earlier are not known", "error", err)
 	}
 	if len(controllers) == 0 {
-		return
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -150,11 +165,11 @@ func (t *trust) ask(ctx context.Context) {
 			a.err = t.take(a.trust)
 		}
 		if a.err == nil {
-			return
+			return nil
 		}
 		err = errors.Join(err, a.err)
 	}
-	t.log.Warn("no controller told who is trusted now, what was known before holds", "error", err)
+	return err
 }
 
 // present asks one controller.

@@ -134,7 +134,7 @@ func (p *fleetCA) serve(creds *rpc.Credentials, told *trustv1.Trust) string {
 func TestAnAgentThatWasOffAsksWhoIsTrustedBeforeItServes(t *testing.T) {
 	p := newFleet(t)
 	tr, _ := p.trusting(p.of(rpc.RoleAgent, "pve1"))
-	tr.ask(t.Context()) // it knows nobody: nothing to wait for
+	_ = tr.ask(t.Context()) // it knows nobody: nothing to wait for
 	good := p.serve(p.of(rpc.RoleController, "c1"), &trustv1.Trust{Revocations: p.list(4, "abc")})
 	// What claims to be a controller in the gossip and is none is not believed.
 	liar := p.serve(p.of(rpc.RoleAgent, "pve9"), &trustv1.Trust{Revocations: p.list(9)})
@@ -151,14 +151,14 @@ func TestAnAgentThatWasOffAsksWhoIsTrustedBeforeItServes(t *testing.T) {
 	if all, err := tr.remembered(); err != nil || len(all) != 3 || all[0].Name != "c3" {
 		t.Errorf("%v, %v", all, err)
 	}
-	tr.ask(t.Context())
+	_ = tr.ask(t.Context())
 	if n := tr.creds.Revocations().Number(); n != 4 {
 		t.Errorf("list %d", n)
 	}
 	if err := os.WriteFile(tr.controllers, []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	tr.ask(t.Context()) // what is lost is not fatal
+	_ = tr.ask(t.Context()) // what is lost is not fatal
 	if err := tr.rememberAll([]gossip.Peer{{Role: rpc.RoleController, Name: "c1", Address: good, Alive: true}}); err != nil {
 		t.Error(err)
 	}

@@ -68,6 +68,7 @@ type app struct {
 	colour    bool
 	columns   int
 	ready     readiness
+	warned    bool // of the end of our certificate
 	began     bool // a command's own work began: what fails now is no misuse
 	lines     *bufio.Reader
 }

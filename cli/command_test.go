@@ -321,7 +321,7 @@ func TestCommandsOfTheContract(t *testing.T) {
 		"images", "images fetch", "images prune", "init",
 		"k3s join", "k3s kubeconfig", "k3s members", "k3s rejoin", "k3s remove", "k3s snapshot", "k3s snapshot ls", "k3s status",
 		"orphans", "pause", "plan", "resume", "runs", "runs follow", "runs show", "status",
-		"token create", "token ls", "token revoke", "trust", "trust renew", "trust revoke", "trust rotate-gossip", "validate", "version", "why",
+		"token create", "token ls", "token revoke", "trust", "trust renew", "trust revoke", "trust rotate-ca", "trust rotate-gossip", "validate", "version", "why",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

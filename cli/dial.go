@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -45,6 +46,8 @@ type controller struct {
 	controllerv1.ControllerServiceClient
 	close   func()
 	version *controllerv1.VersionResponse
+	// unkept is why the list of revoked certificates that it told is not kept.
+	unkept error
 }
 
 // connect finds a controller that answers, the first in the configuration if it
@@ -54,7 +57,11 @@ func (a *app) connect(ctx context.Context) (*controller, error) {
 	if err != nil {
 		return nil, err
 	}
-	return first(ctx, c, func(ctx context.Context, address string) (*controller, error) { return probe(ctx, creds, address) })
+	found, err := first(ctx, c, func(ctx context.Context, address string) (*controller, error) { return probe(ctx, creds, address) })
+	if err == nil && found.unkept != nil {
+		fmt.Fprintf(a.errw, "warning: the list of revoked certificates is not kept, and asked for each time: %v\n", found.unkept)
+	}
+	return found, err
 }
 
 // credentials are the context and what we show of ourselves in it.
@@ -69,7 +76,21 @@ func (a *app) credentials() (clientContext, *rpc.Credentials, error) {
 	}
 	creds.Log = slog.New(slog.DiscardHandler)
 	creds.Renew = renewHint
+	if err := creds.KeepRevocations(filepath.Join(filepath.Dir(c.where), "revocations-"+creds.Identity().Fleet+".pem")); err != nil {
+		return c, nil, err
+	}
+	a.warnOfEnd(creds)
 	return c, creds, nil
+}
+
+// warnOfEnd says that our own certificate ends soon, while it is easy to renew.
+func (a *app) warnOfEnd(creds *rpc.Credentials) {
+	leaf := creds.Leaf()
+	left := leaf.NotAfter.Sub(creds.Now())
+	if left > 0 && left < soon && left < leaf.NotAfter.Sub(leaf.NotBefore)/3 && !a.warned {
+		a.warned = true
+		fmt.Fprintf(a.errw, "warning: the certificate of %s ends on %s; get a new one with: %s\n", creds.Identity(), day(leaf.NotAfter, true), renewHint)
+	}
 }
 
 // first asks the controllers, each a little after the one before, and takes the
@@ -158,12 +179,32 @@ func probe(ctx context.Context, creds *rpc.Credentials, address string) (*contro
 	client := controllerv1.NewControllerServiceClient(conn)
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	version, err := client.Version(ctx, &controllerv1.VersionRequest{})
+	found := &controller{ControllerServiceClient: client, close: func() { _ = conn.Close() }}
+	found.version, err = client.Version(ctx, &controllerv1.VersionRequest{Revocations: creds.Revocations().Number()})
+	if list := found.version.GetRevocations(); err == nil && len(list) > 0 {
+		if found.unkept, err = learn(creds, list); err == nil {
+			// Whoever is on it is spoken to no more, be it this one: so it is asked again.
+			_, err = client.Version(ctx, &controllerv1.VersionRequest{Revocations: creds.Revocations().Number()})
+		}
+	}
 	if err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
-	return &controller{ControllerServiceClient: client, close: func() { _ = conn.Close() }, version: version}, nil
+	return found, nil
+}
+
+// learn goes by the list of revoked certificates that a controller told from now on.
+// That it cannot be kept is no reason to do nothing.
+func learn(creds *rpc.Credentials, list []byte) (unkept, err error) {
+	_, err = creds.Revoke(list)
+	switch rpc.KindOf(err) {
+	case rpc.ErrRefused:
+		return nil, nil // another told a newer one meanwhile
+	case "":
+		return err, nil
+	}
+	return nil, err
 }
 
 // ask makes one call with one answer, in bounded time.

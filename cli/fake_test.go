@@ -67,12 +67,14 @@ type fake struct {
 	left  *controllerv1.OrphansResponse
 	snaps *controllerv1.ListSnapshotsResponse
 	// trust is who is trusted, and tokens those who may come.
-	trust  *controllerv1.TrustResponse
-	tokens []*controllerv1.TokenStatus
-	// revoked are the holders whose certificates were taken back, and rotated how often
+	trust   *controllerv1.TrustResponse
+	tokens  []*controllerv1.TokenStatus
+	change  *change // of the root
+	revoked *rpc.Revocations
+	// takenBack are the holders whose certificates were taken back, and rotated how often
 	// the gossip key was.
-	revoked []string
-	rotated int
+	takenBack []string
+	rotated   int
 	// registry gives certificates for tokens, in the place of both.
 	registry *registry
 	// hold is called before each part of a run is sent.
@@ -108,10 +110,14 @@ var takes = map[homelabv1.Action]struct {
 	homelabv1.Action_ACTION_CLEAN:    {4 * time.Second, "", []string{"guest", "uninstall"}},
 }
 
-func (f *fake) Version(context.Context, *controllerv1.VersionRequest) (*controllerv1.VersionResponse, error) {
+func (f *fake) Version(_ context.Context, req *controllerv1.VersionRequest) (*controllerv1.VersionResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return &controllerv1.VersionResponse{Version: cmp.Or(f.version, "v0.1.0"), Name: "controller-1"}, nil
+	resp := &controllerv1.VersionResponse{Version: cmp.Or(f.version, "v0.1.0"), Name: "controller-1"}
+	if f.revoked.Number() > req.GetRevocations() {
+		resp.Revocations = f.revoked.PEM()
+	}
+	return resp, nil
 }
 
 func (f *fake) Plan(_ context.Context, req *controllerv1.PlanRequest) (*controllerv1.PlanResponse, error) {

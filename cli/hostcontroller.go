@@ -120,7 +120,7 @@ func (h *addedHost) firstController(ctx context.Context) (string, bool, error) {
 	if err := h.answers(ctx); err != nil {
 		return "", false, err
 	}
-	h.warn("its keys are on the host now: delete %s, or keep it with the backup", f.dir)
+	h.warn("the controller's keys are on it now: delete %s, or keep it with the backup", f.dir)
 	return fmt.Sprintf("%s, answers at %s", f.name, netip.AddrPortFrom(f.address, controllerPortNumber)), true, nil
 }
 

@@ -51,7 +51,7 @@ func newBeginning(t *testing.T) (*adder, *proxmoxHost) {
 func TestTheFirstHostGetsTheControllerToo(t *testing.T) {
 	a, h := newBeginning(t)
 	got := a.add(h)
-	if got.code != 0 || !strings.Contains(got.out, "pve1  controller   0.0 s  c1, answers at 127.0.0.1:8401") || !strings.Contains(got.out, "! pve1: its keys are on the host now: delete DIR/controller-c1") ||
+	if got.code != 0 || !strings.Contains(got.out, "pve1  controller   0.0 s  c1, answers at 127.0.0.1:8401") || !strings.Contains(got.out, "! pve1: the controller's keys are on it now: delete DIR/controller-c1") ||
 		!strings.Contains(got.out, "pve1 is online.") {
 		t.Fatalf("%+v", got)
 	}

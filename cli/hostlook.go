@@ -128,9 +128,10 @@ type hostSeen struct {
 // lookAtHost finds out what is on a host. It changes nothing. What makes it no host for
 // us is Refused, all reasons at once.
 func lookAtHost(ctx context.Context, r rootOn) (s hostSeen, err error) {
-	if s.hostname, err = r.look(ctx, "hostname", "-s"); err != nil {
+	if s.hostname, err = r.look(ctx, "hostname"); err != nil {
 		return s, err
 	}
+	s.hostname, _, _ = strings.Cut(s.hostname, ".") // as Proxmox names its node
 	var wrong []string
 	s.arch, err = r.look(ctx, "dpkg", "--print-architecture")
 	if failed(err) {

@@ -96,7 +96,8 @@ type addedHost struct {
 	began         time.Time
 
 	doc   addedDoc
-	fresh bool // it was enrolled just now
+	late  []string // warnings to be shown when the step is
+	fresh bool     // it was enrolled just now
 }
 
 // addedDoc is one host in JSON.
@@ -210,7 +211,7 @@ func (h *addedHost) add(ctx context.Context) error {
 		return err
 	}
 	h.doing("looking")
-	shell, err := remote.Dial(ctx, t, h.a.sshOptions(h.ssh))
+	shell, err := remote.Dial(ctx, t, h.options())
 	if err != nil {
 		return err
 	}
@@ -238,6 +239,24 @@ func (h *addedHost) add(ctx context.Context) error {
 	return nil
 }
 
+// options are how the host is reached. A question has the line for itself.
+func (h *addedHost) options() remote.Options {
+	o := h.a.sshOptions(h.ssh)
+	if confirm := o.Confirm; confirm != nil {
+		o.Confirm = func(ctx context.Context, question string) (bool, error) {
+			h.clear()
+			return confirm(ctx, question)
+		}
+	}
+	if secret := o.Secret; secret != nil {
+		o.Secret = func(ctx context.Context, question string) (string, error) {
+			h.clear()
+			return secret(ctx, question)
+		}
+	}
+	return o
+}
+
 // doing shows on a terminal what is being waited for.
 func (h *addedHost) doing(what string) {
 	if h.a.outIsTerm && h.a.format == "table" {
@@ -256,19 +275,22 @@ func (h *addedHost) clear() {
 func (h *addedHost) told(word, text string, changed bool, took time.Duration) {
 	h.clear()
 	h.doc.Steps = append(h.doc.Steps, addedStepDoc{word, changed, text, took.Seconds()})
-	if h.a.format != "table" || text == "" || !changed && word != "looked" {
+	if h.a.format != "table" {
 		return
 	}
-	fmt.Fprintf(h.a.out, "%s  %-10s  %6s  %s\n", h.name, word, brief(took), text)
+	if changed || word == "looked" {
+		fmt.Fprintf(h.a.out, "%s  %-10s  %6s  %s\n", h.name, word, brief(took), text)
+	}
+	for _, w := range h.late {
+		fmt.Fprintf(h.a.out, "%s %s: %s\n", h.a.paint(yellow, "!"), h.name, w)
+	}
+	h.late = nil
 }
 
+// warn says something that is no fault, after the line of the step that found it.
 func (h *addedHost) warn(format string, args ...any) {
-	h.clear()
 	text := fmt.Sprintf(format, args...)
-	h.doc.Warnings = append(h.doc.Warnings, text)
-	if h.a.format == "table" {
-		fmt.Fprintf(h.a.out, "%s %s: %s\n", h.a.paint(yellow, "!"), h.name, text)
-	}
+	h.doc.Warnings, h.late = append(h.doc.Warnings, text), append(h.late, text)
 }
 
 // end says how it went.

@@ -127,6 +127,25 @@ func TestNothingIsRunOnAHostThatIsNotTheRightOne(t *testing.T) {
 	}
 }
 
+func TestOnATerminalAnUnknownHostKeyIsAskedAbout(t *testing.T) {
+	a := newAdder(t)
+	h := newHost(t, a.registry)
+	terminal := func(app *app) { app.inIsTerm = true }
+	args := []string{"hosts", "add", "--from", "dist", "--checksum", a.sum, "--ssh-config", "none", "--identity", h.identity, h.target()}
+	for _, answer := range []string{"\n", "n\n", "yep\n"} {
+		got := a.runWith(t.Context(), strings.NewReader(answer), terminal, args...)
+		if got.code != 1 || !strings.Contains(got.err, remotetest.Print(h.HostKey())) || !strings.Contains(got.err, "was not accepted; nothing was sent to it") || len(h.calls)+len(h.Logins) > 0 {
+			t.Errorf("%+v", got)
+		}
+	}
+	if got := a.runWith(t.Context(), strings.NewReader("yes\n"), terminal, args...); got.code != 0 || !strings.Contains(got.err, "Is it the right one? [y/N] ") {
+		t.Errorf("%+v", got)
+	}
+	if got := a.run(args...); got.code != 0 || got.err != "" {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestWhatIsNoHostForUsIsRefusedAndLeftAsItIs(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*proxmoxHost)
@@ -230,7 +249,7 @@ func TestTheTokenIsInNoArgumentAndNoError(t *testing.T) {
 // Wherever it is cut off, the second time finishes it, and does nothing twice.
 func TestAnAddThatIsCutOffIsFinishedByTheNext(t *testing.T) {
 	for _, at := range []string{
-		"hostname -s", "put /var/cache/homelab/homelab_1.2.3_amd64.deb", "sh -c " + dpkgScript, "/usr/sbin/hl-agent enrol", "systemctl enable --now hl-agent", "power",
+		"hostname", "put /var/cache/homelab/homelab_1.2.3_amd64.deb", "sh -c " + dpkgScript, "/usr/sbin/hl-agent enrol", "systemctl enable --now hl-agent", "power",
 	} {
 		t.Run(strings.SplitN(at, "\n", 2)[0], func(t *testing.T) {
 			a := newAdder(t)

@@ -42,8 +42,8 @@ func (r *rig) remove(m *machine, args ...string) ran {
 // untouched fails the test unless nothing was done to the fleet.
 func (r *rig) untouched(m *machine) {
 	r.t.Helper()
-	if did := m.changed(); did != "" || r.rotated != 0 || r.paused != "" || len(r.revoked) != 0 {
-		r.t.Errorf("done: %s, rotated: %d, revoked: %v, paused: %q", did, r.rotated, r.revoked, r.paused)
+	if did := m.changed(); did != "" || r.rotated != 0 || r.paused != "" || len(r.takenBack) != 0 {
+		r.t.Errorf("done: %s, rotated: %d, revoked: %v, paused: %q", did, r.rotated, r.takenBack, r.paused)
 	}
 }
 
@@ -54,7 +54,7 @@ func TestARemovedHostHasNoPackageNoCertificateAndNoGossipKey(t *testing.T) {
 	}
 	r.untouched(hosts[1])
 	hosts[1].at = func(argv []string) {
-		if r.rotated != 0 || len(r.revoked) != 0 {
+		if r.rotated != 0 || len(r.takenBack) != 0 {
 			t.Errorf("%v runs when it is locked out already", argv)
 		}
 	}
@@ -72,8 +72,8 @@ The Spec names it still: take hosts.pve2 and the guests on it out of it, and app
 	if got.code != 0 || got.out != want || got.err != "" {
 		t.Errorf("%d\n%s%s", got.code, got.out, got.err)
 	}
-	if did := hosts[1].changed(); did != "disable, remove homelab" || r.rotated != 1 || !slices.Equal(r.revoked, []string{"agent@pve2"}) || r.paused != "" {
-		t.Errorf("done: %s, rotated: %d, revoked: %v, paused: %q", did, r.rotated, r.revoked, r.paused)
+	if did := hosts[1].changed(); did != "disable, remove homelab" || r.rotated != 1 || !slices.Equal(r.takenBack, []string{"agent@pve2"}) || r.paused != "" {
+		t.Errorf("done: %s, rotated: %d, revoked: %v, paused: %q", did, r.rotated, r.takenBack, r.paused)
 	}
 	// Again: there is nothing left but its data, and an earlier attempt may have ended
 	// before the rotation.
@@ -98,8 +98,8 @@ func TestASilentHostIsLockedOutOnly(t *testing.T) {
 	if got.code != 0 || !strings.Contains(got.out, "pve2 is only locked out, and what runs on it stays: ssh to 127.0.0.1:") || !strings.Contains(got.out, "Its daemons were not ended.") {
 		t.Errorf("%+v", got)
 	}
-	if r.rotated != 1 || !slices.Equal(r.revoked, []string{"agent@pve2"}) {
-		t.Errorf("rotated: %d, revoked: %v", r.rotated, r.revoked)
+	if r.rotated != 1 || !slices.Equal(r.takenBack, []string{"agent@pve2"}) {
+		t.Errorf("rotated: %d, revoked: %v", r.rotated, r.takenBack)
 	}
 	// Who is not let in has to decide that; whoever answers there may be another.
 	hosts[0].Lock()
@@ -109,7 +109,7 @@ func TestASilentHostIsLockedOutOnly(t *testing.T) {
 	if got.code != 1 || !strings.Contains(got.err, "hlctl hosts remove pve1 --no-ssh") || r.rotated != 1 {
 		t.Errorf("%+v", got)
 	}
-	if got := r.run("hosts", "remove", "pve1", "--yes", "--no-ssh"); got.code != 0 || r.rotated != 2 || !slices.Contains(r.revoked, "agent@pve1") {
+	if got := r.run("hosts", "remove", "pve1", "--yes", "--no-ssh"); got.code != 0 || r.rotated != 2 || !slices.Contains(r.takenBack, "agent@pve1") {
 		t.Errorf("%+v", got)
 	}
 }
@@ -152,8 +152,8 @@ func TestOneOfTwoControllersIsRemovedByTheOther(t *testing.T) {
 	other := r.serve("second", second{r.fake})
 	r.configure(other, r.address)
 	got := r.remove(hosts[0], "--yes")
-	if got.code != 0 || !strings.Contains(got.out, "Controller controller-2 is gone: "+other+" is taken out of DIR/hlctl.yaml") || !slices.Equal(r.revoked, []string{"agent@pve1", "controller@controller-2"}) {
-		t.Errorf("%v: %+v", r.revoked, got)
+	if got.code != 0 || !strings.Contains(got.out, "Controller controller-2 is gone: "+other+" is taken out of DIR/hlctl.yaml") || !slices.Equal(r.takenBack, []string{"agent@pve1", "controller@controller-2"}) {
+		t.Errorf("%v: %+v", r.takenBack, got)
 	}
 	text, err := os.ReadFile(r.path("hlctl.yaml"))
 	if err != nil || strings.Count(string(text), other) != 1 || strings.Count(string(text), r.address) != 2 {
@@ -185,7 +185,7 @@ func TestARemovalThatFailsOnTheHostTakesNothingBack(t *testing.T) {
 	r, hosts := leaving(t)
 	hosts[1].breaksDpkg["--remove"] = true
 	got := r.remove(hosts[1], "--yes")
-	if got.code != 1 || !strings.Contains(got.err, "dpkg --remove: exit 2: dpkg: error: the archive is damaged\n  its daemons may be ended, and its certificates were not taken back yet; again: hlctl hosts remove pve2") || r.rotated != 0 || len(r.revoked) != 0 || r.paused != "" {
+	if got.code != 1 || !strings.Contains(got.err, "dpkg --remove: exit 2: dpkg: error: the archive is damaged\n  its daemons may be ended, and its certificates were not taken back yet; again: hlctl hosts remove pve2") || r.rotated != 0 || len(r.takenBack) != 0 || r.paused != "" {
 		t.Errorf("%+v", got)
 	}
 	hosts[1].breaksDpkg = nil

@@ -12,14 +12,16 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
+	"github.com/homeiac/homelab/cli/discover"
 	"github.com/homeiac/homelab/internal/spec"
 )
 
 func (a *app) initCommand() *cobra.Command {
 	var f founding
 	var controller, passphrase, env string
+	var login sshFlags
+	from := fromHosts{dial: dialRemote, listening: discover.Listening}
 	cmd := &cobra.Command{
 		Use: "init FLEET --controller NAME@IP", Short: "Begin a fleet: its keys, your certificate, a first Spec", Args: cobra.ExactArgs(1),
 		Long: `init makes what a fleet begins with, on this machine, and asks nobody:
@@ -33,13 +35,20 @@ func (a *app) initCommand() *cobra.Command {
 Back up the root's key and the fleet's key. The root's key gets a passphrase with
 --passphrase-file, or when one is typed; without a terminal it has none.
 
+--from-hosts root@HOST,root@HOST looks at Proxmox VE hosts over SSH and writes a Spec
+that fits them: bridges, storages, and their VMs, commented out, for adoption. It only
+reads, and nothing is run in a VM. What is known of their addresses is asked for an
+answer on port 6443. If one host cannot be looked at, nothing is made.
+
 --from-env FILE reads the .env file of this project's predecessor and writes what it
 knows into the Spec; docs/install.md has the table. Of keys that are not in it nothing
 is shown or written.
 
 init is safe to repeat: what is there stays as it is, what is missing of an init that
 was interrupted is made.`,
-		Example: "  hlctl init home --controller pve1@192.168.4.11\n  hlctl init home --controller pve1@192.168.4.11 --from-env .env --out homelab.yaml",
+		Example: `  hlctl init home --controller pve1@192.168.4.11
+  hlctl init home --controller pve1@192.168.4.11 --from-hosts root@pve1,root@pve2
+  hlctl init home --controller pve1@192.168.4.11 --from-env .env --out homelab.yaml`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.fleet = args[0]
 			if !spec.IsName(f.fleet) {
@@ -54,7 +63,11 @@ was interrupted is made.`,
 					return fmt.Errorf("%w; say where the client configuration is to be with --config FILE", err)
 				}
 			}
-			return a.init(cmd.Context(), &f, passphrase, env)
+			if err := from.check(); err != nil {
+				return err
+			}
+			from.options = a.sshOptions(login)
+			return a.init(cmd.Context(), &f, passphrase, env, &from)
 		},
 	}
 	cmd.Flags().StringVar(&controller, "controller", "", "NAME@IP of the first controller: a name of yours, and its host's address")
@@ -63,6 +76,9 @@ was interrupted is made.`,
 	cmd.Flags().StringVar(&f.admin, "name", "admin", "whose certificate yours is")
 	cmd.Flags().StringVar(&passphrase, "passphrase-file", "", "a file with the passphrase of the root's key, in its first line")
 	cmd.Flags().StringVar(&env, "from-env", "", "a .env file of the predecessor")
+	cmd.Flags().StringSliceVar(&from.targets, "from-hosts", nil, "Proxmox VE hosts to look at, as root@HOST[:PORT], with commas between")
+	cmd.Flags().StringArrayVar(&from.hostKeys, "host-key", nil, "SHA256:... of a host's SSH key that is not known yet; once for each of --from-hosts")
+	login.addLogin(cmd)
 	_ = cmd.MarkFlagRequired("controller")
 	_ = cmd.MarkFlagDirname("dir")
 	return cmd
@@ -79,7 +95,7 @@ func (f *founding) place(controller string) error {
 	return nil
 }
 
-func (a *app) init(ctx context.Context, f *founding, passphraseFile, env string) error {
+func (a *app) init(ctx context.Context, f *founding, passphraseFile, env string, from *fromHosts) error {
 	d := &dotenv{}
 	if env != "" {
 		data, err := os.ReadFile(env)
@@ -88,12 +104,21 @@ func (a *app) init(ctx context.Context, f *founding, passphraseFile, env string)
 		}
 		d = parseDotenv(data)
 	}
-	text := startingSpec(f.fleet, d)
-	if _, faults := spec.Parse(f.spec, text); len(faults) > 0 {
-		return fmt.Errorf("the Spec that would be written has faults, nothing was made: %w", faultsErr(faults))
-	}
 	if err := f.settle(); err != nil {
 		return err
+	}
+	there, err := exists(f.spec)
+	if err != nil {
+		return err
+	}
+	if from.unasked = there && len(from.targets) > 0; !from.unasked {
+		if from.found, err = from.look(ctx, d, func(text string) { fmt.Fprintln(a.errw, text) }); err != nil {
+			return err
+		}
+	}
+	text := startingSpec(f.fleet, d, from.found)
+	if _, faults := spec.Parse(f.spec, text); len(faults) > 0 {
+		return fmt.Errorf("the Spec that would be written has faults, nothing was made: %w", faultsErr(faults))
 	}
 	if !f.done {
 		if err := f.keys(func() ([]byte, error) { return a.passphrase(ctx, f, passphraseFile) }, a.loader(ctx, passphraseFile)); err != nil {
@@ -103,7 +128,9 @@ func (a *app) init(ctx context.Context, f *founding, passphraseFile, env string)
 	if err := f.write("the Spec", f.spec, text); err != nil {
 		return err
 	}
-	return a.print(f.doc(), func() { a.showFounding(f, d, env) })
+	doc := f.doc()
+	doc.Hosts = from.doc()
+	return a.print(doc, func() { a.showFounding(f, d, env, from) })
 }
 
 // passphrase is that for a new root's key; nil is none.
@@ -111,23 +138,15 @@ func (a *app) passphrase(ctx context.Context, f *founding, file string) ([]byte,
 	if file != "" {
 		return readPassphrase(file)
 	}
-	in, ok := a.in.(*os.File)
-	if !ok || !a.inIsTerm {
+	ask := a.secret()
+	if ask == nil {
 		return nil, nil
 	}
-	ask := func(question string) (string, error) {
-		fmt.Fprint(a.errw, question)
-		defer fmt.Fprintln(a.errw)
-		return patiently(ctx, func() (string, error) {
-			text, err := term.ReadPassword(int(in.Fd()))
-			return string(text), err
-		})
-	}
-	first, err := ask("A passphrase for the root's key of fleet " + f.fleet + " (empty for none): ")
+	first, err := ask(ctx, "A passphrase for the root's key of fleet "+f.fleet+" (empty for none): ")
 	if err != nil || first == "" {
 		return nil, err
 	}
-	again, err := ask("Again: ")
+	again, err := ask(ctx, "Again: ")
 	if err != nil {
 		return nil, err
 	}
@@ -159,6 +178,7 @@ type foundingDoc struct {
 	Made       []pieceDoc `json:"made"`
 	Kept       []pieceDoc `json:"kept"`
 	Missing    []pieceDoc `json:"missing"`
+	Hosts      []foundDoc `json:"hosts"`
 }
 
 type pieceDoc struct {
@@ -167,10 +187,14 @@ type pieceDoc struct {
 }
 
 func (f *founding) doc() foundingDoc {
-	return foundingDoc{f.fleet, f.dir, f.fleet, f.current, f.sealed, append([]pieceDoc{}, f.made...), append([]pieceDoc{}, f.kept...), append([]pieceDoc{}, f.missing...)}
+	return foundingDoc{
+		Fleet: f.fleet, Dir: f.dir, Context: f.fleet, Current: f.current, Passphrase: f.sealed,
+		Made: append([]pieceDoc{}, f.made...), Kept: append([]pieceDoc{}, f.kept...), Missing: append([]pieceDoc{}, f.missing...),
+	}
 }
 
-func (a *app) showFounding(f *founding, d *dotenv, env string) {
+func (a *app) showFounding(f *founding, d *dotenv, env string, from *fromHosts) {
+	a.showFound(from, f.spec)
 	for _, list := range []struct {
 		title  string
 		pieces []pieceDoc
@@ -206,12 +230,16 @@ enrolling every host anew, the second proves which guests are yours:
 		fmt.Fprintf(a.out, "The current context stays %s; say --context %s, or write current: %s into %s.\n", f.current, f.fleet, f.fleet, f.config)
 	}
 	fmt.Fprint(a.out, "\nNext (docs/install.md tells each command):\n")
-	if !slices.ContainsFunc(f.missing, func(p pieceDoc) bool { return p.Path == f.folder() }) {
-		fmt.Fprintf(a.out, "  put %s on %s and start hl-controller there\n", f.folder(), f.address)
+	switch hosts := from.toAdd(f.address); {
+	case hosts != "":
+		fmt.Fprintf(a.out, "  hlctl hosts add %s\n", hosts)
+	case slices.ContainsFunc(f.missing, func(p pieceDoc) bool { return p.Path == f.folder() }):
+		fmt.Fprintln(a.out, "  hlctl hosts add root@HOST   for each host")
+	default:
+		fmt.Fprintf(a.out, "  hlctl hosts add root@%s   sets up the controller there, and the agent\n", f.address)
+		fmt.Fprintln(a.out, "  hlctl hosts add root@HOST   for each other host")
 	}
-	fmt.Fprintf(a.out, `  hlctl token create HOST   for each host, and paste what it prints there
-  fill in %s, then: hlctl plan -f %s
-`, f.spec, f.spec)
+	fmt.Fprintf(a.out, "  fill in %s, then: hlctl plan -f %s\n", f.spec, f.spec)
 }
 
 // exists says whether a file is there; what cannot be told is an error.

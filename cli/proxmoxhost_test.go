@@ -171,8 +171,8 @@ func (h *proxmoxHost) program(argv []string, stdin io.Reader) (string, error) {
 	defer h.mu.Unlock()
 	last := argv[len(argv)-1]
 	switch line := strings.Join(argv, " "); {
-	case line == "hostname -s":
-		return h.hostname + "\n", nil
+	case line == "hostname":
+		return h.hostname + ".example.org\n", nil
 	case line == "hostname -I":
 		return "127.0.0.1 10.9.9.9 fe80::1 \n", nil
 	case line == "dpkg --print-architecture":

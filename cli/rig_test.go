@@ -51,6 +51,7 @@ func newRig(t *testing.T) *rig {
 	}
 	r.write("homelab.yaml", string(spec))
 
+	r.write("server.pem", string(ca.Cert()))
 	r.address = r.serve("controller", r.fake)
 	r.configure(r.address)
 	return r
@@ -61,7 +62,7 @@ func (r *rig) serve(file string, is controllerv1.ControllerServiceServer) (addre
 	t := r.t
 	t.Helper()
 	quiet := slog.New(slog.DiscardHandler)
-	creds, err := rpc.LoadTLS(r.path("ca.pem"), r.path(file+".pem"), r.path(file+".key"))
+	creds, err := rpc.LoadTLS(r.path("server.pem"), r.path(file+".pem"), r.path(file+".key"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,11 @@ type sshFlags struct{ hostKey, identity, config string }
 
 func (f *sshFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.hostKey, "host-key", "", "accept an unknown host key with this fingerprint (SHA256:...)")
+	f.addLogin(cmd)
+}
+
+// addLogin adds those flags that are the same for several hosts.
+func (f *sshFlags) addLogin(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.identity, "identity", "", "private key file for SSH (default the SSH agent's keys and those of ~/.ssh)")
 	cmd.Flags().StringVar(&f.config, "ssh-config", "", "SSH configuration file, or none (default ~/.ssh/config)")
 	_ = cmd.MarkFlagFilename("identity")
@@ -30,17 +35,24 @@ func (a *app) sshOptions(f sshFlags) remote.Options {
 		return o
 	}
 	o.Confirm = func(ctx context.Context, question string) (bool, error) { return a.yesNo(ctx, question+" [y/N] ") }
-	if in, ok := a.in.(*os.File); ok {
-		o.Secret = func(ctx context.Context, question string) (string, error) {
-			fmt.Fprint(a.errw, question)
-			defer fmt.Fprintln(a.errw)
-			return patiently(ctx, func() (string, error) {
-				text, err := term.ReadPassword(int(in.Fd()))
-				return string(text), err
-			})
-		}
-	}
+	o.Secret = a.secret()
 	return o
+}
+
+// secret asks for what is not shown; nil when there is no terminal.
+func (a *app) secret() func(ctx context.Context, question string) (string, error) {
+	in, ok := a.in.(*os.File)
+	if !ok || !a.inIsTerm {
+		return nil
+	}
+	return func(ctx context.Context, question string) (string, error) {
+		fmt.Fprint(a.errw, question)
+		defer fmt.Fprintln(a.errw)
+		return patiently(ctx, func() (string, error) {
+			text, err := term.ReadPassword(int(in.Fd()))
+			return string(text), err
+		})
+	}
 }
 
 // yesNo asks a question that only a clear yes answers.

@@ -15,6 +15,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/homeiac/homelab/internal/human"
 	"github.com/homeiac/homelab/internal/spec"
 )
 
@@ -87,6 +88,15 @@ func (w *specText) put(indent int, known bool, text, note string) {
 	w.WriteString(line + "\n")
 }
 
+// part is put for a line of a section that is commented out: one that is not known stays
+// a comment when the section is taken in.
+func (w *specText) part(indent int, known bool, text, note string) {
+	if !known {
+		text = "# " + text
+	}
+	w.put(indent, true, text, note)
+}
+
 // word is a text as YAML has it: null, 007 and 2026-01-01 are none without quotes.
 func word(text string) string {
 	var v any
@@ -105,9 +115,9 @@ type envHost struct {
 
 func (h envHost) key(name string) string { return name + "_" + strconv.Itoa(h.n) }
 
-// startingSpec is a Spec to go on with: what the .env file says, and commented out, with
-// what is to be put there, what it does not say. It has no guests yet.
-func startingSpec(fleet string, d *dotenv) []byte {
+// startingSpec is a Spec to go on with: what was found and what the .env file says, and
+// commented out, with what is to be put there, what neither says. It has no guests yet.
+func startingSpec(fleet string, d *dotenv, f *found) []byte {
 	w := new(specText)
 	fmt.Fprintf(w, `# What there should be in fleet %s. Keys that are commented out are to be filled in.
 # hlctl validate -f FILE checks it and asks nobody; hlctl plan -f FILE changes nothing.
@@ -116,16 +126,15 @@ apiVersion: %s
 name: %s
 
 `, fleet, spec.APIVersion, word(fleet))
-	w.put(0, false, "protect: [100-199]", "fill in: VMIDs that nothing may touch")
-	w.put(0, false, "vmids: 200-299", "fill in: VMIDs for guests that name none")
+	w.vmids(f)
 	w.WriteByte('\n')
 	hosts, odd := d.hosts()
-	subnet := w.networks(d, hosts)
-	w.hosts(d, hosts, odd, subnet)
+	subnet := w.networks(d, hosts, f)
+	w.hosts(d, hosts, odd, subnet, f)
 	image := w.images(d)
 	user := w.defaults(d, image)
-	w.guests(d, hosts)
-	w.cluster(d, user)
+	w.guests(d, hosts, f)
+	w.cluster(d, user, f)
 	return []byte(w.String())
 }
 
@@ -166,10 +175,15 @@ func network(nic int) string {
 }
 
 // networks says whether the first one is known.
-func (w *specText) networks(d *dotenv, hosts []envHost) bool {
+func (w *specText) networks(d *dotenv, hosts []envHost, f *found) bool {
 	nics := 1
 	for _, h := range hosts {
 		nics = max(nics, len(h.bridges))
+	}
+	if f != nil {
+		f.arrange(d, hosts)
+		w.foundNetworks(f, nics)
+		return f.known()
 	}
 	subnet, gateway := staticSubnet(d.values["CLOUD_IP_CONFIG"])
 	w.off = !subnet.IsValid()
@@ -212,12 +226,16 @@ func staticSubnet(config string) (subnet netip.Prefix, gateway netip.Addr) {
 	return subnet, gateway
 }
 
-func (w *specText) hosts(d *dotenv, hosts []envHost, odd []string, subnet bool) {
+func (w *specText) hosts(d *dotenv, hosts []envHost, odd []string, subnet bool, f *found) {
 	for _, key := range odd {
 		w.put(0, false, key+" is no name of a host, or that of another one", "")
 	}
-	w.off = len(hosts) == 0
+	w.off = len(hosts)+len(f.list()) == 0
 	w.put(0, true, "hosts:", "")
+	for _, h := range f.list() {
+		w.foundHost(f, h, d, envOf(hosts, h.Name))
+	}
+	w.strangers(f)
 	if w.off {
 		w.put(1, false, "pve1:", "fill in: the name that the host calls itself")
 		w.put(2, false, "address: 192.168.4.11", "fill in: its IP address")
@@ -225,6 +243,9 @@ func (w *specText) hosts(d *dotenv, hosts []envHost, odd []string, subnet bool) 
 		w.put(2, false, "storage: {disks: local-lvm, images: local, snippets: local}", "fill in: its storages, see pvesm status")
 	}
 	for _, h := range hosts {
+		if f.host(h.name) != nil {
+			continue
+		}
 		w.put(1, true, word(h.name)+":", h.key("NODE"))
 		w.put(2, false, "address: 192.168.4.11", "fill in: its IP address, where it has several")
 		note := h.key("NETWORK_IFACES")
@@ -328,9 +349,15 @@ func (w *specText) defaults(d *dotenv, image string) string {
 	return cmp.Or(user, "ubuntu")
 }
 
-func (w *specText) guests(d *dotenv, hosts []envHost) {
+func (w *specText) guests(d *dotenv, hosts []envHost, f *found) {
 	w.off = true
 	w.put(0, true, "guests:", "")
+	there := map[string]bool{}
+	for _, h := range f.list() {
+		for _, g := range h.Guests {
+			there[g.Title] = true
+		}
+	}
 	names, from := d.values["VM_NAME_TEMPLATE"], "VM_NAME_TEMPLATE"
 	if names == "" {
 		names, from = predecessorNames, "the predecessor's default"
@@ -338,6 +365,9 @@ func (w *specText) guests(d *dotenv, hosts []envHost) {
 	if len(hosts) == 0 {
 		hosts, names = []envHost{{name: "pve1"}}, predecessorNames
 		from = "fill in: guests; three with role server make a cluster"
+		if f != nil {
+			hosts[0].name = f.hosts[0].Name
+		}
 	}
 	seen := map[string]bool{}
 	for _, h := range hosts {
@@ -345,42 +375,90 @@ func (w *specText) guests(d *dotenv, hosts []envHost) {
 		if !spec.IsName(name) || seen[name] {
 			name, note = strings.ReplaceAll(predecessorNames, "{node}", h.name), "VM_NAME_TEMPLATE is of another form; fill in: a name"
 		}
+		if there[name] {
+			continue // and is to be adopted
+		}
 		seen[name] = true
 		w.put(1, true, word(name)+":", note)
 		w.put(2, true, "host: "+word(h.name), "")
-		_, note = ratio(d, h.key("CPU_RATIO"), "of the host's CPUs")
-		w.put(2, true, "cpus: 2", note)
-		percent, note := ratio(d, h.key("MEMORY_RATIO"), "of what the host has left")
-		w.put(2, true, "memory: "+cmp.Or(percent, "4GiB"), note)
+		w.shares(d, h, f.host(h.name))
 		w.put(2, true, "k3s: {role: server}", "")
 	}
+	w.foundGuests(f, seen)
 	w.off = false
 	w.WriteByte('\n')
 }
 
-// ratio is a share as the Spec has it, "" when it is not known.
-func ratio(d *dotenv, key, of string) (percent, note string) {
+// shares are a guest's CPUs and memory: numbers where the host was found.
+func (w *specText) shares(d *dotenv, e envHost, h *foundHost) {
+	share, note := ratio(d, e.key("CPU_RATIO"), "of the host's CPUs")
+	cpus := 2
+	if n := share.of(h.cpus()); n > 0 {
+		cpus, note = int(n), fmt.Sprintf("%s: %s of %d", e.key("CPU_RATIO"), share, h.cpus())
+	}
+	w.put(2, true, fmt.Sprintf("cpus: %d", cpus), note)
+	share, note = ratio(d, e.key("MEMORY_RATIO"), "of what the host has left")
+	memory := cmp.Or(share.String(), "4GiB")
+	if n := share.of(h.memory()/memoryStep) * memoryStep; n > 0 {
+		memory, note = spec.FormatSize(n), fmt.Sprintf("%s: %s of %s", e.key("MEMORY_RATIO"), share, human.Size(h.memory()))
+	}
+	w.put(2, true, "memory: "+memory, note)
+}
+
+// memoryStep is what a guest's memory is rounded down to.
+const memoryStep = 256 * spec.MiB
+
+// percent is a share; 0 is none.
+type percent int
+
+func (p percent) String() string {
+	if p == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(p)) + "%"
+}
+
+// of is that share of n, rounded down, but not to nothing.
+func (p percent) of(n int64) int64 {
+	if p == 0 || n <= 0 {
+		return 0
+	}
+	return max(1, n*int64(p)/100)
+}
+
+// ratio is a share as the Spec has it, 0 when it is not known.
+func ratio(d *dotenv, key, of string) (share percent, note string) {
 	text := d.values[key]
 	r, err := strconv.ParseFloat(text, 64)
 	if p := math.Round(r * 100); err == nil && p >= 1 && p <= 100 {
-		percent = strconv.Itoa(int(p)) + "%"
+		share = percent(p)
 	}
 	switch {
 	case text == "":
-		return "", "fill in"
-	case percent == "":
-		return "", key + " is of another form; fill in"
+		return 0, "fill in"
+	case share == 0:
+		return 0, key + " is of another form; fill in"
 	case strings.HasPrefix(key, "CPU"):
-		return percent, fmt.Sprintf("fill in: %s is %s %s", key, percent, of)
+		return share, fmt.Sprintf("fill in: %s is %s %s", key, share, of)
 	}
-	return percent, fmt.Sprintf("%s, %s", key, of)
+	return share, fmt.Sprintf("%s, %s", key, of)
 }
 
-func (w *specText) cluster(d *dotenv, user string) {
+func (w *specText) cluster(d *dotenv, user string, f *found) {
 	w.off = true
 	w.put(0, true, "k3s:", "")
 	w.put(1, true, "version: v1.35.0+k3s1", "fill in: the version; a join with another one is refused")
 	text := d.values["K3S_EXISTING_NODE_IP"]
+	if answers := f.answered(); len(answers) > 0 {
+		for _, a := range answers {
+			w.part(1, false, f.answering(a), "")
+		}
+		if text == "" {
+			w.put(1, true, "existing:", "to join that cluster; without it a new one is made")
+			w.put(2, true, "server: "+existingServer(user, answers[0].Address), "fill in: who may sudo there")
+			w.put(2, true, `hostKey: "ssh-ed25519 AAAA…"`, "fill in: its /etc/ssh/ssh_host_ed25519_key.pub")
+		}
+	}
 	if text == "" {
 		return
 	}
@@ -390,6 +468,6 @@ func (w *specText) cluster(d *dotenv, user string) {
 		return
 	}
 	w.put(1, true, "existing:", "the cluster that was made elsewhere")
-	w.put(2, true, "server: "+user+"@"+server.String(), "K3S_EXISTING_NODE_IP")
+	w.put(2, true, "server: "+existingServer(user, server), "K3S_EXISTING_NODE_IP")
 	w.put(2, true, `hostKey: "ssh-ed25519 AAAA…"`, "fill in: its /etc/ssh/ssh_host_ed25519_key.pub")
 }

@@ -24,7 +24,7 @@ func TestWhatAPredecessorsEnvFileBecomes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := startingSpec("home", parseDotenv(archive.Files[0].Data))
+		got := startingSpec("home", parseDotenv(archive.Files[0].Data), nil)
 		if *update {
 			archive.Files = append(archive.Files[:1], txtar.File{Name: "homelab.yaml", Data: got})
 			if err := os.WriteFile(file, txtar.Format(archive), 0o600); err != nil {
@@ -87,7 +87,7 @@ func FuzzDotenv(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		d := parseDotenv(data)
-		text := startingSpec("home", d)
+		text := startingSpec("home", d, nil)
 		if _, faults := spec.Parse("homelab.yaml", text); len(faults) > 0 {
 			t.Fatalf("%v\n%s", faults, text)
 		}
@@ -96,7 +96,7 @@ func FuzzDotenv(f *testing.F) {
 				d.values[key] = "another"
 			}
 		}
-		if string(startingSpec("home", d)) != string(text) {
+		if string(startingSpec("home", d, nil)) != string(text) {
 			t.Fatalf("it depends on a key that means nothing:\n%s", text)
 		}
 	})

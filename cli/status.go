@@ -8,6 +8,7 @@ import (
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/spf13/cobra"
 )
 
@@ -31,6 +32,8 @@ type statusDoc struct {
 	Cluster *clusterDoc `json:"cluster"`
 	// Paused is why all changes are paused; empty when they are not.
 	Paused string `json:"paused"`
+	// Ending are certificates that should have been renewed by now.
+	Ending []certDoc `json:"ending"`
 }
 
 func (a *app) statusCommand() *cobra.Command {
@@ -50,7 +53,7 @@ Exit code 0, whatever it shows; 1 when no controller answers.`,
 			doc := statusDoc{
 				Fleet: resp.GetFleet(), At: timeOrNull(timeOf(resp.GetAt())), Hosts: hostsJSON(resp.GetHosts()),
 				Guests: guestsJSON(resp.GetGuests()), Cluster: clusterJSON(resp),
-				Paused: resp.GetPaused(), Run: numberOrNull(resp.GetRun()),
+				Paused: resp.GetPaused(), Run: numberOrNull(resp.GetRun()), Ending: certJSON(resp.GetEnding()),
 			}
 			return a.print(doc, func() { a.showStatus(resp) })
 		},
@@ -84,7 +87,41 @@ func (a *app) showStatus(resp *controllerv1.StatusResponse) {
 		a.trouble("paused: "+withNext(resp.GetPaused(), "hlctl resume"), "")
 	}
 	a.showTroubles(resp)
+	a.showEnding(resp)
 	a.showFleet(resp)
+}
+
+// showEnding tells of certificates that should have been renewed, one line for each kind
+// of them, with what to do.
+func (a *app) showEnding(resp *controllerv1.StatusResponse) {
+	silent := map[string]bool{}
+	for _, h := range resp.GetHosts() {
+		silent[h.GetName()] = !answers(h)
+	}
+	kinds := []struct{ what, do string }{
+		{"CA ends", "hlctl trust rotate-ca"},
+		{"certificate of a person ends", renewHint},
+		{"certificate not renewed", "on the host: journalctl -u hl-agent -u hl-controller"},
+		{"certificate not renewed while off", "it is when the host is back; if it is gone for good: hlctl trust revoke agent@HOST"},
+	}
+	list := make([][]string, len(kinds))
+	for _, s := range resp.GetEnding() {
+		kind, name := 1, s.GetRole()+"@"+s.GetName()
+		switch role := s.GetRole(); {
+		case role == "root" || role == "issuing":
+			kind, name = 0, s.GetName()
+		case role == rpc.RoleAgent && silent[s.GetName()]:
+			kind = 3
+		case role == rpc.RoleAgent || role == rpc.RoleController:
+			kind = 2
+		}
+		list[kind] = append(list[kind], name+" "+day(timeOf(s.GetNotAfter()), false))
+	}
+	for i, kind := range kinds {
+		if len(list[i]) > 0 {
+			a.trouble(kind.what+": "+strings.Join(list[i], ", "), kind.do)
+		}
+	}
 }
 
 // trouble is one line of what is wrong, with more about it or what to do.

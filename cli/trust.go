@@ -30,13 +30,15 @@ type certDoc struct {
 	Revoked   *string `json:"revoked"`
 	How       string  `json:"how"`
 	SHA256    string  `json:"sha256"`
+	// Roots are those in force that it was seen to be below, by their sha256.
+	Roots []string `json:"roots"`
 }
 
 func certJSON(all []*controllerv1.CertificateStatus) []certDoc {
 	docs := []certDoc{}
 	for _, s := range all {
 		docs = append(docs, certDoc{
-			Serial: s.GetSerial(), Name: s.GetName(), Role: s.GetRole(), Issuer: s.GetIssuer(), How: s.GetHow(), SHA256: s.GetSha256(),
+			Serial: s.GetSerial(), Name: s.GetName(), Role: s.GetRole(), Issuer: s.GetIssuer(), How: s.GetHow(), SHA256: s.GetSha256(), Roots: append([]string{}, s.GetRoots()...),
 			NotBefore: timeOrNull(timeOf(s.GetNotBefore())), NotAfter: timeOrNull(timeOf(s.GetNotAfter())), Revoked: timeOrNull(timeOf(s.GetRevoked())),
 		})
 	}
@@ -64,7 +66,7 @@ by themselves at two thirds of their life.`,
 			return a.print(doc, func() { a.showTrust(resp) })
 		},
 	}
-	cmd.AddCommand(a.trustRevokeCommand(), a.trustRenewCommand(), a.rotateGossipCommand())
+	cmd.AddCommand(a.trustRevokeCommand(), a.trustRenewCommand(), a.rotateGossipCommand(), a.rotateCACommand())
 	return cmd
 }
 

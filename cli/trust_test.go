@@ -32,6 +32,10 @@ func trusting(f *fake) {
 		},
 		Revocations: 3,
 	}
+	f.status = &controllerv1.StatusResponse{Fleet: "home", Hosts: fleet().GetHosts(), Ending: []*controllerv1.CertificateStatus{
+		cert("root", "homelab CA of fleet home", "1a", 300*days, ""), cert("admin", "laptop", "2a", 10*days, "seen"),
+		cert("agent", "pve1", "2b", 10*days, ""), cert("agent", "pve3", "2d", -2*days, ""), cert("controller", "controller-1", "2e", 3*days, ""),
+	}}
 	f.tokens = []*controllerv1.TokenStatus{
 		{Id: "0123456789ac", Name: "pve3", Role: "agent", By: "admin@laptop", Created: at(0), Expires: at(15 * time.Minute), Addresses: []string{"192.0.2.3"}},
 		{Id: "0123456789ab", Name: "pve2", Role: "agent", By: "admin@laptop", Created: at(-time.Hour), Expires: at(-time.Minute), Used: at(-50 * time.Minute), Serial: "2c"},
@@ -76,7 +80,7 @@ func (f *fake) RevokeToken(_ context.Context, req *controllerv1.RevokeTokenReque
 func (f *fake) RevokeCertificate(_ context.Context, req *controllerv1.RevokeCertificateRequest) (*controllerv1.RevokeCertificateResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.revoked = append(f.revoked, req.GetHolder())
+	f.takenBack = append(f.takenBack, req.GetHolder())
 	if serials := f.revokes(req.GetHolder()); len(serials) > 0 {
 		return &controllerv1.RevokeCertificateResponse{Serials: serials, Number: 4}, nil
 	}
@@ -135,5 +139,99 @@ func TestAnAdminsCertificateIsMadeAnewWithTheRootsKey(t *testing.T) {
 	}
 	if got := r.run("trust"); got.code != 0 {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestHlctlSpeaksToNoControllerThatIsRevoked(t *testing.T) {
+	r := newRig(t)
+	list := func(number int64, serials ...string) *rpc.Revocations {
+		revoked := make(map[string]time.Time)
+		for _, s := range serials {
+			revoked[s] = time.Now()
+		}
+		l, err := r.ca.SignRevocations(number, revoked, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	cert, err := readCert(r.path("controller.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const kept = "revocations-homelab.pem"
+	r.revoked = list(3, "abc")
+	wants(t, r.run("version"), 0, "controller-1")
+	// It is kept over the end of hlctl, and never an older one.
+	r.revoked = list(2)
+	wants(t, r.run("version"), 0, "controller-1")
+	data, err := os.ReadFile(r.path(kept))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l, err := rpc.ParseRevocations(data); err != nil || l.Number() != 3 {
+		t.Errorf("list %d, %v", l.Number(), err)
+	}
+	// One that is on the list which it tells itself, and one that another told of.
+	r.revoked = list(4, rpc.Serial(cert))
+	wants(t, r.run("version"), 1, "was revoked")
+	r.revoked = nil
+	wants(t, r.run("version"), 1, "was revoked")
+	if err := os.Remove(r.path(kept)); err != nil {
+		t.Fatal(err)
+	}
+	// What cannot be kept holds for this command, and hinders none.
+	r.revoked = list(5, "abc")
+	if err := os.Mkdir(r.path(kept), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.run("version"); got.code != 1 || !strings.Contains(got.err, kept) {
+		t.Errorf("%+v", got)
+	}
+	other, err := rpc.NewCA("homelab", time.Hour, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.revoked, err = other.SignRevocations(9, nil, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(r.path(kept)); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, r.run("version"), 1, "list of revoked certificates")
+}
+
+func TestHlctlSaysThatItsOwnCertificateEndsSoon(t *testing.T) {
+	r := newRig(t)
+	const day = 24 * time.Hour
+	for name, c := range map[string]struct {
+		ago, life time.Duration
+		warned    bool
+	}{
+		"a year, 15 days left":   {350 * day, 365 * day, false},
+		"a year, 13 days left":   {352 * day, 365 * day, true},
+		"a day, 12 hours left":   {12 * time.Hour, day, false},
+		"three days, 2 hours ed": {70 * time.Hour, 3 * day, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root, err := rpc.NewCA("homelab", 20*365*day, time.Now().Add(-400*day))
+			if err != nil {
+				t.Fatal(err)
+			}
+			pair, err := root.Issue(rpc.Identity{Role: rpc.RoleAdmin, Name: "laptop"}, c.life, time.Now().Add(-c.ago))
+			if err == nil {
+				err = pair.Write(r.path("admin.pem"), r.path("admin.key"))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := r.run("version") // the controller does not know it, which is no matter here
+			if strings.Contains(got.err, "warning: the certificate of admin@laptop ends on") != c.warned {
+				t.Errorf("%+v", got)
+			}
+			if c.warned && (!strings.Contains(got.err, "hlctl trust renew") || !strings.Contains(got.err, "hl-controller issue-admin") || strings.Contains(got.out, "warning")) {
+				t.Errorf("%+v", got)
+			}
+		})
 	}
 }

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"github.com/homeiac/homelab/internal/durable"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -71,9 +73,15 @@ hl-controller issue-admin.`,
 
 // loadRoot reads the root, and asks for its passphrase when it has one.
 func (a *app) loadRoot(ctx context.Context, cert, key string) (*rpc.CA, error) {
+	ca, _, err := a.openRoot(ctx, cert, key)
+	return ca, err
+}
+
+// openRoot is loadRoot, and gives the passphrase; nil is none.
+func (a *app) openRoot(ctx context.Context, cert, key string) (*rpc.CA, []byte, error) {
 	ca, err := rpc.LoadCA(cert, key, nil)
 	if !errors.Is(err, rpc.ErrDenied) {
-		return ca, err
+		return ca, nil, err
 	}
 	fmt.Fprintf(a.errw, "Passphrase of %s: ", key)
 	var passphrase string
@@ -87,20 +95,18 @@ func (a *app) loadRoot(ctx context.Context, cert, key string) (*rpc.CA, error) {
 	}
 	fmt.Fprintln(a.errw)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return rpc.LoadCA(cert, key, []byte(passphrase))
+	ca, err = rpc.LoadCA(cert, key, []byte(passphrase))
+	return ca, []byte(passphrase), err
 }
 
 func (a *app) renewWith(ca *rpc.CA, id rpc.Identity, life time.Duration, c clientContext) error {
 	if id.Role != rpc.RoleAdmin && id.Role != rpc.RoleViewer {
 		return fmt.Errorf("role %q: this is for people, admin or viewer; hosts renew their certificates by themselves", id.Role)
 	}
-	// It may have been lost along with the certificate.
-	if _, err := os.Stat(c.CA); errors.Is(err, os.ErrNotExist) && ca.IsRoot() {
-		if err := os.WriteFile(c.CA, ca.Cert(), 0o600); err != nil {
-			return err
-		}
+	if err := trustRoot(c.CA, ca); err != nil {
+		return err
 	}
 	pair, err := ca.Issue(rpc.Identity{Role: id.Role, Name: id.Name}, life, time.Now())
 	if err != nil {
@@ -117,4 +123,27 @@ func (a *app) renewWith(ca *rpc.CA, id rpc.Identity, life time.Duration, c clien
 	return a.print(map[string]any{"cert": c.Cert, "key": c.Key, "notAfter": until}, func() {
 		fmt.Fprintf(a.out, "%s has a new certificate until %s: %s\n", id, day(creds.NotAfter(), false), c.Cert)
 	})
+}
+
+// trustRoot puts a root into the bundle of those that are trusted: it may have been lost
+// along with the certificate, or be of before the root changed.
+func trustRoot(bundle string, ca *rpc.CA) error {
+	if !ca.IsRoot() {
+		return nil
+	}
+	have, err := os.ReadFile(bundle)
+	if errors.Is(err, os.ErrNotExist) {
+		return os.WriteFile(bundle, ca.Cert(), 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	roots, err := rpc.ParseRoots(have, ca.Fleet())
+	if err != nil {
+		return fmt.Errorf("%s: %w", bundle, err)
+	}
+	if slices.ContainsFunc(roots, ca.Certificate().Equal) {
+		return nil
+	}
+	return durable.Write(bundle, rpc.EncodeBundle(rpc.BundleNumber(have), append(roots, ca.Certificate())))
 }

@@ -23,5 +23,16 @@ func IssueAdmin(cfg Config, name string, now time.Time) (*rpc.Pair, error) {
 	if issuing == nil {
 		return nil, rpc.Errorf(rpc.ErrUnsupported, "there is no issuing CA %s on this host; with the root's key: hlctl trust renew", cfg.IssuingCA)
 	}
+	bundle, err := creds.Roots()
+	if err != nil {
+		return nil, err
+	}
+	roots, err := rpc.ParseRoots(bundle, issuing.Fleet())
+	if err != nil {
+		return nil, err
+	}
+	if issuing = issuing.Below(roots); issuing == nil {
+		return nil, rpc.Errorf(rpc.ErrInvalid, "%s is below none of the roots in %s", cfg.IssuingCA, cfg.CA)
+	}
 	return issuing.Issue(rpc.Identity{Role: rpc.RoleAdmin, Name: name}, adminLife, now)
 }

@@ -23,7 +23,7 @@ func TestRootOnAControllersHostGetsAnAdminsCertificate(t *testing.T) {
 	if _, err := IssueAdmin(cfg, "me", time.Now()); !errors.Is(err, rpc.ErrUnsupported) {
 		t.Errorf("without an issuing CA: %v", err)
 	}
-	if err := c.issuing.Write(cfg.IssuingCA, cfg.IssuingKey); err != nil {
+	if err := c.issuing.whole().Write(cfg.IssuingCA, cfg.IssuingKey); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := IssueAdmin(cfg, "../me", time.Now()); !errors.Is(err, rpc.ErrInvalid) {

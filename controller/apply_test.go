@@ -72,6 +72,7 @@ func (f *fleet) up() *running {
 	c.pace = pace{
 		poll: 5 * time.Millisecond, gone: 2 * time.Second, busy: 50 * time.Millisecond, flight: 20 * time.Second,
 		ripen: 5 * time.Millisecond, slack: 20 * time.Millisecond, watch: usualPace.watch, look: usualPace.look, heal: usualPace.heal,
+		agree: usualPace.agree, below: usualPace.below,
 	}
 	if f.tune != nil {
 		f.tune(c)

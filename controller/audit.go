@@ -140,6 +140,16 @@ func askedFor(request any) (what string, on []string) {
 		return what, holders(who)
 	case *controllerv1.RevokeTokenRequest:
 		return "token " + word(req.GetId()), nil
+	case *controllerv1.OfferRootRequest:
+		return "a new root", nil
+	case *controllerv1.AddRootRequest:
+		return "root " + word(req.GetSha256()), nil
+	case *controllerv1.DropRootsRequest:
+		what = "no root but " + word(req.GetSha256())
+		if req.GetForce() {
+			what += ", whoever needs another"
+		}
+		return what, nil
 	case *controllerv1.RotateGossipRequest:
 		return "the gossip's key", nil
 	}

@@ -43,16 +43,17 @@ type Controller struct {
 	creds   *rpc.Credentials
 	fleet   string
 	signer  signer
-	issuing *rpc.CA // nil when there is none
+	issuing issuing
 	pusher  *pusher
 	seldom  seldom
-	// rotating is held by the one rotation of the gossip's keys.
-	rotating sync.Mutex
-	gossip   *gossip.Gossip // nil in tests that bring their own Peers
-	agents   *agents
-	seeing   *observer
-	pace     pace
-	track    *tracker
+	// rotating is held by the one rotation of the gossip's keys, and rooting by the one
+	// change of roots or issuing CAs.
+	rotating, rooting sync.Mutex
+	gossip            *gossip.Gossip // nil in tests that bring their own Peers
+	agents            *agents
+	seeing            *observer
+	pace              pace
+	track             *tracker
 	// make is plan.Make but in tests that bring a planner of their own.
 	make func(plan.Want, plan.Seen, time.Time) *homelabv1.Plan
 
@@ -66,6 +67,7 @@ type Controller struct {
 	address string // of the gRPC server, once it listens
 	enrolAt string // and of the one for those without a certificate
 	stored  map[string]store.Host
+	callers map[string]bool // whose certificates were remembered in this life
 	atWork  map[string]bool // guests that a run of this controller works on
 	listens chan struct{}
 }
@@ -102,19 +104,19 @@ func New(cfg Config, version string, log *slog.Logger) (*Controller, error) {
 	if err != nil {
 		return nil, err
 	}
-	issuing, err := loadIssuing(cfg, id.Fleet)
+	ca, err := loadIssuing(cfg, id.Fleet)
 	if err != nil {
 		return nil, err
 	}
 	c := newController(cfg, version, log, creds, key, g)
-	c.gossip, c.issuing = g, issuing
-	return c, nil
+	c.gossip = g
+	return c, c.setIssuing(ca)
 }
 
 func newController(cfg Config, version string, log *slog.Logger, creds *rpc.Credentials, key mark.Key, peers Peers) *Controller {
 	c := &Controller{
 		cfg: cfg, version: version, log: log, now: time.Now, creds: creds, fleet: creds.Identity().Fleet,
-		pace: usualPace, listens: make(chan struct{}), stored: make(map[string]store.Host),
+		pace: usualPace, listens: make(chan struct{}), stored: make(map[string]store.Host), callers: make(map[string]bool),
 		atWork: make(map[string]bool), make: plan.Make, track: newTracker(),
 	}
 	c.signer = signer{fleet: c.fleet, key: key}

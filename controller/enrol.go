@@ -33,7 +33,7 @@ type enrolService struct {
 // listenEnrol opens the port of its own for that; nil when this controller cannot
 // issue anything.
 func (c *Controller) listenEnrol(ctx context.Context) (*rpc.Server, error) {
-	if c.issuing == nil {
+	if c.issuing.inUse() == nil {
 		return nil, nil
 	}
 	limits := &limiter{now: c.now}
@@ -144,7 +144,8 @@ func (c *Controller) sign(key crypto.PublicKey, id rpc.Identity, addresses []str
 		}
 		ips = append(ips, ip)
 	}
-	cert, err := c.issuing.Sign(key, id, ips, c.cfg.CertificateLife, c.now())
+	ca := c.issuing.inUse()
+	cert, err := ca.Sign(key, id, ips, c.cfg.CertificateLife, c.now())
 	if err != nil {
 		return nil, store.Issued{}, err
 	}
@@ -153,11 +154,14 @@ func (c *Controller) sign(key crypto.PublicKey, id rpc.Identity, addresses []str
 	if err != nil {
 		return nil, store.Issued{}, fmt.Errorf("read what was signed: %w", err)
 	}
-	return cert, issuedOf(leaf, id, how), nil
+	return cert, c.issuedOf(append([]*x509.Certificate{leaf}, ca.Certificates()...), id, how), nil
 }
 
-func issuedOf(cert *x509.Certificate, id rpc.Identity, how string) store.Issued {
+// issuedOf is what is remembered of a certificate, with those that are shown after it.
+func (c *Controller) issuedOf(shown []*x509.Certificate, id rpc.Identity, how string) store.Issued {
+	cert := shown[0]
 	return store.Issued{
+		Roots:  c.creds.RootsAbove(shown),
 		Serial: rpc.Serial(cert), Name: id.Name, Role: id.Role, Issuer: cert.Issuer.CommonName,
 		NotBefore: cert.NotBefore.UTC(), NotAfter: cert.NotAfter.UTC(), How: how,
 	}
@@ -172,7 +176,11 @@ func (s *enrolService) Renew(ctx context.Context, _ *trustv1.RenewRequest) (*tru
 		err = rpc.Errorf(rpc.ErrDenied, "%s is a person's certificate and not renewed here; make another with: hlctl trust renew", id)
 	}
 	if err != nil {
-		c.refused(refusal{source: rpc.Source(ctx), call: "Renew", who: id.String(), reason: err.Error()})
+		r := refusal{source: rpc.Source(ctx), call: "Renew", reason: err.Error()}
+		if id.Name != "" {
+			r.who = id.String() // else what was shown is nobody's
+		}
+		c.refused(r)
 		return nil, err
 	}
 	var addresses []string
@@ -204,7 +212,10 @@ func (s *enrolService) Renew(ctx context.Context, _ *trustv1.RenewRequest) (*tru
 }
 
 // renewOwn renews this controller's own certificate.
-func (c *Controller) renewOwn(ctx context.Context) error {
+func (c *Controller) renewOwn(ctx context.Context) error { return c.renewOwnBelow(ctx, nil) }
+
+// renewOwnBelow does so together with another bundle of roots; nil is the one we have.
+func (c *Controller) renewOwnBelow(ctx context.Context, bundle []byte) error {
 	leaf := c.creds.Leaf()
 	var addresses []string
 	for _, ip := range leaf.IPAddresses {
@@ -217,7 +228,8 @@ func (c *Controller) renewOwn(ctx context.Context) error {
 	if err := c.store.PutIssued(ctx, given); err != nil {
 		return err
 	}
-	return c.creds.SetCertificate(cert)
+	_, err = c.creds.Adopt(cert, bundle)
+	return err
 }
 
 // seeds are gossip addresses for somebody new: ours.

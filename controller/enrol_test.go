@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -360,5 +361,31 @@ func TestARefusalIsLoggedOnceAMinuteWithACount(t *testing.T) {
 	}
 	if len(s.seen) > maxSources {
 		t.Errorf("%d are kept", len(s.seen))
+	}
+}
+
+func TestATokenForAControllerIsForStoresThatAreShared(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.enrolling(&clock{t: time.Now()})
+	c := f.up()
+	if _, err := c.client.CreateToken(t.Context(), &controllerv1.CreateTokenRequest{Name: "c2", Role: rpc.RoleController}); !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "etcd.endpoints") {
+		t.Error(err)
+	}
+	token := c.token(t, &controllerv1.CreateTokenRequest{Name: "pve7"}).GetToken()
+	dir := t.TempDir()
+	e := Enrolment{Controller: "127.0.0.1:1", Token: token, Config: filepath.Join(dir, "c.yaml"), State: dir, Out: io.Discard}
+	if err := Enrol(t.Context(), e); !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "agent@pve7") {
+		t.Error(err)
+	}
+	id := rpc.Identity{Fleet: fleetName, Role: rpc.RoleController, Name: "c2"}
+	mine := must(rpc.NewToken(id, strings.Repeat("00", 32)))
+	e.Token = mine.Text()
+	if err := Enrol(t.Context(), e); !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "--etcd-endpoints") {
+		t.Error(err)
+	}
+	// Without the keys that nobody gives it, it does not even ask.
+	e.Endpoints = []string{"https://192.0.2.1:2379"}
+	if err := Enrol(t.Context(), e); !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "fleet.key") {
+		t.Error(err)
 	}
 }

@@ -108,8 +108,13 @@ func (f *fleet) issue(role, name string) {
 	}
 }
 
+// creds are those of a name, with a bundle of roots of its own if it has one.
 func (f *fleet) creds(name string) *rpc.Credentials {
-	c, err := rpc.LoadTLS(filepath.Join(f.dir, "ca.pem"), filepath.Join(f.dir, name+".pem"), filepath.Join(f.dir, name+".key"))
+	ca := filepath.Join(f.dir, name+".roots")
+	if _, err := os.Stat(ca); err != nil {
+		ca = filepath.Join(f.dir, "ca.pem")
+	}
+	c, err := rpc.LoadTLS(ca, filepath.Join(f.dir, name+".pem"), filepath.Join(f.dir, name+".key"))
 	if err != nil {
 		f.t.Fatal(err)
 	}

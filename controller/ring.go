@@ -24,14 +24,10 @@ const (
 	maxRing = 4
 )
 
-// sealRing encrypts the gossip's keys for the store, with a key that every controller
-// derives from the fleet's: the store alone must let nobody in.
-func sealRing(fleet mark.Key, keys [][]byte) ([]byte, error) {
-	plain, err := json.Marshal(keys)
-	if err != nil {
-		return nil, err
-	}
-	aead, err := ringCipher(fleet)
+// seal encrypts what the store keeps, with a key that every controller derives from the
+// fleet's for that purpose: the store alone must let nobody in.
+func seal(fleet mark.Key, purpose string, plain []byte) ([]byte, error) {
+	aead, err := sealer(fleet, purpose)
 	if err != nil {
 		return nil, err
 	}
@@ -40,31 +36,50 @@ func sealRing(fleet mark.Key, keys [][]byte) ([]byte, error) {
 	return aead.Seal(nonce, nonce, plain, nil), nil
 }
 
-func openRing(fleet mark.Key, sealed []byte) ([][]byte, error) {
-	aead, err := ringCipher(fleet)
+func unseal(fleet mark.Key, purpose string, sealed []byte) ([]byte, error) {
+	aead, err := sealer(fleet, purpose)
 	if err != nil {
 		return nil, err
 	}
 	if len(sealed) < aead.NonceSize() {
-		return nil, rpc.Errorf(rpc.ErrInvalid, "gossip keys in the store: cut short")
+		return nil, rpc.Errorf(rpc.ErrInvalid, "%s in the store: cut short", purpose)
 	}
 	plain, err := aead.Open(nil, sealed[:aead.NonceSize()], sealed[aead.NonceSize():], nil)
 	if err != nil {
-		return nil, rpc.Errorf(rpc.ErrInvalid, "gossip keys in the store: not sealed with this fleet's key")
+		return nil, rpc.Errorf(rpc.ErrInvalid, "%s in the store: not sealed with this fleet's key", purpose)
+	}
+	return plain, nil
+}
+
+func sealer(fleet mark.Key, purpose string) (cipher.AEAD, error) {
+	block, err := aes.NewCipher(fleet.Derive(purpose))
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(block)
+}
+
+// ringPurpose derives the key that the gossip's keys are sealed with.
+const ringPurpose = "gossip ring"
+
+func sealRing(fleet mark.Key, keys [][]byte) ([]byte, error) {
+	plain, err := json.Marshal(keys)
+	if err != nil {
+		return nil, err
+	}
+	return seal(fleet, ringPurpose, plain)
+}
+
+func openRing(fleet mark.Key, sealed []byte) ([][]byte, error) {
+	plain, err := unseal(fleet, ringPurpose, sealed)
+	if err != nil {
+		return nil, err
 	}
 	var keys [][]byte
 	if err := json.Unmarshal(plain, &keys); err != nil {
 		return nil, fmt.Errorf("gossip keys in the store: %w", err)
 	}
 	return keys, gossip.CheckKeys(keys)
-}
-
-func ringCipher(fleet mark.Key) (cipher.AEAD, error) {
-	block, err := aes.NewCipher(fleet.Derive("gossip ring"))
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCM(block)
 }
 
 // syncRing makes our gossip keys those in the store, when there are any.

@@ -186,7 +186,13 @@ func (s *service) Kubeconfig(ctx context.Context, _ *controllerv1.KubeconfigRequ
 	return nil, err
 }
 
-// Version tells the controller's version.
-func (s *service) Version(context.Context, *controllerv1.VersionRequest) (*controllerv1.VersionResponse, error) {
-	return &controllerv1.VersionResponse{Version: s.c.version, Name: s.c.cfg.Name}, nil
+// Version tells the controller's version: what every hlctl asks first.
+func (s *service) Version(ctx context.Context, req *controllerv1.VersionRequest) (*controllerv1.VersionResponse, error) {
+	c := s.c
+	c.noteCaller(ctx)
+	resp := &controllerv1.VersionResponse{Version: c.version, Name: c.cfg.Name}
+	if list := c.creds.Revocations(); list.Number() > req.GetRevocations() {
+		resp.Revocations = list.PEM()
+	}
+	return resp, nil
 }

@@ -30,7 +30,11 @@ func (c *Controller) status(ctx context.Context, fresh, looks bool) (*controller
 	if err != nil {
 		return nil, err
 	}
-	resp := &controllerv1.StatusResponse{Run: run, Paused: paused}
+	ending, err := c.ending(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &controllerv1.StatusResponse{Run: run, Paused: paused, Ending: ending}
 	fresh = fresh || c.seeing.unasked()
 	if sp == nil {
 		// Before the first Spec there are only the agents in the gossip.

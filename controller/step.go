@@ -38,11 +38,15 @@ type pace struct {
 	// guests are looked into then while all are well, and heal how long the
 	// controller does nothing by itself after a run of its own that failed.
 	watch, look, heal time.Duration
+	// agree is how long each step of a change of roots waits for all controllers, and
+	// below how long for certificates below a new one.
+	agree, below time.Duration
 }
 
 var usualPace = pace{
 	poll: time.Second, gone: 20 * time.Second, busy: time.Minute, lock: 15 * time.Second, flight: 45 * time.Minute,
 	ripen: 5 * time.Second, slack: ripeSlack, watch: 10 * time.Second, look: 30 * time.Second, heal: time.Minute,
+	agree: 5 * time.Second, below: 15 * time.Second,
 }
 
 // limit is longer than the agents' own deadlines, which end a step with a

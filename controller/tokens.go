@@ -4,12 +4,12 @@ import (
 	"cmp"
 	"context"
 	"crypto/x509"
-	"encoding/pem"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/homeiac/homelab/controller/store"
@@ -34,7 +34,7 @@ func (s *service) CreateToken(ctx context.Context, req *controllerv1.CreateToken
 	if err != nil {
 		return nil, err
 	}
-	if c.issuing == nil {
+	if c.issuing.inUse() == nil {
 		return nil, rpc.Errorf(rpc.ErrUnsupported, "this controller has no issuing CA, and nobody can enrol with it")
 	}
 	id := rpc.Identity{Fleet: c.fleet, Role: cmp.Or(req.GetRole(), rpc.RoleAgent), Name: req.GetName()}
@@ -105,8 +105,9 @@ func (c *Controller) ownRoot() (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, root := range roots {
-		if c.issuing.SignedBy(root) {
+	// The latest: the others may be gone when the token is used.
+	for _, root := range slices.Backward(roots) {
+		if c.issuing.inUse().Certificate().CheckSignatureFrom(root) == nil {
 			return root, nil
 		}
 	}
@@ -191,25 +192,32 @@ func (s *service) Trust(ctx context.Context, _ *controllerv1.TrustRequest) (*con
 	for _, root := range roots {
 		add(&resp.Authorities, authorityStatus(root, "root"))
 	}
-	if c.issuing != nil {
-		block, _ := pem.Decode(c.issuing.Cert())
-		ca, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
+	if ca := c.issuing.inUse(); ca != nil {
+		for _, cert := range ca.Certificates() {
+			add(&resp.Authorities, authorityStatus(cert, "issuing"))
 		}
-		add(&resp.Authorities, authorityStatus(ca, "issuing"))
 	}
 	issued, err := c.issued(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, i := range issued {
-		add(&resp.Certificates, &controllerv1.CertificateStatus{
-			Serial: i.Serial, Name: i.Name, Role: i.Role, Issuer: i.Issuer, How: i.How,
-			NotBefore: timestamppb.New(i.NotBefore), NotAfter: timestamppb.New(i.NotAfter),
-		})
+		add(&resp.Certificates, certificateStatus(i, roots))
 	}
 	return resp, nil
+}
+
+func certificateStatus(i store.Issued, roots []*x509.Certificate) *controllerv1.CertificateStatus {
+	s := &controllerv1.CertificateStatus{
+		Serial: i.Serial, Name: i.Name, Role: i.Role, Issuer: i.Issuer, How: i.How,
+		NotBefore: timestamppb.New(i.NotBefore), NotAfter: timestamppb.New(i.NotAfter),
+	}
+	for _, root := range roots {
+		if slices.Contains(i.Roots, rpc.RootHash(root)) {
+			s.Roots = append(s.Roots, rpc.RootHash(root))
+		}
+	}
+	return s
 }
 
 func authorityStatus(ca *x509.Certificate, role string) *controllerv1.CertificateStatus {
@@ -222,19 +230,48 @@ func authorityStatus(ca *x509.Certificate, role string) *controllerv1.Certificat
 // noteSeen remembers the certificates of the caller and of this controller, which
 // may have come from the root.
 func (c *Controller) noteSeen(ctx context.Context) error {
-	own := c.creds.Leaf()
-	if err := c.store.PutIssued(ctx, issuedOf(own, c.creds.Identity(), "own")); err != nil {
+	if err := c.store.PutIssued(ctx, c.issuedOf(c.creds.Shown(), c.creds.Identity(), "own")); err != nil {
 		return err
 	}
-	cert := rpc.PeerCertificate(ctx)
-	if cert == nil {
+	p, ok := peer.FromContext(ctx)
+	if !ok || rpc.CertificateOf(p) == nil {
 		return nil // a call within the process
 	}
 	id, err := rpc.PeerIdentity(ctx)
 	if err != nil {
 		return err
 	}
-	return c.store.PutIssued(ctx, issuedOf(cert, id, "seen"))
+	return c.store.PutIssued(ctx, c.issuedOf(rpc.ShownBy(p), id, "seen"))
+}
+
+// noteCaller remembers a caller's certificate, once, and waits for nothing: the caller
+// wants something else.
+func (c *Controller) noteCaller(ctx context.Context) {
+	p, ok := peer.FromContext(ctx)
+	if !ok || rpc.CertificateOf(p) == nil {
+		return
+	}
+	id, err := rpc.PeerIdentity(ctx)
+	if err != nil {
+		return
+	}
+	seen := c.issuedOf(rpc.ShownBy(p), id, "seen")
+	key := seen.Serial + " " + strings.Join(seen.Roots, " ")
+	c.mu.Lock()
+	known := c.callers[key]
+	c.callers[key] = true
+	c.mu.Unlock()
+	if known {
+		return
+	}
+	c.runs.Go(func() {
+		if err := c.store.PutIssued(c.life, seen); err != nil {
+			c.log.Debug("caller not remembered", "error", err)
+			c.mu.Lock()
+			delete(c.callers, key)
+			c.mu.Unlock()
+		}
+	})
 }
 
 // issued are the certificates that are remembered, by role and name, the latest

@@ -86,12 +86,13 @@ func (c *Controller) revoke(ctx context.Context, serials ...string) ([]string, e
 	for _, s := range serials {
 		more[s] = c.now().UTC().Truncate(time.Second)
 	}
-	return c.extend(ctx, more, 0)
+	return c.extend(ctx, more, -1)
 }
 
 // extend is revoke with the times, and a number that the list must exceed.
 func (c *Controller) extend(ctx context.Context, more map[string]time.Time, above int64) ([]string, error) {
-	if c.issuing == nil {
+	ca := c.issuing.inUse()
+	if ca == nil {
 		return nil, rpc.Errorf(rpc.ErrUnsupported, "this controller has no issuing CA, and cannot sign a list of revoked certificates")
 	}
 	for range revocationAttempts {
@@ -115,10 +116,10 @@ func (c *Controller) extend(ctx context.Context, more map[string]time.Time, abov
 		}
 		slices.Sort(added)
 		number := max(mine.Number(), stored.Number(), above)
-		if len(added) == 0 && number == stored.Number() && number == mine.Number() {
+		if len(added) == 0 && number == stored.Number() && number == mine.Number() && above < number {
 			return nil, nil
 		}
-		list, err := c.issuing.SignRevocations(number+1, all, c.now())
+		list, err := ca.SignRevocations(number+1, all, c.now())
 		if err != nil {
 			return nil, err
 		}
@@ -178,6 +179,9 @@ func (c *Controller) learn(ctx context.Context, text []byte) error {
 // both lists: the store may be new, or another controller's word.
 func (c *Controller) syncTrust(ctx context.Context) error {
 	if err := c.syncRing(ctx); err != nil {
+		return err
+	}
+	if err := c.syncRoots(ctx); err != nil {
 		return err
 	}
 	for range revocationAttempts {

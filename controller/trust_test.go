@@ -21,6 +21,9 @@ import (
 
 // SetTrust is what an agent does with the list; it keeps it over a restart.
 func (a *fakeAgent) SetTrust(_ context.Context, req *agentv1.SetTrustRequest) (*agentv1.SetTrustResponse, error) {
+	if err := a.follow(req.GetTrust()); err != nil {
+		return nil, err
+	}
 	if list := req.GetTrust().GetRevocations(); len(list) > 0 {
 		if _, err := a.creds.Revoke(list); err != nil && !errors.Is(err, rpc.ErrRefused) {
 			return nil, err
@@ -46,8 +49,14 @@ func (f *fleet) revoking() {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	f.tune = func(c *Controller) { c.issuing = issuing }
+	f.tune = func(c *Controller) { c.useIssuing(issuing) }
 	f.told = make(chan string, 1000)
+}
+
+func (c *Controller) useIssuing(ca *rpc.CA) {
+	if err := c.setIssuing(ca); err != nil {
+		panic(err)
+	}
 }
 
 // serial is that of a certificate of the fleet.

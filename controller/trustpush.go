@@ -238,8 +238,8 @@ func (p *pusher) tell(ctx context.Context, host, address string, t *trustv1.Trus
 		return err
 	}
 	// Certificates that the root or a lost store gave are known from here on.
-	if cert := rpc.CertificateOf(&far); cert != nil {
-		if err := p.c.store.PutIssued(ctx, issuedOf(cert, rpc.Identity{Role: rpc.RoleAgent, Name: host}, "seen")); err != nil {
+	if shown := rpc.ShownBy(&far); len(shown) > 0 {
+		if err := p.c.store.PutIssued(ctx, p.c.issuedOf(shown, rpc.Identity{Role: rpc.RoleAgent, Name: host}, "seen")); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"text/template"
 	"time"
 
@@ -54,13 +55,14 @@ func (l *Lab) lay(now time.Time) error {
 	if err := writeFile(l.path("files", "k3s"), k3s.StandInBinary(l.K3sVersion), 0o755); err != nil {
 		return err
 	}
-	for i, name := range l.HostNames() {
-		if err := l.layHost(i+1, name, now); err != nil {
+	// Controllers first: a host that is added gets what they go by now.
+	for i, name := range l.controllerNames() {
+		if err := l.layController(i+1, name); err != nil {
 			return fmt.Errorf("lay out %s: %w", name, err)
 		}
 	}
-	for i, name := range l.controllerNames() {
-		if err := l.layController(i+1, name); err != nil {
+	for i, name := range l.HostNames() {
+		if err := l.layHost(i+1, name, now); err != nil {
 			return fmt.Errorf("lay out %s: %w", name, err)
 		}
 	}
@@ -106,6 +108,9 @@ func (l *Lab) layHost(i int, name string, now time.Time) error {
 	if err := h.Update(func(c *pve.HostConfig) { c.QMCost, c.Binary = l.QMCost, l.bin+"/hl-lab" }); err != nil {
 		return err
 	}
+	if err := l.copyTrust(filepath.Dir(l.controllerConfig(l.controllerNames()[0])), filepath.Dir(l.agentConfig(name))); err != nil {
+		return err
+	}
 	return l.writeConfig(agentConfigText, l.agentConfig(name), daemonConfig{
 		Lab: l, Name: name, Address: l.hostAddress(i), Port: agentPort, State: l.hostDir(name) + "/agent/state",
 		Root: h.Root(), Clock: l.clockFile(name),
@@ -113,6 +118,9 @@ func (l *Lab) layHost(i int, name string, now time.Time) error {
 }
 
 func (l *Lab) layController(i int, name string) error {
+	if err := l.copyTrust(l.path("pki"), filepath.Dir(l.controllerConfig(name))); err != nil {
+		return err
+	}
 	return l.writeConfig(controllerConfigText, l.controllerConfig(name), daemonConfig{
 		Lab: l, Name: name, Address: l.controllerAddress(i), Port: controllerPort,
 		State: l.path("controllers", name, "state"), SharedStore: l.Controllers > 1,
@@ -151,10 +159,10 @@ advertise: {{.Address}}
 port: {{.Port}}
 gossipPort: {{.GossipPort}}
 seeds: [{{range $i, $s := .Seeds}}{{if $i}}, {{end}}"{{$s}}"{{end}}]
-ca: {{.Lab.Dir}}/pki/ca.pem
+ca: ca.pem
 cert: {{.Lab.Dir}}/pki/{{.Name}}.pem
 key: {{.Lab.Dir}}/pki/{{.Name}}.key
-gossipKeys: {{.Lab.Dir}}/pki/gossip.keys
+gossipKeys: gossip.keys
 state: {{.State}}
 `
 
@@ -180,7 +188,7 @@ etcd:
 contexts:
   lab:
     controllers: [{{range $i, $c := .Controllers}}{{if $i}}, {{end}}"{{$c}}"{{end}}]
-    ca: {{.Dir}}/pki/ca.pem
+    ca: {{.Dir}}/pki/trusted.pem
     cert: {{.Dir}}/pki/admin.pem
     key: {{.Dir}}/pki/admin.key
 `))

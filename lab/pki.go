@@ -59,7 +59,27 @@ func (l *Lab) makeTrust(now time.Time) error {
 			return err
 		}
 	}
+	// The admin's own: which roots are trusted changes, and the root does not.
+	if err := copyNew(l.path("pki", "ca.pem"), l.path("pki", "trusted.pem")); err != nil {
+		return err
+	}
 	return l.makeSSHKey()
+}
+
+// copyTrust gives a daemon files of its own with the roots and the gossip's keys: what
+// one is told, another that is off must not know.
+func (l *Lab) copyTrust(from, to string) error {
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	return errors.Join(
+		copyNew(filepath.Join(from, "ca.pem"), filepath.Join(to, "ca.pem")),
+		copyNew(filepath.Join(from, "gossip.keys"), filepath.Join(to, "gossip.keys")),
+	)
+}
+
+func copyNew(from, to string) error {
+	return writeNew(to, 0o600, func() ([]byte, error) { return os.ReadFile(from) })
 }
 
 func (l *Lab) loadOrMakeCA(now time.Time) (*rpc.CA, error) {

@@ -225,7 +225,7 @@ func (l *Lab) awaitReady(ctx context.Context) error {
 
 func (l *Lab) askReady(ctx context.Context, endpoint string) error {
 	cert, key := l.certFiles("admin")
-	creds, err := rpc.LoadTLS(l.path("pki", "ca.pem"), cert, key)
+	creds, err := rpc.LoadTLS(l.path("pki", "trusted.pem"), cert, key)
 	if err != nil {
 		return err
 	}

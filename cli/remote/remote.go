@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/crypto/ssh"
 
@@ -131,15 +133,23 @@ func (e *ExitError) Error() string {
 	return text
 }
 
-// tail gives the last lines that are not empty, on one line.
+// tail gives the last lines that are not empty, on one line. A host says what it likes:
+// nothing in it is obeyed by the terminal on which it is shown.
 func tail(text string) string {
 	var lines []string
 	for l := range strings.Lines(text) {
 		if l = strings.TrimSpace(l); l != "" {
-			lines = append(lines, l[:min(len(l), toldLine)])
+			lines = append(lines, strings.Map(shown, l[:min(len(l), toldLine)]))
 		}
 	}
 	return strings.Join(lines[max(0, len(lines)-toldLines):], " | ")
+}
+
+func shown(r rune) rune {
+	if unicode.IsPrint(r) && r != utf8.RuneError {
+		return r
+	}
+	return '?'
 }
 
 // Run runs a program as root and gives what it printed, 4 MiB at most. Each argument

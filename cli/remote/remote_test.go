@@ -475,3 +475,10 @@ func TestAHostThatSaysNothingDoesNotHoldUsUp(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestAnErrorHoldsNothingThatATerminalObeys(t *testing.T) {
+	err := &ExitError{Program: "dpkg -i", Code: 1, Stderr: "gone\n\nfirst\nzweitens: für\x1b]0;x\a\n\xff\u202e\tlast\n"}
+	if got, want := err.Error(), "dpkg -i: exit 1: first | zweitens: für?]0;x? | ???last"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

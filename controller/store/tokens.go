@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -54,6 +55,9 @@ type Issued struct {
 	NotAfter  time.Time `json:"notAfter"`
 	// How it came to be known, for people.
 	How string `json:"how"`
+	// Roots are those that it was seen to be below, or was given to be, by their hashes;
+	// none when that was not looked at.
+	Roots []string `json:"roots,omitempty"`
 }
 
 // PutToken remembers a new token.
@@ -129,14 +133,36 @@ func (s *Store) DropToken(ctx context.Context, id string) error {
 	return err
 }
 
-// PutIssued remembers a certificate, unless it is remembered already.
+// PutIssued remembers a certificate. Of one that is remembered already nothing changes
+// but that it is below more roots.
 func (s *Store) PutIssued(ctx context.Context, i Issued) error {
-	data, err := json.Marshal(i)
-	if err != nil {
-		return fmt.Errorf("store: %w", err)
+	key := issuedPrefix + i.Serial
+	for range 3 {
+		old, err := s.get(ctx, key)
+		if err != nil {
+			return err
+		}
+		if old.rev != 0 {
+			was := Issued{}
+			if err := json.Unmarshal(old.data, &was); err != nil {
+				return fmt.Errorf("store: %s: %w", key, err)
+			}
+			more := slices.DeleteFunc(slices.Clone(i.Roots), func(r string) bool { return slices.Contains(was.Roots, r) })
+			if len(more) == 0 {
+				return nil
+			}
+			was.Roots = append(was.Roots, more...)
+			i = was
+		}
+		data, err := json.Marshal(i)
+		if err != nil {
+			return fmt.Errorf("store: %w", err)
+		}
+		if ok, err := s.commit(ctx, "write a certificate", []clientv3.Cmp{s.unchanged(old)}, s.put(key, data)); ok || err != nil {
+			return err
+		}
 	}
-	_, err = s.commit(ctx, "write a certificate", []clientv3.Cmp{s.unchanged(value{key: issuedPrefix + i.Serial})}, s.put(issuedPrefix+i.Serial, data))
-	return err
+	return nil // others know it too
 }
 
 // DropIssued forgets a certificate.

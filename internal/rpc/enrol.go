@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -135,12 +136,17 @@ func (c *gated) Close() error {
 }
 
 // enrolConfig asks for a certificate and takes any or none. The roots go along, so
-// that who has nothing but a root's hash can find it.
+// that who has nothing but a root's hash can find it, and certificates of our CA below
+// older roots, for who knows no other.
 func (c *Credentials) enrolConfig() *tls.Config {
 	l := c.current()
 	cfg := c.config(l)
 	pair := l.pair
-	pair.Certificate = append(pair.Certificate[:len(pair.Certificate):len(pair.Certificate)], l.roots...)
+	pair.Certificate = slices.Clip(pair.Certificate)
+	for _, ca := range c.known() {
+		pair.Certificate = append(pair.Certificate, ca.Raw)
+	}
+	pair.Certificate = append(pair.Certificate, l.roots...)
 	cfg.Certificates = []tls.Certificate{pair}
 	cfg.ClientAuth = tls.RequestClientCert
 	return cfg
@@ -163,7 +169,7 @@ func (s *enrolServerCreds) Clone() credentials.TransportCredentials {
 // Lapsed is who makes a call by the certificate that was shown, which may have
 // expired up to forgive ago, and for that call only. The handshake has proved that
 // the caller has its key. All else is as for any other call: it must be below a root
-// of the fleet, and not be revoked.
+// of the fleet, and not be revoked. For the way to the root see SetBetween.
 func (c *Credentials) Lapsed(ctx context.Context, forgive time.Duration) (*x509.Certificate, Identity, error) {
 	var shown []*x509.Certificate
 	if p, ok := peer.FromContext(ctx); ok {
@@ -182,26 +188,25 @@ func (c *Credentials) Lapsed(ctx context.Context, forgive time.Duration) (*x509.
 		}
 		now = leaf.NotAfter
 	}
-	above := x509.NewCertPool()
-	for _, ca := range shown[1:] {
-		above.AddCert(ca)
-	}
 	l := c.current()
-	chains, err := leaf.Verify(x509.VerifyOptions{
-		Roots: l.pool, Intermediates: above, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	})
+	between := append(shown[1:len(shown):len(shown)], c.known()...)
+	chain, err := chainTo(leaf, between, l.pool, now, x509.ExtKeyUsageClientAuth)
+	if err != nil && now.Equal(leaf.NotAfter) {
+		// The root, and with it what our CAs have of it, may be younger than its end.
+		chain, err = chainOfLapsed(leaf, between, l.pool, c.Now())
+	}
 	if err != nil {
 		return nil, Identity{}, Errorf(ErrDenied, "the certificate that was shown is not of this fleet: %w", err)
 	}
-	err = checkChain(chains[0], l.id.Fleet)
+	err = checkChain(chain, l.id.Fleet)
 	if err == nil {
-		err = c.revokedIn(chains[0])
+		err = c.revokedIn(chain)
 	}
+	id, _ := identityOf(leaf) // checkChain has looked
 	if err != nil {
-		return nil, Identity{}, Errorf(ErrDenied, "%w", err)
+		return nil, id, Errorf(ErrDenied, "%w", err)
 	}
-	id, err := identityOf(leaf)
-	return leaf, id, err
+	return leaf, id, nil
 }
 
 // enrolTimeout bounds an enrolment.

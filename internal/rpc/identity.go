@@ -130,3 +130,6 @@ func CertificateOf(p *peer.Peer) *x509.Certificate {
 	}
 	return nil
 }
+
+// ShownBy are the certificates that a peer has shown, its own first.
+func ShownBy(p *peer.Peer) []*x509.Certificate { return shownOf(p.AuthInfo) }

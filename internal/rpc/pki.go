@@ -31,6 +31,9 @@ const backdate = time.Hour
 type CA struct {
 	cert *x509.Certificate
 	key  crypto.Signer
+	// also are certificates of the same key and name below other roots: an issuing CA
+	// keeps both while a new root takes an old one's place.
+	also []*x509.Certificate
 }
 
 // Pair is a certificate and its private key, both PEM. After the certificate comes
@@ -123,7 +126,17 @@ func LoadCA(certFile, keyFile string, passphrase []byte) (*CA, error) {
 	if !ok || !pair.Leaf.IsCA || len(pair.Leaf.Subject.Organization) != 1 {
 		return nil, Errorf(ErrInvalid, "%s is not a CA of ours", certFile)
 	}
-	return &CA{cert: pair.Leaf, key: key}, nil
+	ca := &CA{cert: pair.Leaf, key: key}
+	for _, der := range pair.Certificate[1:] {
+		cert, err := x509.ParseCertificate(der)
+		if err == nil {
+			ca, err = ca.With(cert)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("load the CA: %s: %w", certFile, err)
+		}
+	}
+	return ca, nil
 }
 
 // Fleet is the fleet the CA speaks for.
@@ -132,21 +145,18 @@ func (ca *CA) Fleet() string { return ca.cert.Subject.Organization[0] }
 // IsRoot says whether it is a root, and no issuing CA.
 func (ca *CA) IsRoot() bool { return isRoot(ca.cert) }
 
-// SignedBy says whether a root signed this issuing CA.
-func (ca *CA) SignedBy(root *x509.Certificate) bool { return ca.cert.CheckSignatureFrom(root) == nil }
-
 func isRoot(cert *x509.Certificate) bool { return bytes.Equal(cert.RawIssuer, cert.RawSubject) }
 
 // Cert is the CA's certificate in PEM: public, and of a root what every peer needs.
 func (ca *CA) Cert() []byte { return encodePEM("CERTIFICATE", ca.cert.Raw) }
 
 // chain is what comes after a certificate that this CA signed: peers have the roots
-// only.
+// only. While roots change, some have the old one and some the new one.
 func (ca *CA) chain() []byte {
 	if ca.IsRoot() {
 		return nil
 	}
-	return ca.Cert()
+	return EncodeCertificates(ca.Certificates())
 }
 
 // Write stores certificate and private key, both with mode 0600.

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/homeiac/homelab/internal/durable"
-	"github.com/homeiac/homelab/internal/pause"
 )
 
 const (
@@ -36,27 +35,36 @@ func RenewAt(cert *x509.Certificate) time.Time {
 	return issued.Add(cert.NotAfter.Sub(issued) * 2 / 3)
 }
 
+// OverdueAt is when a certificate with these times should have been renewed long since:
+// in the last sixth of its life.
+func OverdueAt(notBefore, notAfter time.Time) time.Time {
+	return notAfter.Add(-notAfter.Sub(notBefore.Add(backdate)) / 6)
+}
+
 // Renewal keeps one process's certificate from expiring.
 type Renewal struct {
 	Credentials *Credentials
 	// Renew gets a new certificate and puts it in its place.
 	Renew func(ctx context.Context) error
-	// Wait waits, or says no when ctx ended; nil is pause.For.
+	// Wait waits, or says no when ctx ended; nil is pause.For, which Wake ends early.
 	Wait func(ctx context.Context, d time.Duration) bool
+	// Wake has it look again whether the certificate is below all roots; may be nil.
+	Wake <-chan struct{}
 	Log  *slog.Logger
 }
 
-// Run renews in time until ctx ends. A renewal that fails is tried again and again,
-// also when the certificate has expired.
+// Run renews in time until ctx ends, and at once when the certificate is not below all
+// roots that we trust: they are about to change. A renewal that fails is tried again and
+// again, also when the certificate has expired.
 func (r *Renewal) Run(ctx context.Context) error {
 	wait := r.Wait
 	if wait == nil {
-		wait = pause.For
+		wait = r.pause
 	}
 	failed := renewAgain
 	for {
 		left := RenewAt(r.Credentials.Leaf()).Sub(r.Credentials.Now())
-		if left <= 0 {
+		if left <= 0 || !r.Credentials.BelowAll() {
 			if err := r.Renew(ctx); err != nil {
 				r.Log.Warn("certificate not renewed", "ends", r.Credentials.NotAfter(), "error", err)
 				left, failed = failed, min(2*failed, renewRarely)
@@ -71,6 +79,18 @@ func (r *Renewal) Run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+func (r *Renewal) pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-r.Wake:
+	case <-timer.C:
+	}
+	return ctx.Err() == nil
 }
 
 // Leaf is our certificate.

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/credentials"
+
 	"github.com/homeiac/homelab/internal/durable"
 )
 
@@ -179,6 +181,7 @@ type peerConn struct {
 	net.Conn
 	raw   net.Conn // below TLS: closing it waits for nobody
 	chain []*x509.Certificate
+	shown []*x509.Certificate // its own first
 	of    *revocation
 	cut   func(error) // told why it is cut; may be nil
 }
@@ -308,9 +311,9 @@ func (c *Credentials) revokedIn(chain []*x509.Certificate) error {
 
 // track gives the connection to use in conn's place, which a later list can end. A
 // list that came while it was made has its say here.
-func (c *Credentials) track(conn, raw net.Conn, chain []*x509.Certificate, cut func(error)) (net.Conn, error) {
-	r := &c.revocation
-	p := &peerConn{Conn: conn, raw: raw, chain: chain, of: r, cut: cut}
+func (c *Credentials) track(conn, raw net.Conn, info credentials.AuthInfo, cut func(error)) (net.Conn, error) {
+	r, chain := &c.revocation, chainOf(info)
+	p := &peerConn{Conn: conn, raw: raw, chain: chain, shown: shownOf(info), of: r, cut: cut}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.list.chainError(chain); err != nil {

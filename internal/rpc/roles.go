@@ -51,6 +51,9 @@ var Rules = map[string]Rule{
 	controllerv1.ControllerService_RevokeToken_FullMethodName:       adminActs,
 	controllerv1.ControllerService_RotateGossip_FullMethodName:      adminActs,
 	controllerv1.ControllerService_Trust_FullMethodName:             adminSees,
+	controllerv1.ControllerService_OfferRoot_FullMethodName:         adminActs,
+	controllerv1.ControllerService_AddRoot_FullMethodName:           adminActs,
+	controllerv1.ControllerService_DropRoots_FullMethodName:         adminActs,
 	trustv1.TrustService_Present_FullMethodName:                     shared,
 
 	agentv1.AgentService_Observe_FullMethodName:       asked,

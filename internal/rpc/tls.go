@@ -38,9 +38,10 @@ type Credentials struct {
 	refused    repeats
 	revocation revocation
 
-	mu     sync.Mutex
-	seen   [3]fileMark
-	loaded *loaded
+	mu      sync.Mutex
+	seen    [3]fileMark
+	loaded  *loaded
+	between []*x509.Certificate // see SetBetween
 }
 
 // loaded is one consistent reading of the three files.
@@ -58,9 +59,9 @@ type fileMark struct {
 }
 
 // LoadTLS reads the certificates of the fleet's roots (one, or several while one
-// takes another's place), this process's certificate and its key, all PEM files. ErrInvalid names the file that cannot be used. That a
-// certificate has expired is found when it is used: a new one may be put in its
-// place while the process runs.
+// takes another's place), this process's certificate and its key, all PEM files. ErrInvalid names the file that cannot
+// be used. That a certificate has expired is found when it is used: a new one may be put
+// in its place while the process runs.
 func LoadTLS(ca, cert, key string) (*Credentials, error) {
 	c := &Credentials{ca: ca, cert: cert, key: key, Now: time.Now}
 	marks, err := c.marks()
@@ -256,7 +257,7 @@ func (s *serverCreds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthI
 	conn, info, err := credentials.NewTLS(s.c.serverConfig()).ServerHandshake(raw)
 	if err == nil {
 		var tracked net.Conn
-		if tracked, err = s.c.track(conn, raw, chainOf(info), nil); err != nil {
+		if tracked, err = s.c.track(conn, raw, info, nil); err != nil {
 			_ = conn.Close()
 		}
 		conn = tracked
@@ -300,6 +301,14 @@ func chainOf(info credentials.AuthInfo) []*x509.Certificate {
 		return nil
 	}
 	return tlsInfo.State.VerifiedChains[0]
+}
+
+// shownOf are the certificates that the other side has shown.
+func shownOf(info credentials.AuthInfo) []*x509.Certificate {
+	if tlsInfo, ok := info.(credentials.TLSInfo); ok {
+		return tlsInfo.State.PeerCertificates
+	}
+	return nil
 }
 
 func (s *serverCreds) Clone() credentials.TransportCredentials { return newServerCreds(s.c) }
@@ -355,7 +364,7 @@ func (s *clientCreds) ClientHandshake(
 		return nil, nil, err
 	}
 	s.trouble.set(nil)
-	tracked, err := s.c.track(conn, raw, chainOf(info), func(why error) { s.trouble.set(s.peerFault(at, why)) })
+	tracked, err := s.c.track(conn, raw, info, func(why error) { s.trouble.set(s.peerFault(at, why)) })
 	if err != nil {
 		_ = conn.Close()
 		fault := s.peerFault(at, err)

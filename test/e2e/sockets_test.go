@@ -5,6 +5,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"encoding/hex"
 	"errors"
@@ -21,6 +22,17 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
 )
 
 // socket is one that a process listens at.
@@ -109,8 +121,9 @@ var speeches = [][]byte{
 // patience is how long a stranger waits for an answer.
 const patience = 500 * time.Millisecond
 
-// answers says what a stranger gets out of a socket; empty for nothing.
-func answers(s socket) string {
+// overheard says what a stranger who speaks no TLS gets out of a socket; empty for
+// nothing.
+func overheard(s socket) string {
 	for _, speech := range speeches {
 		conn, err := net.DialTimeout(s.net, s.address, patience)
 		if err != nil {
@@ -126,8 +139,13 @@ func answers(s socket) string {
 			return fmt.Sprintf("%q is answered with %q", speech, got)
 		}
 	}
-	if s.net == "udp" {
-		return ""
+	return ""
+}
+
+// answers says what a stranger gets out of a socket; empty for nothing.
+func answers(s socket) string {
+	if got := overheard(s); got != "" || s.net == "udp" {
+		return got
 	}
 	conn, err := net.DialTimeout(s.net, s.address, patience)
 	if err != nil {
@@ -170,12 +188,18 @@ func asNobody(do func() error) error {
 	return <-result
 }
 
-// TestNothingThatListensAnswersAStranger finds what both daemons and the driver's
-// plugin listen at, and tries it without a certificate and without the gossip's key,
-// over the network and as another user of the machine.
-func TestNothingThatListensAnswersAStranger(t *testing.T) {
-	t.Parallel()
-	l := newLab(t, options{hosts: 2})
+// sockets are what each program is expected to listen at; "enrol" is the port where
+// those without a certificate come.
+var sockets = map[string][]string{
+	"hl-agent": {"tcp", "tcp", "udp"}, "hl-agent driver": {"unix"}, "hl-controller": {"enrol", "tcp", "tcp", "udp"},
+}
+
+// nothingAnswers finds what the daemons and the driver's plugins listen at, and tries it
+// without a certificate and without the gossip's key, over the network and as another
+// user of the machine. It gives how many programs of each kind were tried.
+func (l *lab) nothingAnswers() (tried map[string]int) {
+	t := l.t
+	t.Helper()
 	// Another user must be kept out by the daemons' own folders, not by the test's.
 	for dir := l.dir; dir != "/" && dir != os.TempDir(); dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil {
@@ -185,16 +209,13 @@ func TestNothingThatListensAnswersAStranger(t *testing.T) {
 	if err := os.Chmod(os.TempDir(), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	kinds := map[string][]string{
-		"hl-agent": {"tcp", "tcp", "udp"}, "hl-agent driver": {"unix"}, "hl-controller": {"tcp", "tcp", "udp"},
-	}
-	tried := map[string]int{}
+	tried = map[string]int{}
 	for _, p := range l.processes() {
 		what := filepath.Base(p.argv[0])
 		if len(p.argv) > 1 && p.argv[1] == "driver" {
 			what += " driver"
 		}
-		want, ours := kinds[what]
+		want, ours := sockets[what]
 		if !ours {
 			continue
 		}
@@ -202,8 +223,13 @@ func TestNothingThatListensAnswersAStranger(t *testing.T) {
 		found := listening(t, p.pid)
 		var nets []string
 		for _, s := range found {
-			nets = append(nets, s.net)
-			if got := answers(s); got != "" {
+			try := answers
+			if what == "hl-controller" && s.net == "tcp" && strings.HasSuffix(s.address, ":8402") {
+				nets, try = append(nets, "enrol"), enrolsOnly
+			} else {
+				nets = append(nets, s.net)
+			}
+			if got := try(s); got != "" {
 				t.Errorf("%s at %s %s: %s", what, s.net, s.address, got)
 			}
 			if s.net != "unix" {
@@ -217,7 +243,7 @@ func TestNothingThatListensAnswersAStranger(t *testing.T) {
 				continue
 			}
 			err := asNobody(func() error {
-				if got := answers(s); got != "" {
+				if got := try(s); got != "" {
 					return errors.New(got)
 				}
 				if s.net != "unix" {
@@ -237,11 +263,63 @@ func TestNothingThatListensAnswersAStranger(t *testing.T) {
 				t.Errorf("%s at %s %s: %v", what, s.net, s.address, err)
 			}
 		}
+		slices.Sort(nets)
 		if !slices.Equal(nets, want) {
 			t.Errorf("%s listens at %v, expected %v", what, found, want)
 		}
 	}
-	if tried["hl-agent"] != 2 || tried["hl-agent driver"] != 2 || tried["hl-controller"] != 1 {
+	return tried
+}
+
+// enrolsOnly says what a stranger gets out of the port for enrolment beside a refusal to
+// enrol; empty for nothing. No speech without TLS is answered there either.
+func enrolsOnly(s socket) string {
+	if got := overheard(s); got != "" {
+		return got
+	}
+	conn, err := grpc.NewClient(s.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}))) //nolint:gosec // it is the stranger
+	if err != nil {
+		return err.Error()
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	tried := 0
+	for _, f := range []protoreflect.FileDescriptor{
+		agentv1.File_homelab_agent_v1_agent_proto, agentv1.File_homelab_agent_v1_peer_proto,
+		controllerv1.File_homelab_controller_v1_controller_proto, trustv1.File_homelab_trust_v1_trust_proto,
+	} {
+		for i := range f.Services().Len() {
+			service := f.Services().Get(i)
+			for j := range service.Methods().Len() {
+				tried++
+				method := fmt.Sprintf("/%s/%s", service.FullName(), service.Methods().Get(j).Name())
+				stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method)
+				if err == nil {
+					if err = stream.SendMsg(new(emptypb.Empty)); err == nil {
+						_ = stream.CloseSend()
+					}
+					err = stream.RecvMsg(new(emptypb.Empty))
+				}
+				switch code := status.Code(err); {
+				case service.Name() == "EnrolService" && slices.Contains([]codes.Code{codes.InvalidArgument, codes.Unauthenticated, codes.PermissionDenied, codes.ResourceExhausted}, code):
+				case service.Name() != "EnrolService" && code == codes.Unimplemented:
+				default:
+					return fmt.Sprintf("%s without a certificate: %v", method, err)
+				}
+			}
+		}
+	}
+	if tried < 20 {
+		return fmt.Sprintf("only %d calls were tried", tried)
+	}
+	return ""
+}
+
+func TestNothingThatListensAnswersAStranger(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, options{hosts: 2})
+	if tried := l.nothingAnswers(); tried["hl-agent"] != 2 || tried["hl-agent driver"] != 2 || tried["hl-controller"] != 1 {
 		t.Errorf("tried %v of %v", tried, l.processes())
 	}
 	// They live on.

@@ -188,6 +188,67 @@ func (Health) EnumDescriptor() ([]byte, []int) {
 	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{1}
 }
 
+// TrustState is how far somebody has come from an old root to a new one.
+type TrustState int32
+
+const (
+	// Not set: a bug.
+	TrustState_TRUST_STATE_UNSPECIFIED TrustState = 0
+	// It has a certificate below the new root.
+	TrustState_TRUST_STATE_RENEWED TrustState = 1
+	// It is there, and has none yet.
+	TrustState_TRUST_STATE_LATE TrustState = 2
+	// It is off. It gets one when it comes back, also when the old root is not trusted any more.
+	TrustState_TRUST_STATE_OFF TrustState = 3
+	// A person, who must get one.
+	TrustState_TRUST_STATE_PERSON TrustState = 4
+)
+
+// Enum value maps for TrustState.
+var (
+	TrustState_name = map[int32]string{
+		0: "TRUST_STATE_UNSPECIFIED",
+		1: "TRUST_STATE_RENEWED",
+		2: "TRUST_STATE_LATE",
+		3: "TRUST_STATE_OFF",
+		4: "TRUST_STATE_PERSON",
+	}
+	TrustState_value = map[string]int32{
+		"TRUST_STATE_UNSPECIFIED": 0,
+		"TRUST_STATE_RENEWED":     1,
+		"TRUST_STATE_LATE":        2,
+		"TRUST_STATE_OFF":         3,
+		"TRUST_STATE_PERSON":      4,
+	}
+)
+
+func (x TrustState) Enum() *TrustState {
+	p := new(TrustState)
+	*p = x
+	return p
+}
+
+func (x TrustState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TrustState) Descriptor() protoreflect.EnumDescriptor {
+	return file_homelab_controller_v1_controller_proto_enumTypes[2].Descriptor()
+}
+
+func (TrustState) Type() protoreflect.EnumType {
+	return &file_homelab_controller_v1_controller_proto_enumTypes[2]
+}
+
+func (x TrustState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TrustState.Descriptor instead.
+func (TrustState) EnumDescriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{2}
+}
+
 // Operation is what a person asks for by name.
 type Operation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1175,7 +1236,10 @@ type StatusResponse struct {
 	// Why all changes are paused, with who and since when; empty when they are not.
 	Paused string `protobuf:"bytes,7,opt,name=paused,proto3" json:"paused,omitempty"`
 	// Image files on the hosts that answer, and parts of them, by name, host and digest.
-	Images        []*ImageStatus `protobuf:"bytes,8,rep,name=images,proto3" json:"images,omitempty"`
+	Images []*ImageStatus `protobuf:"bytes,8,rep,name=images,proto3" json:"images,omitempty"`
+	// Certificates that should have been renewed by now: of agents and controllers in the last sixth of their life, of
+	// people in the last 14 days, of CAs in the last year. The latest of each holder.
+	Ending        []*CertificateStatus `protobuf:"bytes,9,rep,name=ending,proto3" json:"ending,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1262,6 +1326,13 @@ func (x *StatusResponse) GetPaused() string {
 func (x *StatusResponse) GetImages() []*ImageStatus {
 	if x != nil {
 		return x.Images
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetEnding() []*CertificateStatus {
+	if x != nil {
+		return x.Ending
 	}
 	return nil
 }
@@ -1998,7 +2069,9 @@ func (x *KubeconfigResponse) GetKubeconfig() []byte {
 
 // VersionRequest asks for the version.
 type VersionRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The number of the list of revoked certificates that the caller goes by; 0 is none.
+	Revocations   int64 `protobuf:"varint,1,opt,name=revocations,proto3" json:"revocations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2033,13 +2106,22 @@ func (*VersionRequest) Descriptor() ([]byte, []int) {
 	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{21}
 }
 
+func (x *VersionRequest) GetRevocations() int64 {
+	if x != nil {
+		return x.Revocations
+	}
+	return 0
+}
+
 // VersionResponse holds the version.
 type VersionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The controller's version.
 	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// The controller's name.
-	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// The list of revoked certificates in force, PEM, when it is newer than the caller's; else empty.
+	Revocations   []byte `protobuf:"bytes,3,opt,name=revocations,proto3" json:"revocations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2086,6 +2168,13 @@ func (x *VersionResponse) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *VersionResponse) GetRevocations() []byte {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
 }
 
 // WhyRequest names a guest.
@@ -3628,7 +3717,9 @@ type CertificateStatus struct {
 	// How it came to be known, for people (token 1a2b, renewal, seen).
 	How string `protobuf:"bytes,8,opt,name=how,proto3" json:"how,omitempty"`
 	// SHA-256 of a CA's certificate in hex.
-	Sha256        string `protobuf:"bytes,9,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Sha256 string `protobuf:"bytes,9,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// Of the roots in force, the SHA-256 in hex of those that it was seen to be below; of a CA empty.
+	Roots         []string `protobuf:"bytes,10,rep,name=roots,proto3" json:"roots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3726,6 +3817,13 @@ func (x *CertificateStatus) GetSha256() string {
 	return ""
 }
 
+func (x *CertificateStatus) GetRoots() []string {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
 // RotateGossipRequest asks for a new gossip key.
 type RotateGossipRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3805,6 +3903,474 @@ func (*RotateGossipResponse) Descriptor() ([]byte, []int) {
 func (x *RotateGossipResponse) GetLate() []string {
 	if x != nil {
 		return x.Late
+	}
+	return nil
+}
+
+// OfferRootRequest shows a new root.
+type OfferRootRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its certificate, PEM.
+	Root []byte `protobuf:"bytes,1,opt,name=root,proto3" json:"root,omitempty"`
+	// A signature of it with the key of a root in force; empty when that key is lost, and the certificate lies as
+	// new-root.pem in the state folder of the controller that is asked.
+	Voucher []byte `protobuf:"bytes,2,opt,name=voucher,proto3" json:"voucher,omitempty"`
+	// An HMAC of it with the fleet's key: who stole a root's key has not that one.
+	Proof         []byte `protobuf:"bytes,3,opt,name=proof,proto3" json:"proof,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OfferRootRequest) Reset() {
+	*x = OfferRootRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OfferRootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OfferRootRequest) ProtoMessage() {}
+
+func (x *OfferRootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OfferRootRequest.ProtoReflect.Descriptor instead.
+func (*OfferRootRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *OfferRootRequest) GetRoot() []byte {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+func (x *OfferRootRequest) GetVoucher() []byte {
+	if x != nil {
+		return x.Voucher
+	}
+	return nil
+}
+
+func (x *OfferRootRequest) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+// OfferRootResponse tells what it has to sign.
+type OfferRootResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The issuing CA of each controller.
+	Issuing []*IssuingCertificate `protobuf:"bytes,1,rep,name=issuing,proto3" json:"issuing,omitempty"`
+	// An HMAC of them and the root with the fleet's key: none was put among them on the way.
+	Proof         []byte `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OfferRootResponse) Reset() {
+	*x = OfferRootResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OfferRootResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OfferRootResponse) ProtoMessage() {}
+
+func (x *OfferRootResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OfferRootResponse.ProtoReflect.Descriptor instead.
+func (*OfferRootResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *OfferRootResponse) GetIssuing() []*IssuingCertificate {
+	if x != nil {
+		return x.Issuing
+	}
+	return nil
+}
+
+func (x *OfferRootResponse) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+// IssuingCertificate is one controller's issuing CA.
+type IssuingCertificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The controller.
+	Controller string `protobuf:"bytes,1,opt,name=controller,proto3" json:"controller,omitempty"`
+	// The certificate, PEM.
+	Certificate   []byte `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssuingCertificate) Reset() {
+	*x = IssuingCertificate{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssuingCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssuingCertificate) ProtoMessage() {}
+
+func (x *IssuingCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssuingCertificate.ProtoReflect.Descriptor instead.
+func (*IssuingCertificate) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *IssuingCertificate) GetController() string {
+	if x != nil {
+		return x.Controller
+	}
+	return ""
+}
+
+func (x *IssuingCertificate) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+// AddRootRequest is about the root that was offered last.
+type AddRootRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of its certificate in hex.
+	Sha256 string `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// The issuing CA of each controller with a certificate that this root signed, same key, name and serial number.
+	Issuing       []*IssuingCertificate `protobuf:"bytes,2,rep,name=issuing,proto3" json:"issuing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddRootRequest) Reset() {
+	*x = AddRootRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddRootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddRootRequest) ProtoMessage() {}
+
+func (x *AddRootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddRootRequest.ProtoReflect.Descriptor instead.
+func (*AddRootRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *AddRootRequest) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *AddRootRequest) GetIssuing() []*IssuingCertificate {
+	if x != nil {
+		return x.Issuing
+	}
+	return nil
+}
+
+// AddRootResponse tells how it went.
+type AddRootResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The bundle of roots that is in force now, PEM.
+	Roots []byte `protobuf:"bytes,1,opt,name=roots,proto3" json:"roots,omitempty"`
+	// Everybody whose certificate is known and not revoked, by role and name.
+	Holders       []*TrustHolder `protobuf:"bytes,2,rep,name=holders,proto3" json:"holders,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddRootResponse) Reset() {
+	*x = AddRootResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddRootResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddRootResponse) ProtoMessage() {}
+
+func (x *AddRootResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddRootResponse.ProtoReflect.Descriptor instead.
+func (*AddRootResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *AddRootResponse) GetRoots() []byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *AddRootResponse) GetHolders() []*TrustHolder {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+// TrustHolder is somebody with a certificate.
+type TrustHolder struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ROLE@NAME.
+	Holder string `protobuf:"bytes,1,opt,name=holder,proto3" json:"holder,omitempty"`
+	// How far it has come.
+	State TrustState `protobuf:"varint,2,opt,name=state,proto3,enum=homelab.controller.v1.TrustState" json:"state,omitempty"`
+	// When its certificate ends.
+	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustHolder) Reset() {
+	*x = TrustHolder{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustHolder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustHolder) ProtoMessage() {}
+
+func (x *TrustHolder) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustHolder.ProtoReflect.Descriptor instead.
+func (*TrustHolder) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *TrustHolder) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *TrustHolder) GetState() TrustState {
+	if x != nil {
+		return x.State
+	}
+	return TrustState_TRUST_STATE_UNSPECIFIED
+}
+
+func (x *TrustHolder) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+// DropRootsRequest says which root stays.
+type DropRootsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of its certificate in hex.
+	Sha256 string `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// Whether also those are shut out who are late, and people without a certificate below it.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropRootsRequest) Reset() {
+	*x = DropRootsRequest{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropRootsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropRootsRequest) ProtoMessage() {}
+
+func (x *DropRootsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropRootsRequest.ProtoReflect.Descriptor instead.
+func (*DropRootsRequest) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *DropRootsRequest) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *DropRootsRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+// DropRootsResponse tells how it went.
+type DropRootsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether it is the only one now. If not, some of the holders are late or people.
+	Dropped bool `protobuf:"varint,1,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// The bundle of roots that is in force now, PEM.
+	Roots []byte `protobuf:"bytes,2,opt,name=roots,proto3" json:"roots,omitempty"`
+	// Everybody whose certificate is known and not revoked, by role and name.
+	Holders       []*TrustHolder `protobuf:"bytes,3,rep,name=holders,proto3" json:"holders,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropRootsResponse) Reset() {
+	*x = DropRootsResponse{}
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropRootsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropRootsResponse) ProtoMessage() {}
+
+func (x *DropRootsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_homelab_controller_v1_controller_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropRootsResponse.ProtoReflect.Descriptor instead.
+func (*DropRootsResponse) Descriptor() ([]byte, []int) {
+	return file_homelab_controller_v1_controller_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *DropRootsResponse) GetDropped() bool {
+	if x != nil {
+		return x.Dropped
+	}
+	return false
+}
+
+func (x *DropRootsResponse) GetRoots() []byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *DropRootsResponse) GetHolders() []*TrustHolder {
+	if x != nil {
+		return x.Holders
 	}
 	return nil
 }
@@ -3889,7 +4455,7 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x04node\x18\x03 \x01(\tR\x04node\";\n" +
 	"\rStatusRequest\x12\x14\n" +
 	"\x05fresh\x18\x01 \x01(\bR\x05fresh\x12\x14\n" +
-	"\x05looks\x18\x02 \x01(\bR\x05looks\"\xe2\x02\n" +
+	"\x05looks\x18\x02 \x01(\bR\x05looks\"\xa4\x03\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05fleet\x18\x01 \x01(\tR\x05fleet\x12,\n" +
 	"\x05hosts\x18\x02 \x03(\v2\x16.homelab.v1.HostStatusR\x05hosts\x12:\n" +
@@ -3898,7 +4464,8 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x10\n" +
 	"\x03run\x18\x06 \x01(\x03R\x03run\x12\x16\n" +
 	"\x06paused\x18\a \x01(\tR\x06paused\x12:\n" +
-	"\x06images\x18\b \x03(\v2\".homelab.controller.v1.ImageStatusR\x06images\"\x8d\x03\n" +
+	"\x06images\x18\b \x03(\v2\".homelab.controller.v1.ImageStatusR\x06images\x12@\n" +
+	"\x06ending\x18\t \x03(\v2(.homelab.controller.v1.CertificateStatusR\x06ending\"\x8d\x03\n" +
 	"\vImageStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x18\n" +
@@ -3946,11 +4513,13 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x12KubeconfigResponse\x12#\n" +
 	"\n" +
 	"kubeconfig\x18\x01 \x01(\fB\x03\x80\x01\x01R\n" +
-	"kubeconfig\"\x10\n" +
-	"\x0eVersionRequest\"?\n" +
+	"kubeconfig\"2\n" +
+	"\x0eVersionRequest\x12 \n" +
+	"\vrevocations\x18\x01 \x01(\x03R\vrevocations\"a\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"8\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
+	"\vrevocations\x18\x03 \x01(\fR\vrevocations\"8\n" +
 	"\n" +
 	"WhyRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x14\n" +
@@ -4044,7 +4613,7 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\rTrustResponse\x12J\n" +
 	"\vauthorities\x18\x01 \x03(\v2(.homelab.controller.v1.CertificateStatusR\vauthorities\x12L\n" +
 	"\fcertificates\x18\x02 \x03(\v2(.homelab.controller.v1.CertificateStatusR\fcertificates\x12 \n" +
-	"\vrevocations\x18\x03 \x01(\x03R\vrevocations\"\xbf\x02\n" +
+	"\vrevocations\x18\x03 \x01(\x03R\vrevocations\"\xd5\x02\n" +
 	"\x11CertificateStatus\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -4055,10 +4624,41 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\tnot_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x124\n" +
 	"\arevoked\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\x12\x10\n" +
 	"\x03how\x18\b \x01(\tR\x03how\x12\x16\n" +
-	"\x06sha256\x18\t \x01(\tR\x06sha256\"\x15\n" +
+	"\x06sha256\x18\t \x01(\tR\x06sha256\x12\x14\n" +
+	"\x05roots\x18\n" +
+	" \x03(\tR\x05roots\"\x15\n" +
 	"\x13RotateGossipRequest\"*\n" +
 	"\x14RotateGossipResponse\x12\x12\n" +
-	"\x04late\x18\x01 \x03(\tR\x04late*\xa0\x03\n" +
+	"\x04late\x18\x01 \x03(\tR\x04late\"V\n" +
+	"\x10OfferRootRequest\x12\x12\n" +
+	"\x04root\x18\x01 \x01(\fR\x04root\x12\x18\n" +
+	"\avoucher\x18\x02 \x01(\fR\avoucher\x12\x14\n" +
+	"\x05proof\x18\x03 \x01(\fR\x05proof\"n\n" +
+	"\x11OfferRootResponse\x12C\n" +
+	"\aissuing\x18\x01 \x03(\v2).homelab.controller.v1.IssuingCertificateR\aissuing\x12\x14\n" +
+	"\x05proof\x18\x02 \x01(\fR\x05proof\"V\n" +
+	"\x12IssuingCertificate\x12\x1e\n" +
+	"\n" +
+	"controller\x18\x01 \x01(\tR\n" +
+	"controller\x12 \n" +
+	"\vcertificate\x18\x02 \x01(\fR\vcertificate\"m\n" +
+	"\x0eAddRootRequest\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x12C\n" +
+	"\aissuing\x18\x02 \x03(\v2).homelab.controller.v1.IssuingCertificateR\aissuing\"e\n" +
+	"\x0fAddRootResponse\x12\x14\n" +
+	"\x05roots\x18\x01 \x01(\fR\x05roots\x12<\n" +
+	"\aholders\x18\x02 \x03(\v2\".homelab.controller.v1.TrustHolderR\aholders\"\x97\x01\n" +
+	"\vTrustHolder\x12\x16\n" +
+	"\x06holder\x18\x01 \x01(\tR\x06holder\x127\n" +
+	"\x05state\x18\x02 \x01(\x0e2!.homelab.controller.v1.TrustStateR\x05state\x127\n" +
+	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"@\n" +
+	"\x10DropRootsRequest\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x81\x01\n" +
+	"\x11DropRootsResponse\x12\x18\n" +
+	"\adropped\x18\x01 \x01(\bR\adropped\x12\x14\n" +
+	"\x05roots\x18\x02 \x01(\fR\x05roots\x12<\n" +
+	"\aholders\x18\x03 \x03(\v2\".homelab.controller.v1.TrustHolderR\aholders*\xa0\x03\n" +
 	"\rOperationKind\x12\x1e\n" +
 	"\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17OPERATION_KIND_RECREATE\x10\x01\x12\x19\n" +
@@ -4081,7 +4681,14 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"\x0eHEALTH_BOOTING\x10\x02\x12\x11\n" +
 	"\rHEALTH_UNWELL\x10\x03\x12\x12\n" +
 	"\x0eHEALTH_STANDBY\x10\x04\x12\x12\n" +
-	"\x0eHEALTH_UNKNOWN\x10\x052\xe3\x0e\n" +
+	"\x0eHEALTH_UNKNOWN\x10\x05*\x85\x01\n" +
+	"\n" +
+	"TrustState\x12\x1b\n" +
+	"\x17TRUST_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13TRUST_STATE_RENEWED\x10\x01\x12\x14\n" +
+	"\x10TRUST_STATE_LATE\x10\x02\x12\x13\n" +
+	"\x0fTRUST_STATE_OFF\x10\x03\x12\x16\n" +
+	"\x12TRUST_STATE_PERSON\x10\x042\xfd\x10\n" +
 	"\x11ControllerService\x12O\n" +
 	"\x04Plan\x12\".homelab.controller.v1.PlanRequest\x1a#.homelab.controller.v1.PlanResponse\x12T\n" +
 	"\x05Apply\x12#.homelab.controller.v1.ApplyRequest\x1a$.homelab.controller.v1.ApplyResponse0\x01\x12U\n" +
@@ -4104,7 +4711,10 @@ const file_homelab_controller_v1_controller_proto_rawDesc = "" +
 	"ListTokens\x12(.homelab.controller.v1.ListTokensRequest\x1a).homelab.controller.v1.ListTokensResponse\x12d\n" +
 	"\vRevokeToken\x12).homelab.controller.v1.RevokeTokenRequest\x1a*.homelab.controller.v1.RevokeTokenResponse\x12R\n" +
 	"\x05Trust\x12#.homelab.controller.v1.TrustRequest\x1a$.homelab.controller.v1.TrustResponse\x12g\n" +
-	"\fRotateGossip\x12*.homelab.controller.v1.RotateGossipRequest\x1a+.homelab.controller.v1.RotateGossipResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
+	"\fRotateGossip\x12*.homelab.controller.v1.RotateGossipRequest\x1a+.homelab.controller.v1.RotateGossipResponse\x12^\n" +
+	"\tOfferRoot\x12'.homelab.controller.v1.OfferRootRequest\x1a(.homelab.controller.v1.OfferRootResponse\x12X\n" +
+	"\aAddRoot\x12%.homelab.controller.v1.AddRootRequest\x1a&.homelab.controller.v1.AddRootResponse\x12^\n" +
+	"\tDropRoots\x12'.homelab.controller.v1.DropRootsRequest\x1a(.homelab.controller.v1.DropRootsResponseBCZAgithub.com/homeiac/homelab/gen/homelab/controller/v1;controllerv1b\x06proto3"
 
 var (
 	file_homelab_controller_v1_controller_proto_rawDescOnce sync.Once
@@ -4118,187 +4728,209 @@ func file_homelab_controller_v1_controller_proto_rawDescGZIP() []byte {
 	return file_homelab_controller_v1_controller_proto_rawDescData
 }
 
-var file_homelab_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_homelab_controller_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_homelab_controller_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_homelab_controller_v1_controller_proto_goTypes = []any{
 	(OperationKind)(0),                // 0: homelab.controller.v1.OperationKind
 	(Health)(0),                       // 1: homelab.controller.v1.Health
-	(*Operation)(nil),                 // 2: homelab.controller.v1.Operation
-	(*PlanRequest)(nil),               // 3: homelab.controller.v1.PlanRequest
-	(*PlanResponse)(nil),              // 4: homelab.controller.v1.PlanResponse
-	(*ApplyRequest)(nil),              // 5: homelab.controller.v1.ApplyRequest
-	(*ApplyResponse)(nil),             // 6: homelab.controller.v1.ApplyResponse
-	(*GuestStatus)(nil),               // 7: homelab.controller.v1.GuestStatus
-	(*ClusterStatus)(nil),             // 8: homelab.controller.v1.ClusterStatus
-	(*ClusterFinding)(nil),            // 9: homelab.controller.v1.ClusterFinding
-	(*MemberStatus)(nil),              // 10: homelab.controller.v1.MemberStatus
-	(*StatusRequest)(nil),             // 11: homelab.controller.v1.StatusRequest
-	(*StatusResponse)(nil),            // 12: homelab.controller.v1.StatusResponse
-	(*ImageStatus)(nil),               // 13: homelab.controller.v1.ImageStatus
-	(*RunRecord)(nil),                 // 14: homelab.controller.v1.RunRecord
-	(*ListRunsRequest)(nil),           // 15: homelab.controller.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),          // 16: homelab.controller.v1.ListRunsResponse
-	(*FollowRunRequest)(nil),          // 17: homelab.controller.v1.FollowRunRequest
-	(*FollowRunResponse)(nil),         // 18: homelab.controller.v1.FollowRunResponse
-	(*ExecRequest)(nil),               // 19: homelab.controller.v1.ExecRequest
-	(*ExecResponse)(nil),              // 20: homelab.controller.v1.ExecResponse
-	(*KubeconfigRequest)(nil),         // 21: homelab.controller.v1.KubeconfigRequest
-	(*KubeconfigResponse)(nil),        // 22: homelab.controller.v1.KubeconfigResponse
-	(*VersionRequest)(nil),            // 23: homelab.controller.v1.VersionRequest
-	(*VersionResponse)(nil),           // 24: homelab.controller.v1.VersionResponse
-	(*WhyRequest)(nil),                // 25: homelab.controller.v1.WhyRequest
-	(*WhyEntry)(nil),                  // 26: homelab.controller.v1.WhyEntry
-	(*WhyResponse)(nil),               // 27: homelab.controller.v1.WhyResponse
-	(*PauseRequest)(nil),              // 28: homelab.controller.v1.PauseRequest
-	(*PauseResponse)(nil),             // 29: homelab.controller.v1.PauseResponse
-	(*ResumeRequest)(nil),             // 30: homelab.controller.v1.ResumeRequest
-	(*ResumeResponse)(nil),            // 31: homelab.controller.v1.ResumeResponse
-	(*OrphansRequest)(nil),            // 32: homelab.controller.v1.OrphansRequest
-	(*OrphansResponse)(nil),           // 33: homelab.controller.v1.OrphansResponse
-	(*HolderStatus)(nil),              // 34: homelab.controller.v1.HolderStatus
-	(*ListSnapshotsRequest)(nil),      // 35: homelab.controller.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),     // 36: homelab.controller.v1.ListSnapshotsResponse
-	(*ListAuditRequest)(nil),          // 37: homelab.controller.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),         // 38: homelab.controller.v1.ListAuditResponse
-	(*AuditEntry)(nil),                // 39: homelab.controller.v1.AuditEntry
-	(*RevokeCertificateRequest)(nil),  // 40: homelab.controller.v1.RevokeCertificateRequest
-	(*RevokeCertificateResponse)(nil), // 41: homelab.controller.v1.RevokeCertificateResponse
-	(*CreateTokenRequest)(nil),        // 42: homelab.controller.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),       // 43: homelab.controller.v1.CreateTokenResponse
-	(*TokenStatus)(nil),               // 44: homelab.controller.v1.TokenStatus
-	(*ListTokensRequest)(nil),         // 45: homelab.controller.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),        // 46: homelab.controller.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),        // 47: homelab.controller.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),       // 48: homelab.controller.v1.RevokeTokenResponse
-	(*TrustRequest)(nil),              // 49: homelab.controller.v1.TrustRequest
-	(*TrustResponse)(nil),             // 50: homelab.controller.v1.TrustResponse
-	(*CertificateStatus)(nil),         // 51: homelab.controller.v1.CertificateStatus
-	(*RotateGossipRequest)(nil),       // 52: homelab.controller.v1.RotateGossipRequest
-	(*RotateGossipResponse)(nil),      // 53: homelab.controller.v1.RotateGossipResponse
-	(*v1.Plan)(nil),                   // 54: homelab.v1.Plan
-	(*v1.HostStatus)(nil),             // 55: homelab.v1.HostStatus
-	(*v1.Event)(nil),                  // 56: homelab.v1.Event
-	(*v1.Summary)(nil),                // 57: homelab.v1.Summary
-	(v1.Power)(0),                     // 58: homelab.v1.Power
-	(v1.Role)(0),                      // 59: homelab.v1.Role
-	(*v1.GuestLook)(nil),              // 60: homelab.v1.GuestLook
-	(*timestamppb.Timestamp)(nil),     // 61: google.protobuf.Timestamp
-	(*v1.Fact)(nil),                   // 62: homelab.v1.Fact
-	(*v1.Node)(nil),                   // 63: homelab.v1.Node
-	(*v1.EtcdMember)(nil),             // 64: homelab.v1.EtcdMember
-	(v1.ImageType)(0),                 // 65: homelab.v1.ImageType
-	(v1.Verification)(0),              // 66: homelab.v1.Verification
-	(*v1.Orphan)(nil),                 // 67: homelab.v1.Orphan
-	(*v1.Note)(nil),                   // 68: homelab.v1.Note
-	(*v1.Disk)(nil),                   // 69: homelab.v1.Disk
-	(*v1.Snapshot)(nil),               // 70: homelab.v1.Snapshot
-	(*durationpb.Duration)(nil),       // 71: google.protobuf.Duration
+	(TrustState)(0),                   // 2: homelab.controller.v1.TrustState
+	(*Operation)(nil),                 // 3: homelab.controller.v1.Operation
+	(*PlanRequest)(nil),               // 4: homelab.controller.v1.PlanRequest
+	(*PlanResponse)(nil),              // 5: homelab.controller.v1.PlanResponse
+	(*ApplyRequest)(nil),              // 6: homelab.controller.v1.ApplyRequest
+	(*ApplyResponse)(nil),             // 7: homelab.controller.v1.ApplyResponse
+	(*GuestStatus)(nil),               // 8: homelab.controller.v1.GuestStatus
+	(*ClusterStatus)(nil),             // 9: homelab.controller.v1.ClusterStatus
+	(*ClusterFinding)(nil),            // 10: homelab.controller.v1.ClusterFinding
+	(*MemberStatus)(nil),              // 11: homelab.controller.v1.MemberStatus
+	(*StatusRequest)(nil),             // 12: homelab.controller.v1.StatusRequest
+	(*StatusResponse)(nil),            // 13: homelab.controller.v1.StatusResponse
+	(*ImageStatus)(nil),               // 14: homelab.controller.v1.ImageStatus
+	(*RunRecord)(nil),                 // 15: homelab.controller.v1.RunRecord
+	(*ListRunsRequest)(nil),           // 16: homelab.controller.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),          // 17: homelab.controller.v1.ListRunsResponse
+	(*FollowRunRequest)(nil),          // 18: homelab.controller.v1.FollowRunRequest
+	(*FollowRunResponse)(nil),         // 19: homelab.controller.v1.FollowRunResponse
+	(*ExecRequest)(nil),               // 20: homelab.controller.v1.ExecRequest
+	(*ExecResponse)(nil),              // 21: homelab.controller.v1.ExecResponse
+	(*KubeconfigRequest)(nil),         // 22: homelab.controller.v1.KubeconfigRequest
+	(*KubeconfigResponse)(nil),        // 23: homelab.controller.v1.KubeconfigResponse
+	(*VersionRequest)(nil),            // 24: homelab.controller.v1.VersionRequest
+	(*VersionResponse)(nil),           // 25: homelab.controller.v1.VersionResponse
+	(*WhyRequest)(nil),                // 26: homelab.controller.v1.WhyRequest
+	(*WhyEntry)(nil),                  // 27: homelab.controller.v1.WhyEntry
+	(*WhyResponse)(nil),               // 28: homelab.controller.v1.WhyResponse
+	(*PauseRequest)(nil),              // 29: homelab.controller.v1.PauseRequest
+	(*PauseResponse)(nil),             // 30: homelab.controller.v1.PauseResponse
+	(*ResumeRequest)(nil),             // 31: homelab.controller.v1.ResumeRequest
+	(*ResumeResponse)(nil),            // 32: homelab.controller.v1.ResumeResponse
+	(*OrphansRequest)(nil),            // 33: homelab.controller.v1.OrphansRequest
+	(*OrphansResponse)(nil),           // 34: homelab.controller.v1.OrphansResponse
+	(*HolderStatus)(nil),              // 35: homelab.controller.v1.HolderStatus
+	(*ListSnapshotsRequest)(nil),      // 36: homelab.controller.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 37: homelab.controller.v1.ListSnapshotsResponse
+	(*ListAuditRequest)(nil),          // 38: homelab.controller.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),         // 39: homelab.controller.v1.ListAuditResponse
+	(*AuditEntry)(nil),                // 40: homelab.controller.v1.AuditEntry
+	(*RevokeCertificateRequest)(nil),  // 41: homelab.controller.v1.RevokeCertificateRequest
+	(*RevokeCertificateResponse)(nil), // 42: homelab.controller.v1.RevokeCertificateResponse
+	(*CreateTokenRequest)(nil),        // 43: homelab.controller.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),       // 44: homelab.controller.v1.CreateTokenResponse
+	(*TokenStatus)(nil),               // 45: homelab.controller.v1.TokenStatus
+	(*ListTokensRequest)(nil),         // 46: homelab.controller.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 47: homelab.controller.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),        // 48: homelab.controller.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),       // 49: homelab.controller.v1.RevokeTokenResponse
+	(*TrustRequest)(nil),              // 50: homelab.controller.v1.TrustRequest
+	(*TrustResponse)(nil),             // 51: homelab.controller.v1.TrustResponse
+	(*CertificateStatus)(nil),         // 52: homelab.controller.v1.CertificateStatus
+	(*RotateGossipRequest)(nil),       // 53: homelab.controller.v1.RotateGossipRequest
+	(*RotateGossipResponse)(nil),      // 54: homelab.controller.v1.RotateGossipResponse
+	(*OfferRootRequest)(nil),          // 55: homelab.controller.v1.OfferRootRequest
+	(*OfferRootResponse)(nil),         // 56: homelab.controller.v1.OfferRootResponse
+	(*IssuingCertificate)(nil),        // 57: homelab.controller.v1.IssuingCertificate
+	(*AddRootRequest)(nil),            // 58: homelab.controller.v1.AddRootRequest
+	(*AddRootResponse)(nil),           // 59: homelab.controller.v1.AddRootResponse
+	(*TrustHolder)(nil),               // 60: homelab.controller.v1.TrustHolder
+	(*DropRootsRequest)(nil),          // 61: homelab.controller.v1.DropRootsRequest
+	(*DropRootsResponse)(nil),         // 62: homelab.controller.v1.DropRootsResponse
+	(*v1.Plan)(nil),                   // 63: homelab.v1.Plan
+	(*v1.HostStatus)(nil),             // 64: homelab.v1.HostStatus
+	(*v1.Event)(nil),                  // 65: homelab.v1.Event
+	(*v1.Summary)(nil),                // 66: homelab.v1.Summary
+	(v1.Power)(0),                     // 67: homelab.v1.Power
+	(v1.Role)(0),                      // 68: homelab.v1.Role
+	(*v1.GuestLook)(nil),              // 69: homelab.v1.GuestLook
+	(*timestamppb.Timestamp)(nil),     // 70: google.protobuf.Timestamp
+	(*v1.Fact)(nil),                   // 71: homelab.v1.Fact
+	(*v1.Node)(nil),                   // 72: homelab.v1.Node
+	(*v1.EtcdMember)(nil),             // 73: homelab.v1.EtcdMember
+	(v1.ImageType)(0),                 // 74: homelab.v1.ImageType
+	(v1.Verification)(0),              // 75: homelab.v1.Verification
+	(*v1.Orphan)(nil),                 // 76: homelab.v1.Orphan
+	(*v1.Note)(nil),                   // 77: homelab.v1.Note
+	(*v1.Disk)(nil),                   // 78: homelab.v1.Disk
+	(*v1.Snapshot)(nil),               // 79: homelab.v1.Snapshot
+	(*durationpb.Duration)(nil),       // 80: google.protobuf.Duration
 }
 var file_homelab_controller_v1_controller_proto_depIdxs = []int32{
 	0,  // 0: homelab.controller.v1.Operation.kind:type_name -> homelab.controller.v1.OperationKind
-	2,  // 1: homelab.controller.v1.PlanRequest.operation:type_name -> homelab.controller.v1.Operation
-	54, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
-	55, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
-	7,  // 4: homelab.controller.v1.PlanResponse.guests:type_name -> homelab.controller.v1.GuestStatus
-	2,  // 5: homelab.controller.v1.ApplyRequest.operation:type_name -> homelab.controller.v1.Operation
-	56, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
-	54, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
-	57, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
-	54, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
-	58, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
+	3,  // 1: homelab.controller.v1.PlanRequest.operation:type_name -> homelab.controller.v1.Operation
+	63, // 2: homelab.controller.v1.PlanResponse.plan:type_name -> homelab.v1.Plan
+	64, // 3: homelab.controller.v1.PlanResponse.hosts:type_name -> homelab.v1.HostStatus
+	8,  // 4: homelab.controller.v1.PlanResponse.guests:type_name -> homelab.controller.v1.GuestStatus
+	3,  // 5: homelab.controller.v1.ApplyRequest.operation:type_name -> homelab.controller.v1.Operation
+	65, // 6: homelab.controller.v1.ApplyResponse.event:type_name -> homelab.v1.Event
+	63, // 7: homelab.controller.v1.ApplyResponse.changed_plan:type_name -> homelab.v1.Plan
+	66, // 8: homelab.controller.v1.ApplyResponse.summary:type_name -> homelab.v1.Summary
+	63, // 9: homelab.controller.v1.ApplyResponse.plan:type_name -> homelab.v1.Plan
+	67, // 10: homelab.controller.v1.GuestStatus.power:type_name -> homelab.v1.Power
 	1,  // 11: homelab.controller.v1.GuestStatus.health:type_name -> homelab.controller.v1.Health
-	59, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
-	60, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
-	61, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
-	61, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
-	62, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
-	63, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
-	62, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
-	10, // 19: homelab.controller.v1.ClusterStatus.members:type_name -> homelab.controller.v1.MemberStatus
-	9,  // 20: homelab.controller.v1.ClusterStatus.findings:type_name -> homelab.controller.v1.ClusterFinding
-	64, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
-	55, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
-	7,  // 23: homelab.controller.v1.StatusResponse.guests:type_name -> homelab.controller.v1.GuestStatus
-	8,  // 24: homelab.controller.v1.StatusResponse.cluster:type_name -> homelab.controller.v1.ClusterStatus
-	61, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
-	13, // 26: homelab.controller.v1.StatusResponse.images:type_name -> homelab.controller.v1.ImageStatus
-	65, // 27: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
-	66, // 28: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
-	61, // 29: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
-	61, // 30: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
-	57, // 31: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
-	14, // 32: homelab.controller.v1.ListRunsResponse.runs:type_name -> homelab.controller.v1.RunRecord
-	56, // 33: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
-	14, // 34: homelab.controller.v1.FollowRunResponse.record:type_name -> homelab.controller.v1.RunRecord
-	61, // 35: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
-	26, // 36: homelab.controller.v1.WhyResponse.entries:type_name -> homelab.controller.v1.WhyEntry
-	7,  // 37: homelab.controller.v1.WhyResponse.now:type_name -> homelab.controller.v1.GuestStatus
-	67, // 38: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
-	68, // 39: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
-	34, // 40: homelab.controller.v1.OrphansResponse.holders:type_name -> homelab.controller.v1.HolderStatus
-	69, // 41: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
-	70, // 42: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
-	68, // 43: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
-	61, // 44: homelab.controller.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	39, // 45: homelab.controller.v1.ListAuditResponse.entries:type_name -> homelab.controller.v1.AuditEntry
-	61, // 46: homelab.controller.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	61, // 47: homelab.controller.v1.AuditEntry.ended:type_name -> google.protobuf.Timestamp
-	71, // 48: homelab.controller.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	44, // 49: homelab.controller.v1.CreateTokenResponse.status:type_name -> homelab.controller.v1.TokenStatus
-	61, // 50: homelab.controller.v1.TokenStatus.created:type_name -> google.protobuf.Timestamp
-	61, // 51: homelab.controller.v1.TokenStatus.expires:type_name -> google.protobuf.Timestamp
-	61, // 52: homelab.controller.v1.TokenStatus.used:type_name -> google.protobuf.Timestamp
-	44, // 53: homelab.controller.v1.ListTokensResponse.tokens:type_name -> homelab.controller.v1.TokenStatus
-	51, // 54: homelab.controller.v1.TrustResponse.authorities:type_name -> homelab.controller.v1.CertificateStatus
-	51, // 55: homelab.controller.v1.TrustResponse.certificates:type_name -> homelab.controller.v1.CertificateStatus
-	61, // 56: homelab.controller.v1.CertificateStatus.not_before:type_name -> google.protobuf.Timestamp
-	61, // 57: homelab.controller.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
-	61, // 58: homelab.controller.v1.CertificateStatus.revoked:type_name -> google.protobuf.Timestamp
-	3,  // 59: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
-	5,  // 60: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
-	11, // 61: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
-	15, // 62: homelab.controller.v1.ControllerService.ListRuns:input_type -> homelab.controller.v1.ListRunsRequest
-	17, // 63: homelab.controller.v1.ControllerService.FollowRun:input_type -> homelab.controller.v1.FollowRunRequest
-	19, // 64: homelab.controller.v1.ControllerService.Exec:input_type -> homelab.controller.v1.ExecRequest
-	21, // 65: homelab.controller.v1.ControllerService.Kubeconfig:input_type -> homelab.controller.v1.KubeconfigRequest
-	23, // 66: homelab.controller.v1.ControllerService.Version:input_type -> homelab.controller.v1.VersionRequest
-	25, // 67: homelab.controller.v1.ControllerService.Why:input_type -> homelab.controller.v1.WhyRequest
-	28, // 68: homelab.controller.v1.ControllerService.Pause:input_type -> homelab.controller.v1.PauseRequest
-	30, // 69: homelab.controller.v1.ControllerService.Resume:input_type -> homelab.controller.v1.ResumeRequest
-	32, // 70: homelab.controller.v1.ControllerService.Orphans:input_type -> homelab.controller.v1.OrphansRequest
-	35, // 71: homelab.controller.v1.ControllerService.ListSnapshots:input_type -> homelab.controller.v1.ListSnapshotsRequest
-	37, // 72: homelab.controller.v1.ControllerService.ListAudit:input_type -> homelab.controller.v1.ListAuditRequest
-	40, // 73: homelab.controller.v1.ControllerService.RevokeCertificate:input_type -> homelab.controller.v1.RevokeCertificateRequest
-	42, // 74: homelab.controller.v1.ControllerService.CreateToken:input_type -> homelab.controller.v1.CreateTokenRequest
-	45, // 75: homelab.controller.v1.ControllerService.ListTokens:input_type -> homelab.controller.v1.ListTokensRequest
-	47, // 76: homelab.controller.v1.ControllerService.RevokeToken:input_type -> homelab.controller.v1.RevokeTokenRequest
-	49, // 77: homelab.controller.v1.ControllerService.Trust:input_type -> homelab.controller.v1.TrustRequest
-	52, // 78: homelab.controller.v1.ControllerService.RotateGossip:input_type -> homelab.controller.v1.RotateGossipRequest
-	4,  // 79: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
-	6,  // 80: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
-	12, // 81: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
-	16, // 82: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
-	18, // 83: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
-	20, // 84: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
-	22, // 85: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
-	24, // 86: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
-	27, // 87: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
-	29, // 88: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
-	31, // 89: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
-	33, // 90: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
-	36, // 91: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
-	38, // 92: homelab.controller.v1.ControllerService.ListAudit:output_type -> homelab.controller.v1.ListAuditResponse
-	41, // 93: homelab.controller.v1.ControllerService.RevokeCertificate:output_type -> homelab.controller.v1.RevokeCertificateResponse
-	43, // 94: homelab.controller.v1.ControllerService.CreateToken:output_type -> homelab.controller.v1.CreateTokenResponse
-	46, // 95: homelab.controller.v1.ControllerService.ListTokens:output_type -> homelab.controller.v1.ListTokensResponse
-	48, // 96: homelab.controller.v1.ControllerService.RevokeToken:output_type -> homelab.controller.v1.RevokeTokenResponse
-	50, // 97: homelab.controller.v1.ControllerService.Trust:output_type -> homelab.controller.v1.TrustResponse
-	53, // 98: homelab.controller.v1.ControllerService.RotateGossip:output_type -> homelab.controller.v1.RotateGossipResponse
-	79, // [79:99] is the sub-list for method output_type
-	59, // [59:79] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	68, // 12: homelab.controller.v1.GuestStatus.role:type_name -> homelab.v1.Role
+	69, // 13: homelab.controller.v1.GuestStatus.look:type_name -> homelab.v1.GuestLook
+	70, // 14: homelab.controller.v1.GuestStatus.since:type_name -> google.protobuf.Timestamp
+	70, // 15: homelab.controller.v1.GuestStatus.until:type_name -> google.protobuf.Timestamp
+	71, // 16: homelab.controller.v1.ClusterStatus.api:type_name -> homelab.v1.Fact
+	72, // 17: homelab.controller.v1.ClusterStatus.nodes:type_name -> homelab.v1.Node
+	71, // 18: homelab.controller.v1.ClusterStatus.etcd:type_name -> homelab.v1.Fact
+	11, // 19: homelab.controller.v1.ClusterStatus.members:type_name -> homelab.controller.v1.MemberStatus
+	10, // 20: homelab.controller.v1.ClusterStatus.findings:type_name -> homelab.controller.v1.ClusterFinding
+	73, // 21: homelab.controller.v1.MemberStatus.member:type_name -> homelab.v1.EtcdMember
+	64, // 22: homelab.controller.v1.StatusResponse.hosts:type_name -> homelab.v1.HostStatus
+	8,  // 23: homelab.controller.v1.StatusResponse.guests:type_name -> homelab.controller.v1.GuestStatus
+	9,  // 24: homelab.controller.v1.StatusResponse.cluster:type_name -> homelab.controller.v1.ClusterStatus
+	70, // 25: homelab.controller.v1.StatusResponse.at:type_name -> google.protobuf.Timestamp
+	14, // 26: homelab.controller.v1.StatusResponse.images:type_name -> homelab.controller.v1.ImageStatus
+	52, // 27: homelab.controller.v1.StatusResponse.ending:type_name -> homelab.controller.v1.CertificateStatus
+	74, // 28: homelab.controller.v1.ImageStatus.type:type_name -> homelab.v1.ImageType
+	75, // 29: homelab.controller.v1.ImageStatus.verification:type_name -> homelab.v1.Verification
+	70, // 30: homelab.controller.v1.RunRecord.started:type_name -> google.protobuf.Timestamp
+	70, // 31: homelab.controller.v1.RunRecord.ended:type_name -> google.protobuf.Timestamp
+	66, // 32: homelab.controller.v1.RunRecord.summary:type_name -> homelab.v1.Summary
+	15, // 33: homelab.controller.v1.ListRunsResponse.runs:type_name -> homelab.controller.v1.RunRecord
+	65, // 34: homelab.controller.v1.FollowRunResponse.event:type_name -> homelab.v1.Event
+	15, // 35: homelab.controller.v1.FollowRunResponse.record:type_name -> homelab.controller.v1.RunRecord
+	70, // 36: homelab.controller.v1.WhyEntry.time:type_name -> google.protobuf.Timestamp
+	27, // 37: homelab.controller.v1.WhyResponse.entries:type_name -> homelab.controller.v1.WhyEntry
+	8,  // 38: homelab.controller.v1.WhyResponse.now:type_name -> homelab.controller.v1.GuestStatus
+	76, // 39: homelab.controller.v1.OrphansResponse.orphans:type_name -> homelab.v1.Orphan
+	77, // 40: homelab.controller.v1.OrphansResponse.unknown:type_name -> homelab.v1.Note
+	35, // 41: homelab.controller.v1.OrphansResponse.holders:type_name -> homelab.controller.v1.HolderStatus
+	78, // 42: homelab.controller.v1.HolderStatus.disks:type_name -> homelab.v1.Disk
+	79, // 43: homelab.controller.v1.ListSnapshotsResponse.snapshots:type_name -> homelab.v1.Snapshot
+	77, // 44: homelab.controller.v1.ListSnapshotsResponse.unknown:type_name -> homelab.v1.Note
+	70, // 45: homelab.controller.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	40, // 46: homelab.controller.v1.ListAuditResponse.entries:type_name -> homelab.controller.v1.AuditEntry
+	70, // 47: homelab.controller.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	70, // 48: homelab.controller.v1.AuditEntry.ended:type_name -> google.protobuf.Timestamp
+	80, // 49: homelab.controller.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	45, // 50: homelab.controller.v1.CreateTokenResponse.status:type_name -> homelab.controller.v1.TokenStatus
+	70, // 51: homelab.controller.v1.TokenStatus.created:type_name -> google.protobuf.Timestamp
+	70, // 52: homelab.controller.v1.TokenStatus.expires:type_name -> google.protobuf.Timestamp
+	70, // 53: homelab.controller.v1.TokenStatus.used:type_name -> google.protobuf.Timestamp
+	45, // 54: homelab.controller.v1.ListTokensResponse.tokens:type_name -> homelab.controller.v1.TokenStatus
+	52, // 55: homelab.controller.v1.TrustResponse.authorities:type_name -> homelab.controller.v1.CertificateStatus
+	52, // 56: homelab.controller.v1.TrustResponse.certificates:type_name -> homelab.controller.v1.CertificateStatus
+	70, // 57: homelab.controller.v1.CertificateStatus.not_before:type_name -> google.protobuf.Timestamp
+	70, // 58: homelab.controller.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
+	70, // 59: homelab.controller.v1.CertificateStatus.revoked:type_name -> google.protobuf.Timestamp
+	57, // 60: homelab.controller.v1.OfferRootResponse.issuing:type_name -> homelab.controller.v1.IssuingCertificate
+	57, // 61: homelab.controller.v1.AddRootRequest.issuing:type_name -> homelab.controller.v1.IssuingCertificate
+	60, // 62: homelab.controller.v1.AddRootResponse.holders:type_name -> homelab.controller.v1.TrustHolder
+	2,  // 63: homelab.controller.v1.TrustHolder.state:type_name -> homelab.controller.v1.TrustState
+	70, // 64: homelab.controller.v1.TrustHolder.not_after:type_name -> google.protobuf.Timestamp
+	60, // 65: homelab.controller.v1.DropRootsResponse.holders:type_name -> homelab.controller.v1.TrustHolder
+	4,  // 66: homelab.controller.v1.ControllerService.Plan:input_type -> homelab.controller.v1.PlanRequest
+	6,  // 67: homelab.controller.v1.ControllerService.Apply:input_type -> homelab.controller.v1.ApplyRequest
+	12, // 68: homelab.controller.v1.ControllerService.Status:input_type -> homelab.controller.v1.StatusRequest
+	16, // 69: homelab.controller.v1.ControllerService.ListRuns:input_type -> homelab.controller.v1.ListRunsRequest
+	18, // 70: homelab.controller.v1.ControllerService.FollowRun:input_type -> homelab.controller.v1.FollowRunRequest
+	20, // 71: homelab.controller.v1.ControllerService.Exec:input_type -> homelab.controller.v1.ExecRequest
+	22, // 72: homelab.controller.v1.ControllerService.Kubeconfig:input_type -> homelab.controller.v1.KubeconfigRequest
+	24, // 73: homelab.controller.v1.ControllerService.Version:input_type -> homelab.controller.v1.VersionRequest
+	26, // 74: homelab.controller.v1.ControllerService.Why:input_type -> homelab.controller.v1.WhyRequest
+	29, // 75: homelab.controller.v1.ControllerService.Pause:input_type -> homelab.controller.v1.PauseRequest
+	31, // 76: homelab.controller.v1.ControllerService.Resume:input_type -> homelab.controller.v1.ResumeRequest
+	33, // 77: homelab.controller.v1.ControllerService.Orphans:input_type -> homelab.controller.v1.OrphansRequest
+	36, // 78: homelab.controller.v1.ControllerService.ListSnapshots:input_type -> homelab.controller.v1.ListSnapshotsRequest
+	38, // 79: homelab.controller.v1.ControllerService.ListAudit:input_type -> homelab.controller.v1.ListAuditRequest
+	41, // 80: homelab.controller.v1.ControllerService.RevokeCertificate:input_type -> homelab.controller.v1.RevokeCertificateRequest
+	43, // 81: homelab.controller.v1.ControllerService.CreateToken:input_type -> homelab.controller.v1.CreateTokenRequest
+	46, // 82: homelab.controller.v1.ControllerService.ListTokens:input_type -> homelab.controller.v1.ListTokensRequest
+	48, // 83: homelab.controller.v1.ControllerService.RevokeToken:input_type -> homelab.controller.v1.RevokeTokenRequest
+	50, // 84: homelab.controller.v1.ControllerService.Trust:input_type -> homelab.controller.v1.TrustRequest
+	53, // 85: homelab.controller.v1.ControllerService.RotateGossip:input_type -> homelab.controller.v1.RotateGossipRequest
+	55, // 86: homelab.controller.v1.ControllerService.OfferRoot:input_type -> homelab.controller.v1.OfferRootRequest
+	58, // 87: homelab.controller.v1.ControllerService.AddRoot:input_type -> homelab.controller.v1.AddRootRequest
+	61, // 88: homelab.controller.v1.ControllerService.DropRoots:input_type -> homelab.controller.v1.DropRootsRequest
+	5,  // 89: homelab.controller.v1.ControllerService.Plan:output_type -> homelab.controller.v1.PlanResponse
+	7,  // 90: homelab.controller.v1.ControllerService.Apply:output_type -> homelab.controller.v1.ApplyResponse
+	13, // 91: homelab.controller.v1.ControllerService.Status:output_type -> homelab.controller.v1.StatusResponse
+	17, // 92: homelab.controller.v1.ControllerService.ListRuns:output_type -> homelab.controller.v1.ListRunsResponse
+	19, // 93: homelab.controller.v1.ControllerService.FollowRun:output_type -> homelab.controller.v1.FollowRunResponse
+	21, // 94: homelab.controller.v1.ControllerService.Exec:output_type -> homelab.controller.v1.ExecResponse
+	23, // 95: homelab.controller.v1.ControllerService.Kubeconfig:output_type -> homelab.controller.v1.KubeconfigResponse
+	25, // 96: homelab.controller.v1.ControllerService.Version:output_type -> homelab.controller.v1.VersionResponse
+	28, // 97: homelab.controller.v1.ControllerService.Why:output_type -> homelab.controller.v1.WhyResponse
+	30, // 98: homelab.controller.v1.ControllerService.Pause:output_type -> homelab.controller.v1.PauseResponse
+	32, // 99: homelab.controller.v1.ControllerService.Resume:output_type -> homelab.controller.v1.ResumeResponse
+	34, // 100: homelab.controller.v1.ControllerService.Orphans:output_type -> homelab.controller.v1.OrphansResponse
+	37, // 101: homelab.controller.v1.ControllerService.ListSnapshots:output_type -> homelab.controller.v1.ListSnapshotsResponse
+	39, // 102: homelab.controller.v1.ControllerService.ListAudit:output_type -> homelab.controller.v1.ListAuditResponse
+	42, // 103: homelab.controller.v1.ControllerService.RevokeCertificate:output_type -> homelab.controller.v1.RevokeCertificateResponse
+	44, // 104: homelab.controller.v1.ControllerService.CreateToken:output_type -> homelab.controller.v1.CreateTokenResponse
+	47, // 105: homelab.controller.v1.ControllerService.ListTokens:output_type -> homelab.controller.v1.ListTokensResponse
+	49, // 106: homelab.controller.v1.ControllerService.RevokeToken:output_type -> homelab.controller.v1.RevokeTokenResponse
+	51, // 107: homelab.controller.v1.ControllerService.Trust:output_type -> homelab.controller.v1.TrustResponse
+	54, // 108: homelab.controller.v1.ControllerService.RotateGossip:output_type -> homelab.controller.v1.RotateGossipResponse
+	56, // 109: homelab.controller.v1.ControllerService.OfferRoot:output_type -> homelab.controller.v1.OfferRootResponse
+	59, // 110: homelab.controller.v1.ControllerService.AddRoot:output_type -> homelab.controller.v1.AddRootResponse
+	62, // 111: homelab.controller.v1.ControllerService.DropRoots:output_type -> homelab.controller.v1.DropRootsResponse
+	89, // [89:112] is the sub-list for method output_type
+	66, // [66:89] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_homelab_controller_v1_controller_proto_init() }
@@ -4326,8 +4958,8 @@ func file_homelab_controller_v1_controller_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_homelab_controller_v1_controller_proto_rawDesc), len(file_homelab_controller_v1_controller_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   52,
+			NumEnums:      3,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -41,6 +41,9 @@ const (
 	ControllerService_RevokeToken_FullMethodName       = "/homelab.controller.v1.ControllerService/RevokeToken"
 	ControllerService_Trust_FullMethodName             = "/homelab.controller.v1.ControllerService/Trust"
 	ControllerService_RotateGossip_FullMethodName      = "/homelab.controller.v1.ControllerService/RotateGossip"
+	ControllerService_OfferRoot_FullMethodName         = "/homelab.controller.v1.ControllerService/OfferRoot"
+	ControllerService_AddRoot_FullMethodName           = "/homelab.controller.v1.ControllerService/AddRoot"
+	ControllerService_DropRoots_FullMethodName         = "/homelab.controller.v1.ControllerService/DropRoots"
 )
 
 // ControllerServiceClient is the client API for ControllerService service.
@@ -93,6 +96,14 @@ type ControllerServiceClient interface {
 	// RotateGossip puts a new gossip key in the place of those there are. Nobody who answers loses the others meanwhile;
 	// who is off gets it when it comes back.
 	RotateGossip(ctx context.Context, in *RotateGossipRequest, opts ...grpc.CallOption) (*RotateGossipResponse, error)
+	// OfferRoot shows a new root to all controllers and tells what it has to sign: the certificates of their issuing CAs.
+	// It changes nothing. Unavailable names the controllers that do not answer; a root that nobody vouches for is Denied.
+	OfferRoot(ctx context.Context, in *OfferRootRequest, opts ...grpc.CallOption) (*OfferRootResponse, error)
+	// AddRoot has the new certificates of the issuing CAs kept, and the root that was offered trusted beside those before.
+	// Who hears it renews its certificate at once. Safe to repeat.
+	AddRoot(ctx context.Context, in *AddRootRequest, opts ...grpc.CallOption) (*AddRootResponse, error)
+	// DropRoots ends the trust in all roots but one, unless somebody still needs another. Safe to repeat.
+	DropRoots(ctx context.Context, in *DropRootsRequest, opts ...grpc.CallOption) (*DropRootsResponse, error)
 }
 
 type controllerServiceClient struct {
@@ -330,6 +341,36 @@ func (c *controllerServiceClient) RotateGossip(ctx context.Context, in *RotateGo
 	return out, nil
 }
 
+func (c *controllerServiceClient) OfferRoot(ctx context.Context, in *OfferRootRequest, opts ...grpc.CallOption) (*OfferRootResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OfferRootResponse)
+	err := c.cc.Invoke(ctx, ControllerService_OfferRoot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerServiceClient) AddRoot(ctx context.Context, in *AddRootRequest, opts ...grpc.CallOption) (*AddRootResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AddRootResponse)
+	err := c.cc.Invoke(ctx, ControllerService_AddRoot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controllerServiceClient) DropRoots(ctx context.Context, in *DropRootsRequest, opts ...grpc.CallOption) (*DropRootsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DropRootsResponse)
+	err := c.cc.Invoke(ctx, ControllerService_DropRoots_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControllerServiceServer is the server API for ControllerService service.
 // All implementations must embed UnimplementedControllerServiceServer
 // for forward compatibility.
@@ -380,6 +421,14 @@ type ControllerServiceServer interface {
 	// RotateGossip puts a new gossip key in the place of those there are. Nobody who answers loses the others meanwhile;
 	// who is off gets it when it comes back.
 	RotateGossip(context.Context, *RotateGossipRequest) (*RotateGossipResponse, error)
+	// OfferRoot shows a new root to all controllers and tells what it has to sign: the certificates of their issuing CAs.
+	// It changes nothing. Unavailable names the controllers that do not answer; a root that nobody vouches for is Denied.
+	OfferRoot(context.Context, *OfferRootRequest) (*OfferRootResponse, error)
+	// AddRoot has the new certificates of the issuing CAs kept, and the root that was offered trusted beside those before.
+	// Who hears it renews its certificate at once. Safe to repeat.
+	AddRoot(context.Context, *AddRootRequest) (*AddRootResponse, error)
+	// DropRoots ends the trust in all roots but one, unless somebody still needs another. Safe to repeat.
+	DropRoots(context.Context, *DropRootsRequest) (*DropRootsResponse, error)
 	mustEmbedUnimplementedControllerServiceServer()
 }
 
@@ -449,6 +498,15 @@ func (UnimplementedControllerServiceServer) Trust(context.Context, *TrustRequest
 }
 func (UnimplementedControllerServiceServer) RotateGossip(context.Context, *RotateGossipRequest) (*RotateGossipResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RotateGossip not implemented")
+}
+func (UnimplementedControllerServiceServer) OfferRoot(context.Context, *OfferRootRequest) (*OfferRootResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method OfferRoot not implemented")
+}
+func (UnimplementedControllerServiceServer) AddRoot(context.Context, *AddRootRequest) (*AddRootResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddRoot not implemented")
+}
+func (UnimplementedControllerServiceServer) DropRoots(context.Context, *DropRootsRequest) (*DropRootsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DropRoots not implemented")
 }
 func (UnimplementedControllerServiceServer) mustEmbedUnimplementedControllerServiceServer() {}
 func (UnimplementedControllerServiceServer) testEmbeddedByValue()                           {}
@@ -810,6 +868,60 @@ func _ControllerService_RotateGossip_Handler(srv interface{}, ctx context.Contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ControllerService_OfferRoot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OfferRootRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).OfferRoot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_OfferRoot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).OfferRoot(ctx, req.(*OfferRootRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControllerService_AddRoot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddRootRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).AddRoot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_AddRoot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).AddRoot(ctx, req.(*AddRootRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ControllerService_DropRoots_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DropRootsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControllerServiceServer).DropRoots(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ControllerService_DropRoots_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControllerServiceServer).DropRoots(ctx, req.(*DropRootsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ControllerService_ServiceDesc is the grpc.ServiceDesc for ControllerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -884,6 +996,18 @@ var ControllerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RotateGossip",
 			Handler:    _ControllerService_RotateGossip_Handler,
+		},
+		{
+			MethodName: "OfferRoot",
+			Handler:    _ControllerService_OfferRoot_Handler,
+		},
+		{
+			MethodName: "AddRoot",
+			Handler:    _ControllerService_AddRoot_Handler,
+		},
+		{
+			MethodName: "DropRoots",
+			Handler:    _ControllerService_DropRoots_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
