@@ -67,6 +67,7 @@ type app struct {
 	inIsTerm  bool
 	colour    bool
 	columns   int
+	ready     readiness
 	warned    bool // of the end of our certificate
 	began     bool // a command's own work began: what fails now is no misuse
 	lines     *bufio.Reader
@@ -79,7 +80,7 @@ func Main(ctx context.Context, args []string, in, out, errw *os.File) int {
 }
 
 func newApp(in, out, errw *os.File) *app {
-	a := &app{in: in, out: out, errw: errw, now: time.Now, columns: 80}
+	a := &app{in: in, out: out, errw: errw, now: time.Now, columns: 80, ready: usualReadiness}
 	a.inIsTerm = term.IsTerminal(int(in.Fd()))
 	if term.IsTerminal(int(out.Fd())) {
 		if w, _, err := term.GetSize(int(out.Fd())); err == nil && w > 0 {

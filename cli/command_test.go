@@ -317,7 +317,7 @@ func TestCommandsOfTheContract(t *testing.T) {
 	want := []string{
 		"apply", "audit", "exec",
 		"guests", "guests adopt", "guests delete", "guests ip", "guests recreate", "guests restart", "guests show", "guests start", "guests stop",
-		"hosts", "hosts add",
+		"hosts", "hosts add", "hosts remove", "hosts upgrade",
 		"images", "images fetch", "images prune", "init",
 		"k3s join", "k3s kubeconfig", "k3s members", "k3s rejoin", "k3s remove", "k3s snapshot", "k3s snapshot ls", "k3s status",
 		"orphans", "pause", "plan", "resume", "runs", "runs follow", "runs show", "status",

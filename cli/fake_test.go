@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -60,6 +59,10 @@ type fake struct {
 	asked  []*controllerv1.PlanRequest
 	why    map[string]*controllerv1.WhyResponse
 	paused string
+	// stuck is a controller that cannot end a pause.
+	stuck bool
+	// version is the controller's, when it is another one than always.
+	version string
 	// left are what no VM has, and snaps the etcd snapshots.
 	left  *controllerv1.OrphansResponse
 	snaps *controllerv1.ListSnapshotsResponse
@@ -68,6 +71,10 @@ type fake struct {
 	tokens  []*controllerv1.TokenStatus
 	change  *change // of the root
 	revoked *rpc.Revocations
+	// takenBack are the holders whose certificates were taken back, and rotated how often
+	// the gossip key was.
+	takenBack []string
+	rotated   int
 	// registry gives certificates for tokens, in the place of both.
 	registry *registry
 	// hold is called before each part of a run is sent.
@@ -104,7 +111,9 @@ var takes = map[homelabv1.Action]struct {
 }
 
 func (f *fake) Version(_ context.Context, req *controllerv1.VersionRequest) (*controllerv1.VersionResponse, error) {
-	resp := &controllerv1.VersionResponse{Version: "v0.1.0", Name: "controller-1"}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	resp := &controllerv1.VersionResponse{Version: cmp.Or(f.version, "v0.1.0"), Name: "controller-1"}
 	if f.revoked.Number() > req.GetRevocations() {
 		resp.Revocations = f.revoked.PEM()
 	}
@@ -303,7 +312,10 @@ func (f *fake) Why(_ context.Context, req *controllerv1.WhyRequest) (*controller
 func (f *fake) Pause(_ context.Context, req *controllerv1.PauseRequest) (*controllerv1.PauseResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.paused = strings.TrimSuffix("by admin@laptop since 14:02: "+req.GetReason(), ": ")
+	f.paused = "by admin@laptop since 14:02"
+	if req.GetReason() != "" {
+		f.paused = req.GetReason() + " (" + f.paused + ")"
+	}
 	return &controllerv1.PauseResponse{Paused: f.paused}, nil
 }
 
@@ -311,6 +323,8 @@ func (f *fake) Resume(_ context.Context, req *controllerv1.ResumeRequest) (*cont
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
+	case f.stuck:
+		return nil, rpc.Errorf(rpc.ErrUnavailable, "the store does not answer")
 	case req.GetGuest() != "":
 		return &controllerv1.ResumeResponse{Text: req.GetGuest() + " is no longer parked."}, nil
 	case f.paused == "":

@@ -96,7 +96,7 @@ Exit code 0, whatever it shows.`,
 			return a.print(hostsJSON(resp.GetHosts()), func() { a.showHosts(resp) })
 		},
 	}
-	cmd.AddCommand(a.hostsAddCommand())
+	cmd.AddCommand(a.hostsAddCommand(), a.hostsRemoveCommand(), a.hostsUpgradeCommand())
 	return cmd
 }
 

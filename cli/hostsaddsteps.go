@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,16 +17,6 @@ import (
 )
 
 const (
-	// packageFolder is where the package lies on a host: an upgrade can go back to it.
-	packageFolder = "/var/cache/homelab"
-	// dpkgLimit bounds dpkg with its scripts: a service that stops waits for a qm at work.
-	dpkgLimit = 6 * time.Minute
-	// putLimit bounds the sending of a package.
-	putLimit = 10 * time.Minute
-	// lockLimit is how long another dpkg may be waited for, and lockPoll how often is
-	// tried.
-	lockLimit = 2 * time.Minute
-	lockPoll  = 3 * time.Second
 	// serviceLimit bounds a systemctl that starts a service: until it is ready.
 	serviceLimit = 3 * time.Minute
 	enrolLimit   = time.Minute
@@ -36,17 +25,6 @@ const (
 	// enrolToken is how long a token of ours is good for.
 	enrolToken = 5 * time.Minute
 )
-
-// dpkgScript goes on when the connection is lost that it is told over: a dpkg that is
-// ended in the middle leaves half a package. What people changed in configuration files
-// stays.
-const dpkgScript = `trap '' HUP PIPE
-log=$(mktemp) || exit 1
-DEBIAN_FRONTEND=noninteractive dpkg --force-confdef --force-confold "$@" >"$log" 2>&1 </dev/null
-code=$?
-cat "$log"
-rm -f -- "$log"
-exit $code`
 
 // install brings the package. Where something of ours is at work that is left to hosts
 // upgrade, which waits for runs and has a way back.
@@ -64,16 +42,10 @@ func (h *addedHost) install(ctx context.Context) (string, bool, error) {
 	if err != nil {
 		return "", false, err
 	}
-	if _, err := h.on.look(ctx, "mkdir", "-p", "-m", "755", packageFolder); err != nil {
+	if err := h.on.putPackage(ctx, pkg); err != nil {
 		return "", false, err
 	}
-	file := packageFolder + "/homelab_" + pkg.version + "_amd64.deb"
-	bounded, cancel := context.WithTimeout(ctx, putLimit)
-	defer cancel()
-	if err := h.on.Put(bounded, file, 0o644, bytes.NewReader(pkg.data), int64(len(pkg.data))); err != nil {
-		return "", false, err
-	}
-	if err := h.dpkg(ctx, "--install", file); err != nil {
+	if _, err := h.on.dpkg(ctx, "--install", keptAt(pkg.version)); err != nil {
 		return "", false, fmt.Errorf("install homelab %s: %w\n  mend that on the host, then again: hlctl hosts add %s", pkg.version, err, h.target)
 	}
 	if s.installed, s.broken, err = h.on.installed(ctx); err != nil {
@@ -83,18 +55,6 @@ func (h *addedHost) install(ctx context.Context) (string, bool, error) {
 		return "", false, fmt.Errorf("install homelab %s: dpkg ended well, and yet %q is installed; on the host: dpkg --audit", pkg.version, s.installed)
 	}
 	return "homelab " + pkg.version, true, nil
-}
-
-// dpkg runs dpkg. Another one that is at work, as unattended upgrades are, is waited for.
-func (h *addedHost) dpkg(ctx context.Context, args ...string) error {
-	patient, cancel := context.WithTimeout(ctx, lockLimit)
-	defer cancel()
-	for {
-		_, err := h.on.do(ctx, dpkgLimit, nil, append([]string{"sh", "-c", dpkgScript, "dpkg"}, args...)...)
-		if !failed(err) || !strings.Contains(err.Error(), "lock") || !strings.Contains(err.Error(), "another process") || !pause.For(patient, lockPoll) {
-			return err
-		}
-	}
 }
 
 // enrol gets the host its certificate. One that it has, and that was not taken back,

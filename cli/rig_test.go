@@ -16,6 +16,7 @@ import (
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
+	"golang.org/x/crypto/ssh"
 	"google.golang.org/grpc"
 )
 
@@ -27,6 +28,7 @@ type rig struct {
 	dir     string
 	address string
 	ca      *rpc.CA
+	lets    []ssh.PublicKey // whom all machines let in; nil before there is one
 }
 
 var allow = rpc.AllowOf(controllerv1.ControllerService_ServiceDesc.ServiceName)
@@ -49,15 +51,24 @@ func newRig(t *testing.T) *rig {
 	}
 	r.write("homelab.yaml", string(spec))
 
-	quiet := slog.New(slog.DiscardHandler)
 	r.write("server.pem", string(ca.Cert()))
-	creds, err := rpc.LoadTLS(r.path("server.pem"), r.path("controller.pem"), r.path("controller.key"))
+	r.address = r.serve("controller", r.fake)
+	r.configure(r.address)
+	return r
+}
+
+// serve has a controller listen with the certificate of that file.
+func (r *rig) serve(file string, is controllerv1.ControllerServiceServer) (address string) {
+	t := r.t
+	t.Helper()
+	quiet := slog.New(slog.DiscardHandler)
+	creds, err := rpc.LoadTLS(r.path("server.pem"), r.path(file+".pem"), r.path(file+".key"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	creds.Log = quiet
 	server, err := rpc.Listen(t.Context(), rpc.ServerConfig{Address: "127.0.0.1:0", Credentials: creds, Allow: allow, Log: quiet, Grace: time.Millisecond},
-		func(s grpc.ServiceRegistrar) { controllerv1.RegisterControllerServiceServer(s, r.fake) })
+		func(s grpc.ServiceRegistrar) { controllerv1.RegisterControllerServiceServer(s, is) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,9 +82,7 @@ func newRig(t *testing.T) *rig {
 			t.Error(err)
 		}
 	})
-	r.address = server.Addr().String()
-	r.configure(r.address)
-	return r
+	return server.Addr().String()
 }
 
 func (r *rig) path(name string) string { return filepath.Join(r.dir, name) }
@@ -114,7 +123,7 @@ type ran struct {
 
 // app is hlctl without a terminal.
 func (r *rig) app(in io.Reader, out, errw io.Writer) *app {
-	return &app{in: in, out: out, errw: errw, now: r.clock.now, columns: 80}
+	return &app{in: in, out: out, errw: errw, now: r.clock.now, columns: 80, ready: quickly}
 }
 
 func (r *rig) run(args ...string) ran {

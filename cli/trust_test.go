@@ -78,6 +78,12 @@ func (f *fake) RevokeToken(_ context.Context, req *controllerv1.RevokeTokenReque
 }
 
 func (f *fake) RevokeCertificate(_ context.Context, req *controllerv1.RevokeCertificateRequest) (*controllerv1.RevokeCertificateResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.takenBack = append(f.takenBack, req.GetHolder())
+	if serials := f.revokes(req.GetHolder()); len(serials) > 0 {
+		return &controllerv1.RevokeCertificateResponse{Serials: serials, Number: 4}, nil
+	}
 	if req.GetHolder() == "agent@pve1" || req.GetSerial() == "2b" {
 		return &controllerv1.RevokeCertificateResponse{Serials: []string{"2b"}, Number: 4}, nil
 	}
@@ -85,6 +91,9 @@ func (f *fake) RevokeCertificate(_ context.Context, req *controllerv1.RevokeCert
 }
 
 func (f *fake) RotateGossip(context.Context, *controllerv1.RotateGossipRequest) (*controllerv1.RotateGossipResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rotated++
 	return &controllerv1.RotateGossipResponse{Late: []string{"pve4"}}, nil
 }
 

@@ -123,6 +123,7 @@ func newController(cfg Config, version string, log *slog.Logger, creds *rpc.Cred
 	c.pusher = newPusher(c)
 	c.agents = newAgents(creds, log)
 	c.seeing = newObserver(c.agents, peers, log, func() time.Time { return c.now() })
+	c.seeing.removed = c.removed
 	return c
 }
 

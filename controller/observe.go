@@ -70,6 +70,7 @@ type sight struct {
 	offset      time.Duration // the host's clock minus ours
 	offsetAt    time.Time
 	vmids       []int32 // in use when it was last seen
+	removed     bool    // only of a snapshot: its agent has no certificate any more
 }
 
 // answer is what asking one host gave.
@@ -93,6 +94,8 @@ type observer struct {
 	peers  Peers
 	log    *slog.Logger
 	now    func() time.Time
+	// removed are the hosts that are not to be asked for anything; nil is none.
+	removed func(context.Context) map[string]bool
 
 	mu     sync.Mutex
 	sights map[string]sight
@@ -118,12 +121,16 @@ func (o *observer) agentPeers() map[string]gossip.Peer {
 // It takes as long as the slowest, which is bounded.
 func (o *observer) observe(ctx context.Context, targets []target) map[string]sight {
 	peers := o.agentPeers()
-	answered := o.snapshot(targets)
+	answered := o.snapshot(ctx, targets)
 	var mu sync.Mutex // of answered
 	var wg sync.WaitGroup
 	for _, t := range targets {
 		if t.disabled {
 			o.update(t.name, func(s sight) sight { return enter(s, homelabv1.HostState_HOST_STATE_DISABLED, "", time.Time{}) })
+			continue
+		}
+		if answered[t.name].removed {
+			o.update(t.name, func(s sight) sight { return asRemoved(s, o.now()) })
 			continue
 		}
 		wg.Go(func() {
@@ -150,7 +157,11 @@ func (o *observer) observe(ctx context.Context, targets []target) map[string]sig
 	return answered
 }
 
-func (o *observer) snapshot(targets []target) map[string]sight {
+func (o *observer) snapshot(ctx context.Context, targets []target) map[string]sight {
+	var removed map[string]bool
+	if o.removed != nil {
+		removed = o.removed(ctx)
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	out := make(map[string]sight, len(targets))
@@ -161,8 +172,12 @@ func (o *observer) snapshot(targets []target) map[string]sight {
 			s.state = homelabv1.HostState_HOST_STATE_UNKNOWN
 			s.reason = "not seen yet"
 		}
-		if t.disabled {
+		switch {
+		case t.disabled:
 			s.state, s.reason = homelabv1.HostState_HOST_STATE_DISABLED, ""
+		case removed[t.name]:
+			s = asRemoved(s, o.now())
+			s.removed = true
 		}
 		out[t.name] = s
 	}

@@ -121,7 +121,7 @@ func (s *service) Orphans(ctx context.Context, _ *controllerv1.OrphansRequest) (
 	if err != nil {
 		return nil, err
 	}
-	sights := c.seeing.observe(ctx, c.targets(sp))
+	sights := c.seeing.observe(ctx, c.targets(ctx, sp))
 	var mu sync.Mutex
 	resp.Unknown = c.askAll(ctx, sights, func(ctx context.Context, host string, client agentv1.AgentServiceClient) error {
 		got, err := client.Orphans(ctx, &agentv1.OrphansRequest{})
@@ -193,7 +193,7 @@ func (s *service) ListSnapshots(ctx context.Context, _ *controllerv1.ListSnapsho
 		return nil, err
 	}
 	var mu sync.Mutex
-	resp.Unknown = c.askAll(ctx, c.seeing.observe(ctx, c.targets(sp)), func(ctx context.Context, host string, client agentv1.AgentServiceClient) error {
+	resp.Unknown = c.askAll(ctx, c.seeing.observe(ctx, c.targets(ctx, sp)), func(ctx context.Context, host string, client agentv1.AgentServiceClient) error {
 		got, err := client.ListSnapshots(ctx, &agentv1.ListSnapshotsRequest{})
 		if err != nil {
 			return err

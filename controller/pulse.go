@@ -18,7 +18,7 @@ func (c *Controller) pulse(ctx context.Context, supervisor *daemon.Supervisor) e
 			return nil
 		case <-beat:
 			c.worked("")
-			c.seeing.snapshot(nil)
+			c.seeing.all()
 			supervisor.Alive()
 		}
 	}

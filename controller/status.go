@@ -38,8 +38,8 @@ func (c *Controller) status(ctx context.Context, fresh, looks bool) (*controller
 	fresh = fresh || c.seeing.unasked()
 	if sp == nil {
 		// Before the first Spec there are only the agents in the gossip.
-		targets := c.targets(nil)
-		sights := c.seeing.snapshot(targets)
+		targets := c.targets(ctx, nil)
+		sights := c.seeing.snapshot(ctx, targets)
 		if fresh {
 			sights = c.seeing.observe(ctx, targets)
 		}
@@ -82,14 +82,14 @@ func (c *Controller) present(ctx context.Context, sp *spec.Spec, fresh, looks bo
 		return world{}, err
 	}
 	if looks {
-		return c.survey(ctx, sp, mem, c.spare(sp), true), ctx.Err()
+		return c.survey(ctx, sp, mem, c.spare(ctx, sp), true), ctx.Err()
 	}
-	targets := c.targets(sp)
+	targets := c.targets(ctx, sp)
 	w := world{recollection: mem}
 	if fresh {
 		w.sights = c.seeing.observe(ctx, targets)
 	} else {
-		w.sights = c.seeing.snapshot(targets)
+		w.sights = c.seeing.snapshot(ctx, targets)
 	}
 	return w, ctx.Err()
 }

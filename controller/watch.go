@@ -92,6 +92,9 @@ func (c *Controller) gossipNews(alive map[string]bool) []string {
 func (c *Controller) background(ctx context.Context, names []string, looks bool) (*spec.Spec, *world) {
 	sp, w, err := c.refresh(ctx, names, looks)
 	if err == nil {
+		err = c.forgetRemoved(ctx, sp)
+	}
+	if err == nil {
 		err = c.rememberHosts(ctx)
 	}
 	if err != nil && ctx.Err() == nil {
@@ -110,11 +113,11 @@ func (c *Controller) refresh(ctx context.Context, names []string, looks bool) (*
 		if err != nil {
 			return nil, nil, err
 		}
-		w := c.survey(ctx, sp, mem, c.spare(sp), true)
+		w := c.survey(ctx, sp, mem, c.spare(ctx, sp), true)
 		return sp, &w, nil
 	}
 	var targets []target
-	for _, t := range c.targets(sp) {
+	for _, t := range c.targets(ctx, sp) {
 		if names == nil || slices.Contains(names, t.name) {
 			targets = append(targets, t)
 		}
@@ -123,11 +126,13 @@ func (c *Controller) refresh(ctx context.Context, names []string, looks bool) (*
 	return sp, nil, nil
 }
 
-// spare are the agents in the gossip that the Spec does not name.
-func (c *Controller) spare(sp *spec.Spec) []target {
+// spare are the agents in the gossip that the Spec does not name. Those that were
+// removed stay in the gossip for a while and are not.
+func (c *Controller) spare(ctx context.Context, sp *spec.Spec) []target {
 	var targets []target
+	removed := c.removed(ctx)
 	for name := range c.seeing.agentPeers() {
-		if sp == nil || sp.Hosts[name] == nil {
+		if (sp == nil || sp.Hosts[name] == nil) && !removed[name] {
 			targets = append(targets, target{name: name})
 		}
 	}
@@ -135,8 +140,8 @@ func (c *Controller) spare(sp *spec.Spec) []target {
 }
 
 // targets are the Spec's hosts and the spare ones, by name.
-func (c *Controller) targets(sp *spec.Spec) []target {
-	targets := c.spare(sp)
+func (c *Controller) targets(ctx context.Context, sp *spec.Spec) []target {
+	targets := c.spare(ctx, sp)
 	if sp != nil {
 		for _, name := range sp.HostNames() {
 			targets = append(targets, hostTarget(sp.Hosts[name]))

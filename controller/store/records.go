@@ -140,6 +140,12 @@ func (s *Store) PutHost(ctx context.Context, name string, h Host) error {
 	return s.putHeld(ctx, nil, "hosts/"+name, data)
 }
 
+// ForgetHost forgets a host; one that is not remembered is forgotten already.
+func (s *Store) ForgetHost(ctx context.Context, name string) error {
+	_, err := s.commit(ctx, "forget host "+name, nil, deleteOp(s.key("hosts/"+name)))
+	return err
+}
+
 func parseInt(v value) (int64, error) {
 	n, err := strconv.ParseInt(strings.TrimSpace(string(v.data)), 10, 64)
 	if err != nil {

@@ -209,7 +209,7 @@ func (g *Gossip) create(ctx context.Context) (*memberlist.Memberlist, *self, err
 	c.AdvertiseAddr, c.AdvertisePort = g.cfg.Advertise, g.cfg.Port
 	c.Keyring = g.ring
 	c.Logger = bridge
-	c.Delegate, c.Events, c.Conflict = me, g.peers, g.peers
+	c.Delegate, c.Events, c.Conflict, c.Ping = me, g.peers, g.peers, pings{me, g.peers}
 	c.ProbeInterval, c.ProbeTimeout = probeInterval, probeTimeout
 	c.SuspicionMult, c.SuspicionMaxTimeoutMult = suspicionMult, suspicionMaxMult
 	c.TCPTimeout = streamTimeout

@@ -284,6 +284,31 @@ func TestAQuickRestartIsTheSamePeer(t *testing.T) {
 	}
 }
 
+func TestWhoIsRestartedUnnoticedIsToldOfTheOthers(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	// The controller is the only one that the agents look for, and knows none of them
+	// after its start.
+	alone := func(c *Config) { c.Seeds = []string{n.ip(9)} }
+	one := n.start(1, rpc.RoleAgent, "pve1", alone)
+	two := n.start(2, rpc.RoleAgent, "pve2", alone)
+	ctl := n.start(9, rpc.RoleController, "controller-1", alone)
+	for _, p := range []*process{one, two, ctl} {
+		p.eventually(t, "all", alive(2))
+	}
+	ctl.kill(t)
+	began := time.Now()
+	n.start(9, rpc.RoleController, "controller-1", alone).eventually(t, "the agents", alive(2))
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	for _, p := range []*process{one, two} {
+		if c := named(p.Peers(), "controller-1"); !c.Alive {
+			t.Errorf("%s noticed it", p.cfg.Name)
+		}
+	}
+}
+
 func TestBothSidesOfAPartitionMeetAgain(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)

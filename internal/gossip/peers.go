@@ -50,6 +50,8 @@ type member struct {
 	Peer
 	gossip     netip.AddrPort
 	conflictAt time.Time
+	// anew: its process began again and nobody missed it. It may know nobody.
+	anew bool
 }
 
 // peers remembers whom memberlist has told of. memberlist calls it with its own
@@ -114,14 +116,14 @@ func (p *peers) changed() {
 	}
 }
 
-// addresses gives the gossip addresses of those that are known and not alive, and
-// all of the alive ones.
+// addresses gives the gossip addresses of those that are known and not alive, or alive
+// and perhaps without knowing us, and all of the other alive ones.
 func (p *peers) addresses() (absent []netip.AddrPort, alive map[netip.AddrPort]bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	alive = make(map[netip.AddrPort]bool)
 	for _, m := range p.members {
-		if m.Alive {
+		if m.Alive && !m.anew {
 			alive[m.gossip] = true
 		} else {
 			absent = append(absent, m.gossip)
@@ -164,6 +166,8 @@ func (p *peers) seen(n *memberlist.Node, message string) {
 	}
 	if !m.Alive {
 		m.Alive, m.Since = true, p.now()
+	} else if m.Started.UnixMilli() != told.Started {
+		m.anew = true // it defended itself against us, which is no sign that it knows us
 	}
 	m.Address, m.Version, m.Started = told.RPC, told.Version, time.UnixMilli(told.Started)
 	m.LeftByItself = told.Leaving
@@ -171,6 +175,26 @@ func (p *peers) seen(n *memberlist.Node, message string) {
 	p.changed()
 	if message != "" {
 		p.log.Info(message, "peer", name, "role", role, "address", m.Address, "version", m.Version)
+	}
+}
+
+// began notes when the process of a peer says that it began.
+func (p *peers) began(name string, started time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if m := p.members[name]; m != nil && !m.Started.Equal(started) {
+		m.anew = true
+	}
+}
+
+// met notes that the peer at an address was joined, and knows of us.
+func (p *peers) met(address netip.AddrPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range p.members {
+		if m.gossip == address {
+			m.anew = false
+		}
 	}
 }
 

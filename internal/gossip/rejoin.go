@@ -44,7 +44,9 @@ func (r *rejoin) run(ctx context.Context) error {
 			group.Go(func() error {
 				// A peer that answers becomes alive; why one does not answer is
 				// memberlist's debug log.
-				_ = r.join(addr.String())
+				if r.join(addr.String()) == nil {
+					r.peers.met(addr)
+				}
 				select {
 				case ended <- addr:
 				case <-ctx.Done():

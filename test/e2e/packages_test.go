@@ -220,6 +220,7 @@ func TestThePackageIsInstalledUpgradedRemovedAndPurged(t *testing.T) {
 	}
 	d.write("etc/homelab/agent.yaml", "name: pve1\n")
 	d.write("etc/homelab/pause", "disk swap\n")
+	d.write("var/cache/homelab/homelab_1.0_amd64.deb", "for the way back")
 
 	d.run("dpkg", "-i", second)
 	if got := d.read("etc/homelab/agent.yaml"); got != "name: pve1\n" {

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -141,5 +142,46 @@ func TestARevokedHostIsOutWithinFiveSecondsAndStaysOut(t *testing.T) {
 	})
 	if state, r := l.state("pve2"); state == "online" {
 		t.Errorf("pve2 is back: %s", r)
+	}
+}
+
+func TestAHostThatWasRemovedWhileItWasOffDoesNotComeBack(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, options{hosts: 3})
+	l.awaitState("pve3", "online", 10*time.Second)
+	l.eventually(10*time.Second, "the certificate of pve3 to be known", func() (bool, string) {
+		r := l.hlctl("trust", "-o", "json")
+		return strings.Contains(r.stdout, l.serial("pve3")), r.String()
+	})
+	l.fault("host-off", "pve3")
+	r := l.hlctl("hosts", "remove", "pve3", "--no-ssh", "--yes")
+	if r.exit != 0 || !strings.Contains(r.stdout, "only locked out") {
+		t.Fatal(r)
+	}
+	// The Spec was not applied: nobody asks for it any more.
+	if state, r := l.state("pve3"); state != "" {
+		t.Errorf("pve3 is %s: %s", state, r)
+	}
+	if r := l.hlctl("status", "-o", "json"); !strings.Contains(r.stdout, `"paused": ""`) {
+		t.Errorf("changes are paused still: %s", r)
+	}
+	l.fault("host-on", "pve3")
+	l.eventually(10*time.Second, "the agent of pve3 to serve", func() (bool, string) {
+		conn, err := net.DialTimeout("tcp", l.net+".3:8400", time.Second)
+		if err != nil {
+			return false, err.Error()
+		}
+		return conn.Close() == nil, ""
+	})
+	// The others have the new gossip key and go on without it.
+	for range 20 {
+		for host, want := range map[string]string{"pve1": "online", "pve2": "online", "pve3": ""} {
+			if state, r := l.state(host); state != want {
+				t.Fatalf("%s is %q: %s", host, state, r)
+			}
+		}
+	}
+	if r := l.hlctl("hosts", "remove", "pve3", "--no-ssh", "--yes"); r.exit != 0 {
+		t.Errorf("again: %s", r)
 	}
 }
