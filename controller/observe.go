@@ -121,7 +121,8 @@ func (o *observer) agentPeers() map[string]gossip.Peer {
 // It takes as long as the slowest, which is bounded.
 func (o *observer) observe(ctx context.Context, targets []target) map[string]sight {
 	peers := o.agentPeers()
-	answered := o.snapshot(ctx, targets)
+	before := o.snapshot(ctx, targets)
+	answered := maps.Clone(before)
 	var mu sync.Mutex // of answered
 	var wg sync.WaitGroup
 	for _, t := range targets {
@@ -129,7 +130,7 @@ func (o *observer) observe(ctx context.Context, targets []target) map[string]sig
 			o.update(t.name, func(s sight) sight { return enter(s, homelabv1.HostState_HOST_STATE_DISABLED, "", time.Time{}) })
 			continue
 		}
-		if answered[t.name].removed {
+		if before[t.name].removed {
 			o.update(t.name, func(s sight) sight { return asRemoved(s, o.now()) })
 			continue
 		}
