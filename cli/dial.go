@@ -76,11 +76,17 @@ func (a *app) credentials() (clientContext, *rpc.Credentials, error) {
 	}
 	creds.Log = slog.New(slog.DiscardHandler)
 	creds.Renew = renewHint
-	if err := creds.KeepRevocations(filepath.Join(filepath.Dir(c.where), "revocations-"+creds.Identity().Fleet+".pem")); err != nil {
+	if err := c.keepRevocations(creds); err != nil {
 		return c, nil, err
 	}
 	a.warnOfEnd(creds)
 	return c, creds, nil
+}
+
+// keepRevocations has the credentials go by the list of revoked certificates that is kept
+// beside the configuration.
+func (c clientContext) keepRevocations(creds *rpc.Credentials) error {
+	return creds.KeepRevocations(filepath.Join(filepath.Dir(c.where), "revocations-"+creds.Identity().Fleet+".pem"))
 }
 
 // warnOfEnd says that our own certificate ends soon, while it is easy to renew.

@@ -375,6 +375,11 @@ func (r *rotation) renew(ctx context.Context, next *rpc.CA, bundle []byte) error
 		return err
 	}
 	fresh.Log = slog.New(slog.DiscardHandler)
+	// The list in force is signed below the old root still, which these do not trust; we
+	// have it from those that do.
+	if err := r.c.keepRevocations(fresh); err != nil {
+		return err
+	}
 	for _, address := range r.c.Controllers {
 		c, err := probe(ctx, fresh, address)
 		if err != nil {
