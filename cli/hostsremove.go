@@ -299,7 +299,11 @@ func (r *removal) announce() {
 		r.say("  taken back: the certificates of %s", enumerate(r.holders))
 	}
 	if len(r.doc.Left) > 0 {
-		r.say("  left as they are, and no longer looked after:")
+		seen := ""
+		if !answers(r.was) {
+			seen = " (as they were seen last)"
+		}
+		r.say("  left as they are, and no longer looked after%s:", seen)
 		for _, l := range r.doc.Left {
 			power := "not seen"
 			if l.Power != nil {

@@ -94,7 +94,11 @@ The Spec names it still: take hosts.pve2 and the guests on it out of it, and app
 func TestASilentHostIsLockedOutOnly(t *testing.T) {
 	r, hosts := leaving(t)
 	hosts[1].Stop()
+	r.status.Hosts[1].State = homelabv1.HostState_HOST_STATE_SILENT
 	got := r.remove(hosts[1], "--yes")
+	if !strings.Contains(got.out, "no longer looked after (as they were seen last):\n    k3s-1 (VM 201), running\n") {
+		t.Errorf("what is not seen now is said to be so: %s", got.out)
+	}
 	if got.code != 0 || !strings.Contains(got.out, "pve2 is only locked out, and what runs on it stays: ssh to 127.0.0.1:") || !strings.Contains(got.out, "Its daemons were not ended.") {
 		t.Errorf("%+v", got)
 	}

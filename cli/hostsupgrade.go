@@ -267,6 +267,10 @@ func (u *upgrade) plan(ctx context.Context, h *upgraded, controllers []*answerin
 		h.result, h.reason = resultSkipped, "the package is not installed on it; see: hlctl hosts add"
 		return nil
 	}
+	if !slices.Contains(h.on.services, agentService) {
+		h.result, h.reason = resultSkipped, "hl-agent neither runs on it nor is to at its boot; see: hlctl hosts add"
+		return nil
+	}
 	runs, why := "agent "+h.was.GetVersion(), agentNotReady(h.was, h.was, h.on.program)
 	if h.on.broken {
 		why = "dpkg did not get to its end with it"

@@ -63,6 +63,9 @@ func (u *upgrade) becomesReady(ctx context.Context, h *upgraded) string {
 	if err != nil {
 		return err.Error()
 	}
+	if err := h.on.revive(ctx); err != nil {
+		return err.Error()
+	}
 	until, cancel := context.WithTimeout(ctx, u.a.ready.limit)
 	defer cancel()
 	for well := 0; ; {

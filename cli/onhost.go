@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"go.yaml.in/yaml/v3"
 
@@ -21,6 +22,9 @@ type onHost struct {
 	installed string
 	broken    bool
 	program   string // the version that hl-agent on its disk says it is
+	// services are those of ours that are set up on it, the agent first: they run, or are
+	// to at each boot.
+	services []string
 	// controller is the name of the controller that is set up on it; empty is none.
 	controller string
 }
@@ -49,9 +53,18 @@ func (h *onHost) look(ctx context.Context) (err error) {
 	if h.program, err = h.programNow(ctx); err != nil && !failed(err) {
 		return err // one that does not even run may be why we are here
 	}
-	unit, err := h.unit(ctx, controllerService)
-	if err != nil || !unit.active && !unit.enabled {
-		return err
+	h.services = nil
+	for _, service := range []string{agentService, controllerService} {
+		unit, err := h.unit(ctx, service)
+		if err != nil {
+			return err
+		}
+		if unit.active || unit.enabled {
+			h.services = append(h.services, service)
+		}
+	}
+	if !slices.Contains(h.services, controllerService) {
+		return nil
 	}
 	text, err := h.read(ctx, controllerConfigFile)
 	if err != nil {
@@ -99,6 +112,26 @@ func (h *onHost) later(ctx context.Context, one, other string) (bool, error) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// revive starts those of its services that do not run, and does not wait for them. dpkg
+// leaves them alone: the scripts of the package exchange only what runs, and one that its
+// last program ended for good (exit code 78), or kept starting, does not.
+func (h *onHost) revive(ctx context.Context) error {
+	for _, service := range h.services {
+		unit, err := h.unit(ctx, service)
+		if err != nil {
+			return err
+		}
+		if unit.active {
+			continue
+		}
+		// A start would wait for the pause before the next attempt.
+		if _, err := h.rootOn.look(ctx, "systemctl", "restart", "--no-block", service); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // disable ends both daemons for good. A qm at work is waited for.

@@ -30,9 +30,10 @@ type machine struct {
 	leftovers  bool   // its configuration is there still
 	controller string // the name of the one that runs on it; empty is none
 	runs       bool
+	failed     bool // it ended with 78, and systemd does not start it again
 	files      map[string]string
 	done       []string // what changed anything, in order
-	// breaks are versions with which the agent dies, and breaksDpkg those that dpkg
+	// breaks are versions with which the daemons end with 78, and breaksDpkg those that dpkg
 	// cannot put in.
 	breaks, breaksDpkg map[string]bool
 	// at is called before each program, without the lock.
@@ -101,11 +102,11 @@ func (m *machine) tell() {
 			continue
 		}
 		h.State, h.Reason = homelabv1.HostState_HOST_STATE_AGENT_GONE, "192.0.2.9:8400 refuses the connection"
-		if m.runs && !m.breaks[m.installed] {
+		if m.runs && !m.failed {
 			h.State, h.Reason, h.Version = homelabv1.HostState_HOST_STATE_ONLINE, "", program(m.installed)
 		}
 	}
-	if m.controller != "" && m.runs && !m.breaks[m.installed] {
+	if m.controller != "" && m.runs && !m.failed {
 		f.version = program(m.installed)
 	}
 }
@@ -147,10 +148,17 @@ func (m *machine) run(c remotetest.Command) int {
 	case line == "/usr/sbin/hl-agent version":
 		return say("%s", program(m.installed))
 	case strings.HasPrefix(line, "systemctl show "):
-		if m.controller != "" && m.runs {
-			return say("ActiveState=active\nUnitFileState=enabled")
+		switch {
+		case !m.runs, m.controller == "" && strings.HasSuffix(line, controllerService):
+			return say("ActiveState=inactive\nUnitFileState=disabled")
+		case m.failed:
+			return say("ActiveState=failed\nUnitFileState=enabled")
 		}
-		return say("ActiveState=inactive\nUnitFileState=disabled")
+		return say("ActiveState=active\nUnitFileState=enabled")
+	case strings.HasPrefix(line, "systemctl restart --no-block "):
+		m.failed = m.breaks[m.installed]
+		m.tell()
+		return 0
 	case strings.HasPrefix(line, "systemctl disable --now "):
 		m.runs = false
 		m.did("disable")
@@ -192,7 +200,7 @@ func (m *machine) run(c remotetest.Command) int {
 	return fail(127, "sh: "+c.Argv[0]+": not found")
 }
 
-// dpkg is dpkg with the package's scripts: what runs is started anew.
+// dpkg is dpkg with the package's scripts: what runs is started anew, and nothing else.
 func (m *machine) dpkg(c remotetest.Command, verb, what string) int {
 	switch verb {
 	case "--install":
@@ -202,6 +210,7 @@ func (m *machine) dpkg(c remotetest.Command, verb, what string) int {
 			return 2
 		}
 		m.installed = deb
+		m.failed = m.failed || m.breaks[deb]
 	case "--remove", "--purge":
 		if m.breaksDpkg[verb] {
 			fmt.Fprintln(c.Stdout, "dpkg: error: the archive is damaged")

@@ -29,14 +29,15 @@ type added []struct {
 	}
 }
 
-// pack makes the package of a version, and gives the flags by which hosts add trusts it.
-func (s *site) pack(version string) []string {
+// pack makes the package of a version, and gives the flags by which hlctl hosts trusts it.
+// agent is what takes the place of hl-agent, if anything does.
+func (s *site) pack(version string, agent ...string) []string {
 	s.t.Helper()
 	dir := s.path("packages-" + version)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		s.t.Fatal(err)
 	}
-	data, err := os.ReadFile(buildPackage(s.t, dir, version))
+	data, err := os.ReadFile(buildPackage(s.t, dir, version, agent...))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -128,6 +129,11 @@ func TestThreeEmptyHostsBecomeACluster(t *testing.T) {
 		})
 		m.s.mustChangeNothing(m.s.spec)
 	})
+	for _, part := range fleetLife {
+		if !t.Run(part.name, func(t *testing.T) { part.test(s.in(t)) }) {
+			t.FailNow() // each needs what those before have left
+		}
+	}
 }
 
 // trouble is what is done to a host.

@@ -161,11 +161,18 @@ func (d *debian) build(version string) string {
 	return "/packages/" + filepath.Base(buildPackage(d.t, dir, version))
 }
 
-// buildPackage makes the package of a version in a folder, and gives its path.
-func buildPackage(t *testing.T, dir, version string) string {
+// buildPackage makes the package of a version in a folder, and gives its path. agent is
+// what takes the place of hl-agent, if anything does.
+func buildPackage(t *testing.T, dir, version string, agent ...string) string {
 	t.Helper()
 	stage := t.TempDir()
 	for _, p := range []string{"hl-agent", "hl-controller"} {
+		if p == "hl-agent" && agent != nil {
+			if err := os.WriteFile(filepath.Join(stage, p), []byte(agent[0]), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
 		if err := os.Link(filepath.Join(bin, p), filepath.Join(stage, p)); err != nil {
 			data, err := os.ReadFile(filepath.Join(bin, p))
 			if err != nil {
@@ -182,8 +189,15 @@ func buildPackage(t *testing.T, dir, version string) string {
 	if err := os.WriteFile(filepath.Join(stage, "homelab", "doc", "homelab", "copyright"), []byte("Apache-2.0\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	config, err := os.ReadFile("../../deploy/packages/homelab.yaml")
+	if err == nil { // gzip, as what is released has it, takes nfpm twenty seconds
+		err = os.WriteFile(filepath.Join(stage, "homelab.yaml"), append(config, "deb: {compression: zstd}\n"...), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	name := filepath.Join(dir, "homelab_"+version+"_amd64.deb")
-	cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "nfpm"), "package", "--config", "deploy/packages/homelab.yaml", "--packager", "deb", "--target", name)
+	cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "nfpm"), "package", "--config", filepath.Join(stage, "homelab.yaml"), "--packager", "deb", "--target", name)
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "ARCH=amd64", "DEB_VERSION="+version, "STAGE="+stage)
 	if out, err := cmd.CombinedOutput(); err != nil {
