@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 
 	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
+	"github.com/homeiac/homelab/internal/enrol"
 	"github.com/homeiac/homelab/internal/gossip"
 	"github.com/homeiac/homelab/internal/rpc"
 )
@@ -118,7 +119,7 @@ func TestWhatAnEnrolmentDoesNotTake(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
-			e := Enrolment{Controller: p.enrols(c.e), Token: c.token, Config: filepath.Join(dir, "agent.yaml"), State: filepath.Join(dir, "state"), Out: new(bytes.Buffer)}
+			e := enrol.Request{Controller: p.enrols(c.e), Token: c.token, Config: filepath.Join(dir, "agent.yaml"), State: filepath.Join(dir, "state"), Out: new(bytes.Buffer)}
 			if err := Enrol(t.Context(), e); !errors.Is(err, c.kind) {
 				t.Errorf("%v", err)
 			}
@@ -145,7 +146,7 @@ func TestAnEnrolmentKeepsTheConfigurationAndTheKeyThatAreThere(t *testing.T) {
 	}
 	var keys []string
 	for range 2 {
-		if err := Enrol(t.Context(), Enrolment{Controller: at, Token: p.token(rpc.RoleAgent), Config: file, Out: new(bytes.Buffer)}); err != nil {
+		if err := Enrol(t.Context(), enrol.Request{Controller: at, Token: p.token(rpc.RoleAgent), Config: file, Out: new(bytes.Buffer)}); err != nil {
 			t.Fatal(err)
 		}
 		key, err := os.ReadFile(filepath.Join(dir, "agent.key"))
@@ -169,7 +170,7 @@ func TestAnEnrolmentKeepsTheConfigurationAndTheKeyThatAreThere(t *testing.T) {
 	if err := os.WriteFile(file, []byte(other), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Enrol(t.Context(), Enrolment{Controller: at, Token: p.token(rpc.RoleAgent), Config: file, Out: new(bytes.Buffer)}); !errors.Is(err, rpc.ErrInvalid) {
+	if err := Enrol(t.Context(), enrol.Request{Controller: at, Token: p.token(rpc.RoleAgent), Config: file, Out: new(bytes.Buffer)}); !errors.Is(err, rpc.ErrInvalid) {
 		t.Errorf("a token for another host: %v", err)
 	}
 }
@@ -189,7 +190,7 @@ func TestAnEnrolmentFillsInThePackagesConfiguration(t *testing.T) {
 	}
 	var texts []string
 	for range 2 {
-		e := Enrolment{Controller: at, Token: p.token(rpc.RoleAgent), Config: file, State: state, Advertise: "127.9.1.1", Out: new(bytes.Buffer)}
+		e := enrol.Request{Controller: at, Token: p.token(rpc.RoleAgent), Config: file, State: state, Advertise: "127.9.1.1", Out: new(bytes.Buffer)}
 		if err := Enrol(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}

@@ -27,6 +27,7 @@ import (
 	"github.com/homeiac/homelab/agent/guest/guesttest"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/k3s"
+	"github.com/homeiac/homelab/internal/sshexec/sshtest"
 )
 
 // pki is the certificates of an etcd, PEM by file name.
@@ -163,8 +164,8 @@ func TestEtcdIsSeenAndALearnerTakenBackThroughAServer(t *testing.T) {
 	p := newPKI(t)
 	etcd := etcdServer(t, p)
 	in := goodInside()
-	srv := w.guestOS(func(c guesttest.Command) int {
-		if script, _ := c.Script(); script == k3s.EtcdFilesScript {
+	srv := w.guestOS(func(c sshtest.Command) int {
+		if script, _ := guesttest.Script(c); script == k3s.EtcdFilesScript {
 			p.files(c.Stdout)
 			return 0
 		}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/ssh"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
@@ -20,6 +21,7 @@ import (
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/config"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/sshexec/sshtest"
 )
 
 // hypervisor is a driver that behaves, in memory: identities are compared,
@@ -300,16 +302,16 @@ func (w *world) must(action homelabv1.Action) *stream {
 
 // guestOS starts the SSH server of guest k3s-1 with the host key that the agent
 // made for it, and lets the agent in.
-func (w *world) guestOS(run func(guesttest.Command) int) *guesttest.Server {
+func (w *world) guestOS(run func(sshtest.Command) int) *sshtest.Server {
 	w.t.Helper()
 	key, err := w.svc.keys.MakeHostKey("home", "k3s-1", 1)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	s := guesttest.Start(w.t, guesttest.Parse(w.t, key.Private))
+	s := sshtest.Start(w.t, guesttest.Parse(w.t, key.Private))
 	s.Lock()
 	defer s.Unlock()
-	s.User, s.Authorized, s.Run = "ubuntu", guesttest.Line(w.svc.keys.Agent().PublicKey()), run
+	s.User, s.Authorized, s.Run = "ubuntu", []ssh.PublicKey{w.svc.keys.Agent().PublicKey()}, run
 	w.svc.sshPort = s.Port()
 	return s
 }

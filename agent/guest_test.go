@@ -20,6 +20,7 @@ import (
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/k3s"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/sshexec/sshtest"
 )
 
 // inside is what a guest's probe shows; a good one without k3s by default.
@@ -50,8 +51,8 @@ func (i *inside) probe(w io.Writer) {
 }
 
 // answer is a guest that knows the probe and little else.
-func (i *inside) answer(c guesttest.Command) int {
-	script, ok := c.Script()
+func (i *inside) answer(c sshtest.Command) int {
+	script, ok := guesttest.Script(c)
 	switch {
 	case ok && script == k3s.ProbeScript:
 		i.probe(c.Stdout)
@@ -72,7 +73,7 @@ func TestBootWaitsForWhatIsMissingAndLearns(t *testing.T) {
 	w.hyp.vms[201] = running(w)
 	in := goodInside()
 	var looks atomic.Int32
-	w.guestOS(func(c guesttest.Command) int {
+	w.guestOS(func(c sshtest.Command) int {
 		now := *in
 		if looks.Add(1) < 3 {
 			now.cloudInit = `{"status":"running"}`
@@ -114,7 +115,7 @@ func TestBootFailsWithTheCause(t *testing.T) {
 			w := newWorld(t)
 			w.hyp.vms[201] = running(w)
 			in := goodInside()
-			w.guestOS(func(c guesttest.Command) int { return in.answer(c) })
+			w.guestOS(func(c sshtest.Command) int { return in.answer(c) })
 			req := w.request(bootStep)
 			req.Want.BootTimeout = durationpb.New(300 * 1e6)
 			req.Want.CloudInitTimeout = req.Want.BootTimeout
@@ -167,7 +168,7 @@ func TestALookTellsWhatIsInside(t *testing.T) {
 	}
 	w.hyp.vms[201] = running(w)
 	in := goodInside()
-	srv := w.guestOS(func(c guesttest.Command) int { return in.answer(c) })
+	srv := w.guestOS(func(c sshtest.Command) int { return in.answer(c) })
 	look := func() *homelabv1.GuestLook {
 		t.Helper()
 		looks := w.observe(true).GetLooks()
@@ -255,7 +256,7 @@ func TestExecKeepsStreamsAndExitCode(t *testing.T) {
 	w := newWorld(t)
 	w.hyp.vms[201] = running(w)
 	in := goodInside()
-	w.guestOS(func(c guesttest.Command) int {
+	w.guestOS(func(c sshtest.Command) int {
 		if !strings.HasPrefix(c.Line, `sudo -n sh -c 'exec "$@"' sh 'wc' '-c'`) {
 			return in.answer(c)
 		}
@@ -282,8 +283,8 @@ func TestCredentialsComeFromTheRightServerOnly(t *testing.T) {
 	w := newWorld(t)
 	w.hyp.vms[201] = running(w)
 	in := goodInside()
-	w.guestOS(func(c guesttest.Command) int {
-		if script, ok := c.Script(); ok && script == k3s.ReadFileScript(k3s.ServerToken) {
+	w.guestOS(func(c sshtest.Command) int {
+		if script, ok := guesttest.Script(c); ok && script == k3s.ReadFileScript(k3s.ServerToken) {
 			_, _ = io.WriteString(c.Stdout, "K10abc::server:x\n")
 			return 0
 		} else if ok && script == k3s.ReadFileScript(k3s.Kubeconfig) {
@@ -315,7 +316,7 @@ func TestVerifyCommandsMustSucceed(t *testing.T) {
 	w := newWorld(t)
 	w.hyp.vms[201] = running(w)
 	in := goodInside()
-	w.guestOS(func(c guesttest.Command) int { return in.answer(c) })
+	w.guestOS(func(c sshtest.Command) int { return in.answer(c) })
 	req := w.request(homelabv1.Action_ACTION_VERIFY)
 	req.Want.Verify = []string{"true"}
 	s, err := w.do(req)
@@ -334,7 +335,7 @@ func TestALookAtACloneTellsNothingOfTheGuest(t *testing.T) {
 	w := newWorld(t)
 	w.hyp.vms[201] = running(w)
 	in := goodInside()
-	w.guestOS(func(c guesttest.Command) int { return in.answer(c) })
+	w.guestOS(func(c sshtest.Command) int { return in.answer(c) })
 	want := w.want()
 	want.MachineId = "fedcba9876543210"
 	o, err := w.svc.Observe(t.Context(), &agentv1.ObserveRequest{Looks: []*agentv1.LookRequest{{Want: want, Cluster: true}}})

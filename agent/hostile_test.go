@@ -17,10 +17,10 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/homeiac/homelab/agent/guest/guesttest"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/sshexec/sshtest"
 )
 
 // hostile are texts that are more than a name where a file's name, an argument, a
@@ -242,7 +242,7 @@ func TestHostileTextsInOtherCallsAreRefused(t *testing.T) {
 func TestNobodyLooksIntoAGuestByAHostileText(t *testing.T) {
 	w := newWorld(t)
 	w.hyp.vms[201] = running(w)
-	w.guestOS(func(c guesttest.Command) int { t.Errorf("ran %q", c.Line); return 0 })
+	w.guestOS(func(c sshtest.Command) int { t.Errorf("ran %q", c.Line); return 0 })
 	n := 0
 	for _, text := range hostile {
 		whole := &agentv1.ObserveRequest{Looks: []*agentv1.LookRequest{{Want: w.want(), Cluster: true}}}

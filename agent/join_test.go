@@ -19,6 +19,7 @@ import (
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/k3s"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/sshexec/sshtest"
 )
 
 const (
@@ -31,7 +32,7 @@ const (
 // k3sGuest is a guest in which k3s can be installed, as its files and units tell.
 type k3sGuest struct {
 	inside *inside
-	srv    *guesttest.Server
+	srv    *sshtest.Server
 	pki    pki // of its etcd, nil when there is none
 
 	mu       sync.Mutex
@@ -49,8 +50,8 @@ type k3sGuest struct {
 
 var renamed = regexp.MustCompile(`mv -f '.*' '(.*)'`)
 
-func (g *k3sGuest) answer(c guesttest.Command) int {
-	script, ok := c.Script()
+func (g *k3sGuest) answer(c sshtest.Command) int {
+	script, ok := guesttest.Script(c)
 	if !ok {
 		return g.inside.answer(c)
 	}

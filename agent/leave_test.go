@@ -15,6 +15,7 @@ import (
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/k3s"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/sshexec/sshtest"
 )
 
 const (
@@ -42,8 +43,8 @@ type cluster struct {
 
 var kubectlLine = regexp.MustCompile(`k3s kubectl (.*)`)
 
-func (c *cluster) answer(cmd guesttest.Command) int {
-	script, _ := cmd.Script()
+func (c *cluster) answer(cmd sshtest.Command) int {
+	script, _ := guesttest.Script(cmd)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {

@@ -16,6 +16,7 @@ import (
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/k3s"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/sshexec/sshtest"
 )
 
 func TestAGuestIsAskedBeforeItsPowerIsCut(t *testing.T) {
@@ -54,8 +55,8 @@ func TestAGuestIsAskedBeforeItsPowerIsCut(t *testing.T) {
 			}
 			in := goodInside()
 			var quiet atomic.Int32
-			srv := w.guestOS(func(c guesttest.Command) int {
-				if script, _ := c.Script(); script == k3s.QuietScript {
+			srv := w.guestOS(func(c sshtest.Command) int {
+				if script, _ := guesttest.Script(c); script == k3s.QuietScript {
 					quiet.Add(1)
 					if tc.busy {
 						return 1
@@ -224,8 +225,8 @@ func TestASoakWithoutK3sWantsTheGuestToAnswer(t *testing.T) {
 	w.svc.soakGrace = 200 * time.Millisecond
 	w.hyp.vms[201] = running(w)
 	in := goodInside()
-	srv := w.guestOS(func(c guesttest.Command) int {
-		if script, _ := c.Script(); script == ":" {
+	srv := w.guestOS(func(c sshtest.Command) int {
+		if script, _ := guesttest.Script(c); script == ":" {
 			return 0
 		}
 		return in.answer(c)
@@ -248,8 +249,8 @@ type unitsGuest struct {
 	volumes                  string // of pods, in local-path storage
 }
 
-func (g *unitsGuest) answer(c guesttest.Command) int {
-	script, _ := c.Script()
+func (g *unitsGuest) answer(c sshtest.Command) int {
+	script, _ := guesttest.Script(c)
 	g.mu.Lock()
 	switch {
 	case script == k3s.UnitsScript:

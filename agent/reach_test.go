@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/ssh"
+
 	"github.com/homeiac/homelab/agent/guest"
 	"github.com/homeiac/homelab/agent/guest/guesttest"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
@@ -20,6 +22,7 @@ import (
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/k3s"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/sshexec/sshtest"
 )
 
 // impostor is a machine that answers SSH at the guest's address with another host
@@ -32,10 +35,10 @@ func impostor(t *testing.T, w *world, in *inside) {
 	if _, err := w.svc.keys.MakeHostKey("home", "k3s-1", 1); err != nil {
 		t.Fatal(err)
 	}
-	srv := guesttest.Start(t, nil)
+	srv := sshtest.Start(t)
 	srv.Lock()
-	srv.User, srv.Authorized = "ubuntu", guesttest.Line(w.svc.keys.Agent().PublicKey())
-	srv.Run = func(c guesttest.Command) int { t.Errorf("ran on the wrong machine: %s", c.Line); return 0 }
+	srv.User, srv.Authorized = "ubuntu", []ssh.PublicKey{w.svc.keys.Agent().PublicKey()}
+	srv.Run = func(c sshtest.Command) int { t.Errorf("ran on the wrong machine: %s", c.Line); return 0 }
 	srv.Unlock()
 	w.svc.sshPort = srv.Port()
 	w.svc.wrongFor = 50 * time.Millisecond
@@ -58,7 +61,7 @@ func impostor(t *testing.T, w *world, in *inside) {
 			exit = 42
 		case argv[2] == ":":
 		default:
-			exit = in.answer(guesttest.Command{Line: "sudo -n sh -c '" + strings.ReplaceAll(argv[2], "'", `'\''`) + "'", Stdout: &out, Stderr: &errs})
+			exit = in.answer(sshtest.Command{Line: "sudo -n sh -c '" + strings.ReplaceAll(argv[2], "'", `'\''`) + "'", Stdout: &out, Stderr: &errs})
 		}
 		return &driverv1.ExecResponse{Stdout: []byte(out.String()), Stderr: []byte(errs.String()), Exit: int32(exit)}, nil
 	}
@@ -119,7 +122,7 @@ func TestALookSaysHowSSHFailed(t *testing.T) {
 	if l := look(w.want()); l.GetSshWhy() != "refused" {
 		t.Errorf("refused: %q", l.GetSshWhy())
 	}
-	w.guestOS(func(c guesttest.Command) int { return in.answer(c) })
+	w.guestOS(func(c sshtest.Command) int { return in.answer(c) })
 	if l := look(w.want()); l.GetSshWhy() != "" || !isYes(l.GetSsh()) {
 		t.Errorf("well: %q %v", l.GetSshWhy(), l.GetSsh())
 	}
@@ -143,8 +146,8 @@ func TestALookSaysHowSSHFailed(t *testing.T) {
 func TestALookAtAServerTellsItsCertificateAndConfig(t *testing.T) {
 	w := newWorld(t)
 	c := newCluster(t, w, 1)
-	srv := w.guestOS(func(cmd guesttest.Command) int {
-		if script, _ := cmd.Script(); script == k3s.ProbeScript {
+	srv := w.guestOS(func(cmd sshtest.Command) int {
+		if script, _ := guesttest.Script(cmd); script == k3s.ProbeScript {
 			c.inside.probe(cmd.Stdout)
 			fmt.Fprint(cmd.Stdout, "@@hl begin config\ntls-san:\n- vip\ntoken: hunter2\n@@hl end config 0\n")
 			return 0

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/tools/txtar"
 
@@ -37,7 +36,6 @@ func (r recorded) IP() netip.Addr { a, _ := netip.ParseAddr(string(r["at"])); re
 // scene is an archive: .env, what hosts say (TARGET: COMMAND), and homelab.yaml.
 type scene struct {
 	env   []byte
-	want  []byte
 	from  fromHosts
 	hosts map[string]recorded
 	asked []netip.Addr
@@ -50,8 +48,6 @@ func readScene(archive *txtar.Archive) *scene {
 		switch {
 		case f.Name == ".env":
 			s.env = f.Data
-		case f.Name == "homelab.yaml":
-			s.want = f.Data
 		case ok && target != "":
 			if s.hosts[target] == nil {
 				_, at, _ := strings.Cut(target, "@")
@@ -107,31 +103,7 @@ func takeIn(text []byte, sections ...string) []byte {
 
 // Each file of testdata/hosts is what hosts said, and the Spec that is made of it.
 func TestWhatIsFoundOnHostsBecomesASpecThatFits(t *testing.T) {
-	files, err := filepath.Glob("testdata/hosts/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no goldens", err)
-	}
-	for _, file := range files {
-		archive, err := txtar.ParseFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s := readScene(archive)
-		got := s.text(t)
-		if _, faults := spec.Parse("homelab.yaml", got); len(faults) > 0 {
-			t.Errorf("%s: %v\n%s", file, faults, got)
-		}
-		if *update {
-			archive.Files = append(slices.DeleteFunc(archive.Files, func(f txtar.File) bool { return f.Name == "homelab.yaml" }), txtar.File{Name: "homelab.yaml", Data: got})
-			if err := os.WriteFile(file, txtar.Format(archive), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			continue
-		}
-		if diff := cmp.Diff(string(s.want), string(got)); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", file, diff)
-		}
-	}
+	specGoldens(t, "testdata/hosts/*.txtar", func(a *txtar.Archive) []byte { return readScene(a).text(t) })
 }
 
 // A VM that is taken in as it is written fits the rest of the Spec.

@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
+
+	"github.com/homeiac/homelab/internal/spec"
 )
 
 var update = flag.Bool("update", false, "write the goldens anew")
@@ -89,4 +91,38 @@ func (r *rig) shown(line string) string {
 		text += fmt.Sprintf("exit %d\n", res.code)
 	}
 	return text
+}
+
+// specGoldens makes a Spec of each archive that fits the pattern, and compares it with the
+// homelab.yaml at its end.
+func specGoldens(t *testing.T, pattern string, of func(*txtar.Archive) []byte) {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
+	if err != nil || len(files) == 0 {
+		t.Fatal("no goldens", err)
+	}
+	for _, file := range files {
+		archive, err := txtar.ParseFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := of(archive)
+		if _, faults := spec.Parse("homelab.yaml", got); len(faults) > 0 {
+			t.Errorf("%s: %v\n%s", file, faults, got)
+		}
+		var want []byte
+		if last := len(archive.Files) - 1; last >= 0 && archive.Files[last].Name == "homelab.yaml" {
+			want, archive.Files = archive.Files[last].Data, archive.Files[:last]
+		}
+		if *update {
+			archive.Files = append(archive.Files, txtar.File{Name: "homelab.yaml", Data: got})
+			if err := os.WriteFile(file, txtar.Format(archive), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if diff := cmp.Diff(string(want), string(got)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", file, diff)
+		}
+	}
 }

@@ -1,13 +1,11 @@
 package cli
 
 import (
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
 
 	"github.com/homeiac/homelab/internal/spec"
@@ -15,33 +13,13 @@ import (
 
 // Each file of testdata/env is a .env file and the Spec that is made of it.
 func TestWhatAPredecessorsEnvFileBecomes(t *testing.T) {
-	files, err := filepath.Glob("testdata/env/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no goldens", err)
-	}
-	for _, file := range files {
-		archive, err := txtar.ParseFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := startingSpec("home", parseDotenv(archive.Files[0].Data), nil)
-		if *update {
-			archive.Files = append(archive.Files[:1], txtar.File{Name: "homelab.yaml", Data: got})
-			if err := os.WriteFile(file, txtar.Format(archive), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			continue
-		}
-		if diff := cmp.Diff(string(archive.Files[1].Data), string(got)); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", file, diff)
-		}
+	specGoldens(t, "testdata/env/*.txtar", func(a *txtar.Archive) []byte {
+		got := startingSpec("home", parseDotenv(a.Files[0].Data), nil)
 		if strings.Contains(string(got), "hunter") {
-			t.Errorf("%s: a secret is shown:\n%s", file, got)
+			t.Errorf("a secret is shown:\n%s", got)
 		}
-		if _, faults := spec.Parse("homelab.yaml", got); len(faults) > 0 {
-			t.Errorf("%s: %v", file, faults)
-		}
-	}
+		return got
+	})
 }
 
 func TestADotenvFileIsReadAndNotRun(t *testing.T) {

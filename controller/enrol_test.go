@@ -23,6 +23,7 @@ import (
 	"github.com/homeiac/homelab/agent"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
+	"github.com/homeiac/homelab/internal/enrol"
 	"github.com/homeiac/homelab/internal/gossip"
 	"github.com/homeiac/homelab/internal/rpc"
 )
@@ -98,7 +99,7 @@ func TestAnEmptyHostEnrolsWithOnePastedToken(t *testing.T) {
 	c := f.up()
 	dir := t.TempDir()
 	token := c.token(t, &controllerv1.CreateTokenRequest{Name: "pve7", Addresses: []string{"192.0.2.7"}})
-	e := agent.Enrolment{
+	e := enrol.Request{
 		Controller: token.GetEnrol(), Token: token.GetToken() + "\n", Config: filepath.Join(dir, "etc", "agent.yaml"), State: filepath.Join(dir, "state"), Out: new(bytes.Buffer),
 	}
 	if err := agent.Enrol(t.Context(), e); err != nil {
@@ -373,19 +374,20 @@ func TestATokenForAControllerIsForStoresThatAreShared(t *testing.T) {
 	}
 	token := c.token(t, &controllerv1.CreateTokenRequest{Name: "pve7"}).GetToken()
 	dir := t.TempDir()
-	e := Enrolment{Controller: "127.0.0.1:1", Token: token, Config: filepath.Join(dir, "c.yaml"), State: dir, Out: io.Discard}
-	if err := Enrol(t.Context(), e); !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "agent@pve7") {
+	var endpoints []string
+	e := enrol.Request{Controller: "127.0.0.1:1", Token: token, Config: filepath.Join(dir, "c.yaml"), State: dir, Out: io.Discard}
+	if err := Enrol(t.Context(), e, endpoints); !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "agent@pve7") {
 		t.Error(err)
 	}
 	id := rpc.Identity{Fleet: fleetName, Role: rpc.RoleController, Name: "c2"}
 	mine := must(rpc.NewToken(id, strings.Repeat("00", 32)))
 	e.Token = mine.Text()
-	if err := Enrol(t.Context(), e); !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "--etcd-endpoints") {
+	if err := Enrol(t.Context(), e, endpoints); !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "--etcd-endpoints") {
 		t.Error(err)
 	}
 	// Without the keys that nobody gives it, it does not even ask.
-	e.Endpoints = []string{"https://192.0.2.1:2379"}
-	if err := Enrol(t.Context(), e); !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "fleet.key") {
+	endpoints = []string{"https://192.0.2.1:2379"}
+	if err := Enrol(t.Context(), e, endpoints); !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "fleet.key") {
 		t.Error(err)
 	}
 }

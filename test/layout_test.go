@@ -31,8 +31,8 @@ var folders = []string{
 	"lab", "lab/hl-lab", "lab/disk", "lab/pve", "lab/wan",
 	"lab/guest", "lab/guest/cloudinit", "lab/guest/k3s", "lab/guest/qga", "lab/guest/qmp", "lab/guest/shell",
 	"lab/guest/sshd", "lab/guest/system", "lab/guest/tree",
-	"internal/config", "internal/daemon", "internal/durable", "internal/gossip", "internal/human", "internal/k3s", "internal/manual", "internal/mark",
-	"internal/pause", "internal/rpc", "internal/rpc/rpctest", "internal/sh", "internal/spec", "internal/version",
+	"internal/config", "internal/daemon", "internal/durable", "internal/enrol", "internal/gossip", "internal/human", "internal/k3s", "internal/manual", "internal/mark",
+	"internal/pause", "internal/rpc", "internal/rpc/rpctest", "internal/sh", "internal/spec", "internal/sshexec", "internal/sshexec/sshtest", "internal/version",
 	"test", "test/e2e",
 }
 

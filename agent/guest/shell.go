@@ -12,6 +12,7 @@ import (
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/sh"
+	"github.com/homeiac/homelab/internal/sshexec"
 )
 
 // Execer runs a command in a guest through its guest agent; a driver is one.
@@ -137,9 +138,9 @@ func (s *Shell) Run(ctx context.Context, script string, stdin io.Reader) (Result
 	if s.conn == nil {
 		return s.runByAgent(ctx, []string{"/bin/sh", "-c", script}, stdin)
 	}
-	var out, errs limited
+	var out, errs sshexec.Output
 	exit, err := s.conn.Exec(ctx, "sudo -n sh -c "+sh.Quote(script), stdin, &out, &errs)
-	return Result{Stdout: out.buf.Bytes(), Stderr: errs.buf.Bytes(), Exit: exit}, err
+	return Result{Stdout: out.Bytes(), Stderr: errs.Bytes(), Exit: exit}, err
 }
 
 // Command runs argv as it is, as root, and streams its output; through the guest

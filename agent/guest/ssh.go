@@ -20,6 +20,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/sshexec"
 )
 
 // Why says how reaching a guest over SSH failed.
@@ -97,11 +98,6 @@ type Target struct {
 const (
 	connectTimeout   = 3 * time.Second
 	handshakeTimeout = 5 * time.Second
-	closeTimeout     = time.Second
-	pulseEvery       = 10 * time.Second
-	pulseTimeout     = 15 * time.Second
-	// outputLimit bounds what Run keeps of each stream, in bytes.
-	outputLimit = 4 << 20
 )
 
 // Conn is an SSH connection to a guest. Its host key was verified. It may be
@@ -276,103 +272,9 @@ func (c *Conn) DialContext(ctx context.Context, network, address string) (net.Co
 // the guest does not let go of it at once; what was started in the guest may go
 // on there.
 func (c *Conn) Exec(ctx context.Context, command string, stdin io.Reader, stdout, stderr io.Writer) (exit int, err error) {
-	// A guest that hangs does not answer this either, and nothing else would end it.
-	give := context.AfterFunc(ctx, func() { _ = c.client.Close() })
-	session, err := c.client.NewSession()
-	give()
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return 0, rpc.Errorf(rpc.ErrUnavailable, "ssh at %s: no command could be begun in time: %w", c.address, ctx.Err())
-	case err != nil:
-		return 0, rpc.Errorf(rpc.ErrUnavailable, "ssh at %s: %w", c.address, err)
-	}
-	defer session.Close()
-	session.Stdin, session.Stdout, session.Stderr = stdin, stdout, stderr
-	done := make(chan struct{})
-	defer close(done)
-	stop := context.AfterFunc(ctx, func() {
-		_ = session.Close()
-		select {
-		case <-done:
-		case <-time.After(closeTimeout):
-			// The end that a hung guest cannot delay.
-			_ = c.client.Close()
-		}
+	at := "ssh at " + c.address
+	return sshexec.Run(ctx, c.client, sshexec.Command{Line: command, Stdin: stdin, Stdout: stdout, Stderr: stderr}, sshexec.Words{
+		Slow: at + ": no command could be begun in time", NotBegun: at,
+		Late: at + ": the command did not end in time", Lost: at + ": the connection was lost before the command ended",
 	})
-	defer stop()
-	go c.pulse(done)
-
-	err = session.Run(command)
-	var status *ssh.ExitError
-	switch {
-	case err == nil:
-		return 0, nil
-	case errors.As(err, &status):
-		if name := status.Signal(); name != "" && status.ExitStatus() == 0 {
-			return 128 + signalNumber(name), nil
-		}
-		return status.ExitStatus(), nil
-	case ctx.Err() != nil:
-		return 0, rpc.Errorf(rpc.ErrUnavailable, "ssh at %s: the command did not end in time: %w", c.address, ctx.Err())
-	}
-	return 0, rpc.Errorf(rpc.ErrUnavailable, "ssh at %s: the connection was lost before the command ended: %w", c.address, err)
-}
-
-func signalNumber(name string) int {
-	switch ssh.Signal(name) {
-	case ssh.SIGHUP:
-		return 1
-	case ssh.SIGINT:
-		return 2
-	case ssh.SIGQUIT:
-		return 3
-	case ssh.SIGABRT:
-		return 6
-	case ssh.SIGKILL:
-		return 9
-	case ssh.SIGSEGV:
-		return 11
-	case ssh.SIGPIPE:
-		return 13
-	case ssh.SIGALRM:
-		return 14
-	case ssh.SIGTERM:
-		return 15
-	}
-	return 127
-}
-
-// pulse asks the guest's sshd for a sign of life while a command runs: a guest
-// that hangs or whose host is off would otherwise hold us for minutes.
-func (c *Conn) pulse(done <-chan struct{}) {
-	tick := time.NewTicker(pulseEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-done:
-			return
-		case <-tick.C:
-		}
-		dead := time.AfterFunc(pulseTimeout, func() { _ = c.client.Close() })
-		_, _, err := c.client.SendRequest("keepalive@openssh.com", true, nil)
-		dead.Stop()
-		if err != nil {
-			return
-		}
-	}
-}
-
-// limited keeps the first bytes of a stream and forgets the rest.
-type limited struct {
-	buf bytes.Buffer
-	cut bool
-}
-
-func (l *limited) Write(p []byte) (int, error) {
-	room := outputLimit - l.buf.Len()
-	if len(p) > room {
-		l.cut = true
-	}
-	l.buf.Write(p[:min(len(p), max(room, 0))])
-	return len(p), nil
 }

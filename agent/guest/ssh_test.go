@@ -10,23 +10,26 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/ssh"
+
 	"github.com/homeiac/homelab/agent/guest"
 	"github.com/homeiac/homelab/agent/guest/guesttest"
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/sshexec/sshtest"
 )
 
 // server is a guest into which the key of the target may log in.
-func server(t *testing.T) (*guesttest.Server, guest.Target) {
-	s := guesttest.Start(t, nil)
-	key := guesttest.NewKey(t)
-	s.User, s.Authorized = "ubuntu", guesttest.Line(key.PublicKey())
-	s.Run = func(c guesttest.Command) int {
+func server(t *testing.T) (*sshtest.Server, guest.Target) {
+	s := sshtest.Start(t)
+	key := sshtest.NewKey(t)
+	s.User, s.Authorized = "ubuntu", []ssh.PublicKey{key.PublicKey()}
+	s.Run = func(c sshtest.Command) int {
 		_, _ = io.WriteString(c.Stdout, c.Line)
 		return 0
 	}
-	return s, guest.Target{User: "ubuntu", Addresses: []string{"127.0.0.1"}, Port: s.Port(), HostKeys: []string{s.HostKey()}, Key: key}
+	return s, guest.Target{User: "ubuntu", Addresses: []string{"127.0.0.1"}, Port: s.Port(), HostKeys: []string{sshtest.Line(s.HostKey())}, Key: key}
 }
 
 func TestWhyAGuestIsNotReached(t *testing.T) {
@@ -34,19 +37,19 @@ func TestWhyAGuestIsNotReached(t *testing.T) {
 		name string
 		want guest.Why
 		kind rpc.Kind
-		turn func(*guesttest.Server, *guest.Target)
+		turn func(*sshtest.Server, *guest.Target)
 	}{
-		{"refused", guest.Refused, rpc.ErrUnavailable, func(s *guesttest.Server, _ *guest.Target) { s.Stop() }},
-		{"another machine", guest.WrongHostKey, rpc.ErrDenied, func(_ *guesttest.Server, g *guest.Target) {
-			g.HostKeys = []string{guesttest.Line(guesttest.NewKey(t).PublicKey())}
+		{"refused", guest.Refused, rpc.ErrUnavailable, func(s *sshtest.Server, _ *guest.Target) { s.Stop() }},
+		{"another machine", guest.WrongHostKey, rpc.ErrDenied, func(_ *sshtest.Server, g *guest.Target) {
+			g.HostKeys = []string{sshtest.Line(sshtest.NewKey(t).PublicKey())}
 		}},
-		{"our key is not known there", guest.Auth, rpc.ErrUnavailable, func(_ *guesttest.Server, g *guest.Target) { g.Key = guesttest.NewKey(t) }},
-		{"no host key is known", guest.NoHostKey, rpc.ErrUnavailable, func(_ *guesttest.Server, g *guest.Target) { g.HostKeys = nil }},
-		{"no address is known", guest.NoAddress, rpc.ErrUnavailable, func(_ *guesttest.Server, g *guest.Target) { g.Addresses = nil }},
-		{"nothing answers", guest.Filtered, rpc.ErrUnavailable, func(_ *guesttest.Server, g *guest.Target) {
+		{"our key is not known there", guest.Auth, rpc.ErrUnavailable, func(_ *sshtest.Server, g *guest.Target) { g.Key = sshtest.NewKey(t) }},
+		{"no host key is known", guest.NoHostKey, rpc.ErrUnavailable, func(_ *sshtest.Server, g *guest.Target) { g.HostKeys = nil }},
+		{"no address is known", guest.NoAddress, rpc.ErrUnavailable, func(_ *sshtest.Server, g *guest.Target) { g.Addresses = nil }},
+		{"nothing answers", guest.Filtered, rpc.ErrUnavailable, func(_ *sshtest.Server, g *guest.Target) {
 			g.Dial = func(context.Context, string, string) (net.Conn, error) { return nil, context.DeadlineExceeded }
 		}},
-		{"something else than SSH", guest.Broken, rpc.ErrUnavailable, func(_ *guesttest.Server, g *guest.Target) {
+		{"something else than SSH", guest.Broken, rpc.ErrUnavailable, func(_ *sshtest.Server, g *guest.Target) {
 			g.Dial = func(context.Context, string, string) (net.Conn, error) {
 				a, b := net.Pipe()
 				go func() { _, _ = io.Copy(io.Discard, b) }()
@@ -106,7 +109,7 @@ func TestTheSecondAddressIsTriedAndTheErrorIsOfTheOneThatCameFurthest(t *testing
 	if len(tried) != 2 {
 		t.Errorf("tried %v", tried)
 	}
-	target.Key = guesttest.NewKey(t)
+	target.Key = sshtest.NewKey(t)
 	_, err = guest.Dial(t.Context(), target)
 	var se *guest.SSHError
 	if !errors.As(err, &se) || se.Why != guest.Auth {
@@ -117,8 +120,8 @@ func TestTheSecondAddressIsTriedAndTheErrorIsOfTheOneThatCameFurthest(t *testing
 func TestScriptsRunAsRootAndKeepInputOutputAndExitCode(t *testing.T) {
 	s, target := server(t)
 	const script = `printf '%s' "it's"; exit 7`
-	s.Run = func(c guesttest.Command) int {
-		got, ok := c.Script()
+	s.Run = func(c sshtest.Command) int {
+		got, ok := guesttest.Script(c)
 		if !ok || got != script {
 			_, _ = io.WriteString(c.Stderr, "unexpected: "+c.Line)
 			return 99
@@ -168,7 +171,7 @@ func TestAHungCommandEndsWithItsContext(t *testing.T) {
 	s, target := server(t)
 	hang := make(chan struct{})
 	defer close(hang)
-	s.Run = func(c guesttest.Command) int {
+	s.Run = func(c sshtest.Command) int {
 		_, _ = io.WriteString(c.Stdout, "so far\n")
 		<-hang
 		return 0
@@ -249,8 +252,8 @@ func TestTheGuestAgentIsTheWayInWhenSSHFails(t *testing.T) {
 func TestNothingRunsOnTheWrongMachine(t *testing.T) {
 	t.Run("host key", func(t *testing.T) {
 		s, target := server(t)
-		s.Run = func(c guesttest.Command) int { t.Errorf("ran %s", c.Line); return 0 }
-		target.HostKeys = []string{guesttest.Line(guesttest.NewKey(t).PublicKey())}
+		s.Run = func(c sshtest.Command) int { t.Errorf("ran %s", c.Line); return 0 }
+		target.HostKeys = []string{sshtest.Line(sshtest.NewKey(t).PublicKey())}
 		if _, err := guest.Open(t.Context(), target, nil, nil, guest.Who{}); !errors.Is(err, rpc.ErrDenied) {
 			t.Errorf("got %v", err)
 		}
@@ -280,8 +283,8 @@ func TestNothingRunsOnTheWrongMachine(t *testing.T) {
 	for name, who := range map[string]guest.Who{"hostname": {Hostname: "k3s-2"}, "machine-id": {MachineID: "other"}} {
 		t.Run(name, func(t *testing.T) {
 			s, target := server(t)
-			s.Run = func(c guesttest.Command) int {
-				if script, _ := c.Script(); script != "cat /proc/sys/kernel/hostname /etc/machine-id" {
+			s.Run = func(c sshtest.Command) int {
+				if script, _ := guesttest.Script(c); script != "cat /proc/sys/kernel/hostname /etc/machine-id" {
 					t.Errorf("ran %s", c.Line)
 				}
 				_, _ = io.WriteString(c.Stdout, "k3s-1\nabc\n")

@@ -3,10 +3,7 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
-	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -17,6 +14,7 @@ import (
 	"github.com/homeiac/homelab/agent/driver"
 	"github.com/homeiac/homelab/agent/driver/proxmox"
 	"github.com/homeiac/homelab/internal/daemon"
+	"github.com/homeiac/homelab/internal/enrol"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -57,7 +55,7 @@ func driverCommand() *cobra.Command {
 }
 
 func enrolCommand() *cobra.Command {
-	var e agent.Enrolment
+	var q enrol.Request
 	var token string
 	cmd := &cobra.Command{
 		Use: "enrol --controller IP:PORT --token -", Short: "Get this host its certificate, for a token", Args: cobra.NoArgs,
@@ -65,22 +63,19 @@ func enrolCommand() *cobra.Command {
 input, so that it is in no list of processes; hlctl token create HOST prints it and the
 whole line. The key is made here and does not leave the host. enrol is safe to repeat.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if token != "-" {
-				return errors.New("the token is read from standard input: --token -")
-			}
-			text, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 4096)).ReadString('\n')
-			if err != nil && !errors.Is(err, io.EOF) {
+			text, err := enrol.ReadToken(token, cmd.InOrStdin())
+			if err != nil {
 				return err
 			}
-			e.Token, e.Out = text, cmd.OutOrStdout()
-			return agent.Enrol(cmd.Context(), e)
+			q.Token, q.Out = text, cmd.OutOrStdout()
+			return agent.Enrol(cmd.Context(), q)
 		},
 	}
-	cmd.Flags().StringVar(&e.Controller, "controller", "", "IP:PORT of a controller's enrolment (port 8402)")
+	cmd.Flags().StringVar(&q.Controller, "controller", "", "IP:PORT of a controller's enrolment (port 8402)")
 	cmd.Flags().StringVar(&token, "token", "", "- reads the token from standard input")
-	cmd.Flags().StringVar(&e.Config, "config", "/etc/homelab/agent.yaml", "the agent's configuration; written when it is not there")
-	cmd.Flags().StringVar(&e.Advertise, "advertise", "", "this host's IP address, for a configuration that is written")
-	cmd.Flags().StringVar(&e.State, "state", "", "the agent's state folder, for a configuration that is written")
+	cmd.Flags().StringVar(&q.Config, "config", "/etc/homelab/agent.yaml", "the agent's configuration; written when it is not there")
+	cmd.Flags().StringVar(&q.Advertise, "advertise", "", "this host's IP address, for a configuration that is written")
+	cmd.Flags().StringVar(&q.State, "state", "", "the agent's state folder, for a configuration that is written")
 	_ = cmd.MarkFlagRequired("controller")
 	_ = cmd.MarkFlagRequired("token")
 	return cmd

@@ -4,9 +4,7 @@
 package remote
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -22,17 +20,12 @@ import (
 
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/sh"
+	"github.com/homeiac/homelab/internal/sshexec"
 )
 
 const (
 	// runTimeout bounds a program whose caller says nothing of time.
 	runTimeout = 5 * time.Minute
-	// closeTimeout is how long a host may take to let go of a program that is given up.
-	closeTimeout = time.Second
-	pulseEvery   = 10 * time.Second
-	pulseTimeout = 15 * time.Second
-	// outputLimit bounds what is kept of each stream, in bytes.
-	outputLimit = 4 << 20
 	// toldLines and toldLine bound what an error tells of a program's last words.
 	toldLines = 3
 	toldLine  = 400
@@ -152,6 +145,12 @@ func shown(r rune) rune {
 	return '?'
 }
 
+// words follow the program and the host.
+var words = sshexec.Words{
+	Slow: "nothing could be begun in time", NotBegun: "ssh",
+	Late: "it did not end in time", Lost: "the connection was lost before it ended",
+}
+
 // Run runs a program as root and gives what it printed, 4 MiB at most. Each argument
 // arrives as it is. An exit code other than 0 is an *ExitError; any other error means
 // that it is not known how the program ended, and is Unavailable. Everybody on the
@@ -165,20 +164,20 @@ func (h *Host) Run(ctx context.Context, stdin io.Reader, argv ...string) ([]byte
 		ctx, cancel = context.WithTimeout(ctx, runTimeout)
 		defer cancel()
 	}
-	var out, errs limited
-	code, err := h.exec(ctx, sh.Line(argv), stdin, &out, &errs)
+	var out, errs sshexec.Output
+	code, err := sshexec.Run(ctx, h.client, sshexec.Command{Line: sh.Line(argv), Stdin: stdin, Stdout: &out, Stderr: &errs}, words)
 	program := strings.Join(argv[:min(2, len(argv))], " ")
 	switch {
 	case err != nil:
-		return out.buf.Bytes(), fmt.Errorf("%s on %s: %w", program, h.name, err)
+		return out.Bytes(), fmt.Errorf("%s on %s: %w", program, h.name, err)
 	case code != 0:
-		text := errs.buf.String()
+		text := string(errs.Bytes())
 		if strings.TrimSpace(text) == "" {
-			text = out.buf.String()
+			text = string(out.Bytes())
 		}
-		return out.buf.Bytes(), &ExitError{Program: program, Code: code, Stderr: text}
+		return out.Bytes(), &ExitError{Program: program, Code: code, Stderr: text}
 	}
-	return out.buf.Bytes(), nil
+	return out.Bytes(), nil
 }
 
 // putScript writes its input to a file beside the one that is meant, and renames it
@@ -203,77 +202,4 @@ func (h *Host) Put(ctx context.Context, path string, mode fs.FileMode, r io.Read
 		return fmt.Errorf("put %s: %w", path, err)
 	}
 	return nil
-}
-
-// exec runs one command line under root's login shell. When ctx ends the program is
-// given up, and the connection too if the host does not let go of it at once; what was
-// started there may go on.
-func (h *Host) exec(ctx context.Context, line string, stdin io.Reader, stdout, stderr io.Writer) (int, error) {
-	give := context.AfterFunc(ctx, func() { _ = h.client.Close() })
-	session, err := h.client.NewSession()
-	give()
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return 0, rpc.Errorf(rpc.ErrUnavailable, "nothing could be begun in time: %w", ctx.Err())
-	case err != nil:
-		return 0, rpc.Errorf(rpc.ErrUnavailable, "ssh: %w", err)
-	}
-	defer func() { _ = session.Close() }()
-	session.Stdin, session.Stdout, session.Stderr = stdin, stdout, stderr
-	done := make(chan struct{})
-	defer close(done)
-	stop := context.AfterFunc(ctx, func() {
-		_ = session.Close()
-		select {
-		case <-done:
-		case <-time.After(closeTimeout):
-			_ = h.client.Close()
-		}
-	})
-	defer stop()
-	go h.pulse(done)
-
-	err = session.Run(line)
-	var status *ssh.ExitError
-	switch {
-	case err == nil:
-		return 0, nil
-	case errors.As(err, &status):
-		if status.ExitStatus() == 0 {
-			return 128, nil // ended by a signal
-		}
-		return status.ExitStatus(), nil
-	case ctx.Err() != nil:
-		return 0, rpc.Errorf(rpc.ErrUnavailable, "it did not end in time: %w", ctx.Err())
-	}
-	return 0, rpc.Errorf(rpc.ErrUnavailable, "the connection was lost before it ended: %w", err)
-}
-
-// pulse asks sshd for a sign of life while a program runs: a host whose power was cut
-// would otherwise hold us for minutes.
-func (h *Host) pulse(done <-chan struct{}) {
-	tick := time.NewTicker(pulseEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-done:
-			return
-		case <-tick.C:
-		}
-		dead := time.AfterFunc(pulseTimeout, func() { _ = h.client.Close() })
-		_, _, err := h.client.SendRequest("keepalive@openssh.com", true, nil)
-		dead.Stop()
-		if err != nil {
-			return
-		}
-	}
-}
-
-// limited keeps the first bytes of a stream and forgets the rest.
-type limited struct{ buf bytes.Buffer }
-
-func (l *limited) Write(p []byte) (int, error) {
-	room := outputLimit - l.buf.Len()
-	l.buf.Write(p[:min(len(p), max(room, 0))])
-	return len(p), nil
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/homeiac/homelab/cli/remote/remotetest"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/sshexec/sshtest"
 )
 
 // person is somebody at a machine of their own, and a host.
@@ -148,8 +149,8 @@ func TestAnUnknownKeyIsRefusedWithoutATerminalOrAYes(t *testing.T) {
 }
 
 func TestAFingerprintThatIsGivenAcceptsThatKeyOnly(t *testing.T) {
-	ed, rsa := remotetest.NewKey(t), remotetest.NewRSAKey(t)
-	other := ssh.FingerprintSHA256(remotetest.NewKey(t).PublicKey())
+	ed, rsa := sshtest.NewKey(t), sshtest.NewRSAKey(t)
+	other := ssh.FingerprintSHA256(sshtest.NewKey(t).PublicKey())
 	p := newPerson(t, ed, rsa)
 	p.answering(true) // --host-key is the stricter word
 	p.options.HostKey = other
@@ -177,7 +178,7 @@ func TestAFingerprintThatIsGivenAcceptsThatKeyOnly(t *testing.T) {
 }
 
 func TestAChangedKeyIsRefusedWhateverIsSaid(t *testing.T) {
-	for _, was := range []ssh.PublicKey{remotetest.NewKey(t).PublicKey(), remotetest.NewRSAKey(t).PublicKey()} {
+	for _, was := range []ssh.PublicKey{sshtest.NewKey(t).PublicKey(), sshtest.NewRSAKey(t).PublicKey()} {
 		t.Run(was.Type(), func(t *testing.T) {
 			p := newPerson(t)
 			p.answering(true)
@@ -195,7 +196,7 @@ func TestAChangedKeyIsRefusedWhateverIsSaid(t *testing.T) {
 }
 
 func TestAHostWithSeveralKeysIsKnownByAnyOfThem(t *testing.T) {
-	ed, rsa := remotetest.NewKey(t), remotetest.NewRSAKey(t)
+	ed, rsa := sshtest.NewKey(t), sshtest.NewRSAKey(t)
 	p := newPerson(t, ed, rsa)
 	p.know(rsa.PublicKey())
 	p.mustDial()

@@ -3,11 +3,8 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -18,6 +15,7 @@ import (
 	"github.com/homeiac/homelab/controller"
 	"github.com/homeiac/homelab/internal/daemon"
 	"github.com/homeiac/homelab/internal/durable"
+	"github.com/homeiac/homelab/internal/enrol"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/version"
 )
@@ -81,8 +79,9 @@ Take them to where hlctl runs, and delete them here. The controller may run or n
 }
 
 func enrolCommand() *cobra.Command {
-	var e controller.Enrolment
+	var q enrol.Request
 	var token string
+	var endpoints []string
 	cmd := &cobra.Command{
 		Use: "enrol --controller IP:PORT --token -", Short: "Get a further controller its certificate, for a token", Args: cobra.NoArgs,
 		Long: `enrol asks another controller for this one's certificate, the roots and the gossip keys.
@@ -90,24 +89,21 @@ The token is read from standard input; hlctl token create NAME --role controller
 it. The fleet's key and an issuing CA of its own, and the etcd's CA, certificate and key
 must be in the state folder already: hlctl hosts add --controller does all of it.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if token != "-" {
-				return errors.New("the token is read from standard input: --token -")
-			}
-			text, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 4096)).ReadString('\n')
-			if err != nil && !errors.Is(err, io.EOF) {
+			text, err := enrol.ReadToken(token, cmd.InOrStdin())
+			if err != nil {
 				return err
 			}
-			e.Token, e.Out = text, cmd.OutOrStdout()
-			return controller.Enrol(cmd.Context(), e)
+			q.Token, q.Out = text, cmd.OutOrStdout()
+			return controller.Enrol(cmd.Context(), q, endpoints)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&e.Controller, "controller", "", "IP:PORT of another controller's enrolment (port 8402)")
+	f.StringVar(&q.Controller, "controller", "", "IP:PORT of another controller's enrolment (port 8402)")
 	f.StringVar(&token, "token", "", "- reads the token from standard input")
-	f.StringVar(&e.Config, "config", configFile, "the controller's configuration; written when it says nothing")
-	f.StringVar(&e.Advertise, "advertise", "", "this controller's IP address, for a configuration that is written")
-	f.StringVar(&e.State, "state", "", "the state folder, for a configuration that is written")
-	f.StringSliceVar(&e.Endpoints, "etcd-endpoints", nil, "https://IP:PORT of the etcd that all controllers share")
+	f.StringVar(&q.Config, "config", configFile, "the controller's configuration; written when it says nothing")
+	f.StringVar(&q.Advertise, "advertise", "", "this controller's IP address, for a configuration that is written")
+	f.StringVar(&q.State, "state", "", "the state folder, for a configuration that is written")
+	f.StringSliceVar(&endpoints, "etcd-endpoints", nil, "https://IP:PORT of the etcd that all controllers share")
 	_ = cmd.MarkFlagRequired("controller")
 	_ = cmd.MarkFlagRequired("token")
 	return cmd

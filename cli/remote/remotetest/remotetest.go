@@ -1,23 +1,21 @@
-// Package remotetest is a host for tests, as far as root's shell is concerned: a real
-// SSH server in this process whose programs a Go function plays.
+// Package remotetest is a host for tests, as far as root's shell is concerned: an SSH
+// server whose programs a Go function plays.
 package remotetest
 
 import (
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/rsa"
-	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/homeiac/homelab/internal/sshexec/sshtest"
 )
 
 // Command is one command line that the host is asked to run.
@@ -30,66 +28,20 @@ type Command struct {
 
 // Server is the host's sshd. Its fields may be changed under Lock.
 type Server struct {
-	sync.Mutex
-	// Authorized are the public keys that are let in; Password too, unless empty.
-	Authorized []ssh.PublicKey
-	Password   string
+	*sshtest.Server
 	// Run plays a program and gives its exit code. `id -u` is answered without it.
 	Run func(Command) int
 	// UID is who one is there; 0 unless it is changed.
 	UID string
-	// Mute takes connections and says nothing.
-	Mute bool
-	// Logins are the names with which somebody tried to log in.
-	Logins []string
-
-	keys     []ssh.Signer
-	listener net.Listener
-	open     map[net.Conn]struct{}
 }
 
 // Start begins a server on 127.0.0.1 that ends with the test; no keys makes one.
 func Start(t testing.TB, keys ...ssh.Signer) *Server {
 	t.Helper()
-	if len(keys) == 0 {
-		keys = []ssh.Signer{NewKey(t)}
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &Server{keys: keys, listener: l, open: make(map[net.Conn]struct{}), UID: "0"}
-	go s.serve()
-	t.Cleanup(s.Stop)
-	return s
-}
-
-// NewKey makes an ed25519 key.
-func NewKey(t testing.TB) ssh.Signer {
-	t.Helper()
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer(t, private)
-}
-
-// NewRSAKey makes an RSA key.
-func NewRSAKey(t testing.TB) ssh.Signer {
-	t.Helper()
-	private, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer(t, private)
-}
-
-func signer(t testing.TB, private any) ssh.Signer {
-	t.Helper()
-	s, err := ssh.NewSignerFromKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := &Server{Server: sshtest.Start(t, keys...), UID: "0"}
+	s.Lock()
+	defer s.Unlock()
+	s.Server.Run = s.run
 	return s
 }
 
@@ -116,125 +68,14 @@ func (s *Server) Identity(t testing.TB, passphrase string) (file string) {
 	}
 	s.Lock()
 	defer s.Unlock()
-	s.Authorized = append(s.Authorized, signer(t, private).PublicKey())
+	s.Authorized = append(s.Authorized, sshtest.Signer(t, private).PublicKey())
 	return file
 }
 
-// HostKey is the host's first key.
-func (s *Server) HostKey() ssh.PublicKey { return s.keys[0].PublicKey() }
-
-// Port is where it listens on 127.0.0.1.
-func (s *Server) Port() int { return s.listener.Addr().(*net.TCPAddr).Port }
-
-// At is 127.0.0.1:PORT.
-func (s *Server) At() string { return s.listener.Addr().String() }
-
-// Stop ends it and all connections.
-func (s *Server) Stop() {
-	_ = s.listener.Close()
-	s.Cut()
-}
-
-// Cut ends all connections, as a network that breaks.
-func (s *Server) Cut() {
-	s.Lock()
-	defer s.Unlock()
-	for c := range s.open {
-		_ = c.Close()
-	}
-}
-
-func (s *Server) serve() {
-	for {
-		c, err := s.listener.Accept()
-		if err != nil {
-			return
-		}
-		s.Lock()
-		s.open[c] = struct{}{}
-		mute := s.Mute
-		s.Unlock()
-		if !mute {
-			go s.conn(c)
-		}
-	}
-}
-
-var errStranger = errors.New("not let in")
-
-func (s *Server) conn(c net.Conn) {
-	defer func() { _ = c.Close() }()
-	cfg := &ssh.ServerConfig{
-		PublicKeyCallback: func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-			s.Lock()
-			defer s.Unlock()
-			for _, k := range s.Authorized {
-				if string(k.Marshal()) == string(key.Marshal()) {
-					return nil, nil
-				}
-			}
-			return nil, errStranger
-		},
-		AuthLogCallback: func(meta ssh.ConnMetadata, _ string, _ error) {
-			s.Lock()
-			defer s.Unlock()
-			s.Logins = append(s.Logins, meta.User())
-		},
-	}
-	s.Lock()
-	if password := s.Password; password != "" {
-		cfg.PasswordCallback = func(_ ssh.ConnMetadata, given []byte) (*ssh.Permissions, error) {
-			if string(given) == password {
-				return nil, nil
-			}
-			return nil, errStranger
-		}
-	}
-	s.Unlock()
-	for _, k := range s.keys {
-		cfg.AddHostKey(k)
-	}
-	conn, chans, reqs, err := ssh.NewServerConn(c, cfg)
+func (s *Server) run(c sshtest.Command) int {
+	argv, err := words(c.Line)
 	if err != nil {
-		return
-	}
-	defer func() { _ = conn.Close() }()
-	go func() {
-		for r := range reqs {
-			_ = r.Reply(true, nil) // keepalive
-		}
-	}()
-	for ch := range chans {
-		if ch.ChannelType() != "session" {
-			_ = ch.Reject(ssh.UnknownChannelType, "")
-			continue
-		}
-		go s.session(ch)
-	}
-}
-
-func (s *Server) session(nc ssh.NewChannel) {
-	ch, reqs, err := nc.Accept()
-	if err != nil {
-		return
-	}
-	defer func() { _ = ch.Close() }()
-	for r := range reqs {
-		if r.Type != "exec" || len(r.Payload) < 4 {
-			_ = r.Reply(false, nil)
-			continue
-		}
-		_ = r.Reply(true, nil)
-		code := s.run(string(r.Payload[4:]), ch)
-		_, _ = ch.SendRequest("exit-status", false, binary.BigEndian.AppendUint32(nil, uint32(code))) //nolint:gosec // small
-		return
-	}
-}
-
-func (s *Server) run(line string, ch ssh.Channel) int {
-	argv, err := words(line)
-	if err != nil {
-		_, _ = io.WriteString(ch.Stderr(), err.Error()+"\n")
+		_, _ = io.WriteString(c.Stderr, err.Error()+"\n")
 		return 2
 	}
 	s.Lock()
@@ -242,13 +83,13 @@ func (s *Server) run(line string, ch ssh.Channel) int {
 	s.Unlock()
 	switch {
 	case strings.Join(argv, " ") == "id -u":
-		_, _ = io.WriteString(ch, uid+"\n")
+		_, _ = io.WriteString(c.Stdout, uid+"\n")
 		return 0
 	case run == nil:
-		_, _ = io.WriteString(ch.Stderr(), "sh: "+argv[0]+": not found\n")
+		_, _ = io.WriteString(c.Stderr, "sh: "+argv[0]+": not found\n")
 		return 127
 	}
-	return run(Command{Argv: argv, Stdin: ch, Stdout: ch, Stderr: ch.Stderr()})
+	return run(Command{Argv: argv, Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr})
 }
 
 // Put says which file a command puts, when it is one of Host.Put: its content is the
@@ -298,8 +139,11 @@ func words(line string) ([]string, error) {
 	return list, nil
 }
 
-// Line is a key as it stands in files, and Print its fingerprint.
-func Line(key ssh.PublicKey) string { return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))) }
+// NewKey makes an ed25519 key.
+func NewKey(t testing.TB) ssh.Signer { return sshtest.NewKey(t) }
+
+// Line is a key as it stands in files.
+func Line(key ssh.PublicKey) string { return sshtest.Line(key) }
 
 // Print is a key's fingerprint.
 func Print(key ssh.PublicKey) string { return ssh.FingerprintSHA256(key) }
