@@ -13,6 +13,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/homeiac/homelab/cli/onhost"
 	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/internal/rpc"
 )
@@ -67,12 +68,12 @@ func (h *addedHost) firstFolder() (*controllerFolder, error) {
 		if !slices.ContainsFunc(h.context.Controllers, func(c string) bool { return c == netip.AddrPortFrom(f.address, controllerPortNumber).String() }) {
 			continue // of another fleet
 		}
-		if slices.Contains(h.seen.addresses, f.address) {
+		if slices.Contains(h.seen.Addresses, f.address) {
 			return f, nil
 		}
 		next = fmt.Sprintf("\n  if the fleet's first controller is not set up yet, begin with its host: hlctl hosts add root@%s", f.address)
 	}
-	if h.seen.controllerName != "" && !h.seen.controller.active {
+	if h.seen.ControllerName != "" && !h.seen.Controller.Active {
 		next = "\n  a controller is set up on this host and does not run: systemctl start hl-controller"
 	}
 	return nil, fmt.Errorf("%w%s", h.silent, next)
@@ -81,13 +82,13 @@ func (h *addedHost) firstFolder() (*controllerFolder, error) {
 // controller sets up a controller on the host: the first one, when none answers, or a
 // further one that was asked for.
 func (h *addedHost) controller(ctx context.Context) (string, bool, error) {
-	is := h.seen.controllerName
+	is := h.seen.ControllerName
 	switch {
 	case h.conn == nil:
 		return h.firstController(ctx)
 	case !h.wantController:
 		return "", false, nil
-	case is != "" && is != h.name && h.seen.controller.active:
+	case is != "" && is != h.name && h.seen.Controller.Active:
 		return is, false, nil // the first one, whose name is of its own
 	case is != "" && is != h.name:
 		return "", false, rpc.Errorf(rpc.ErrRefused, "a controller %s is set up on it and does not run; on the host: systemctl start hl-controller", is)
@@ -99,22 +100,22 @@ func (h *addedHost) controller(ctx context.Context) (string, bool, error) {
 // What is on the host already stays: the controller renews its certificate and keys.
 func (h *addedHost) firstController(ctx context.Context) (string, bool, error) {
 	f := h.folder
-	if is := h.seen.controllerName; is != "" && is != f.name {
-		return "", false, rpc.Errorf(rpc.ErrRefused, "%s on it is that of a controller %s, and %s is for %s; move the one aside that is wrong", controllerConfigFile, is, f.dir, f.name)
+	if is := h.seen.ControllerName; is != "" && is != f.name {
+		return "", false, rpc.Errorf(rpc.ErrRefused, "%s on it is that of a controller %s, and %s is for %s; move the one aside that is wrong", onhost.ControllerConfig, is, f.dir, f.name)
 	}
 	if err := h.putController(ctx, f); err != nil {
 		return "", false, err
 	}
-	if h.seen.controllerName == "" {
+	if h.seen.ControllerName == "" {
 		data, err := os.ReadFile(filepath.Join(f.dir, "controller.yaml"))
 		if err != nil {
 			return "", false, err
 		}
-		if err := h.on.Put(ctx, controllerConfigFile, 0o644, bytes.NewReader(data), int64(len(data))); err != nil {
+		if err := h.on.Put(ctx, onhost.ControllerConfig, 0o644, bytes.NewReader(data), int64(len(data))); err != nil {
 			return "", false, err
 		}
 	}
-	if err := h.begin(ctx, controllerService, false); err != nil {
+	if err := h.begin(ctx, onhost.ControllerService, false); err != nil {
 		return "", false, err
 	}
 	if err := h.answers(ctx); err != nil {
@@ -163,11 +164,11 @@ func (h *addedHost) putController(ctx context.Context, f *controllerFolder) erro
 
 // sameOn refuses a file in the controller's state that is another one than ours.
 func (h *addedHost) sameOn(ctx context.Context, name string, ours []byte, of string) error {
-	out, err := h.on.look(ctx, "sha256sum", "--", controllerState+"/"+name)
+	out, err := h.on.Look(ctx, "sha256sum", "--", controllerState+"/"+name)
 	if err != nil {
 		return err
 	}
-	if is, _, _ := strings.Cut(out, " "); is == sumOf(ours) {
+	if is, _, _ := strings.Cut(out, " "); is == onhost.SHA256(ours) {
 		return nil
 	}
 	return rpc.Errorf(rpc.ErrRefused, "%s/%s on the host is of another controller than %s; if that is not needed any more, on the host: apt-get purge homelab (it keeps such keys in /var/lib/homelab-keep)",
@@ -176,8 +177,8 @@ func (h *addedHost) sameOn(ctx context.Context, name string, ours []byte, of str
 
 // controllerState are the files in the controller's state folder on the host.
 func (h *addedHost) controllerState(ctx context.Context) ([]string, error) {
-	out, err := h.on.look(ctx, "ls", "-A", "--", controllerState+"/")
-	if failed(err) && strings.Contains(err.Error(), "No such file or directory") {
+	out, err := h.on.Look(ctx, "ls", "-A", "--", controllerState+"/")
+	if onhost.Failed(err) && strings.Contains(err.Error(), "No such file or directory") {
 		return nil, nil
 	}
 	return strings.Fields(out), err
@@ -189,7 +190,7 @@ func (h *addedHost) putState(ctx context.Context, names []string, files map[stri
 	if len(names) == 0 {
 		return nil
 	}
-	if _, err := h.on.look(ctx, "mkdir", "-p", "-m", "700", "--", controllerState); err != nil {
+	if _, err := h.on.Look(ctx, "mkdir", "-p", "-m", "700", "--", controllerState); err != nil {
 		return err
 	}
 	chown := []string{"chown", "--reference=" + controllerState + "/", "--"}
@@ -200,7 +201,7 @@ func (h *addedHost) putState(ctx context.Context, names []string, files map[stri
 		}
 		chown = append(chown, file)
 	}
-	_, err := h.on.look(ctx, chown...)
+	_, err := h.on.Look(ctx, chown...)
 	return err
 }
 
@@ -218,7 +219,7 @@ func (h *addedHost) answers(ctx context.Context) error {
 		case h.conn != nil:
 			return nil
 		case !pause.For(bounded, h.poll):
-			return fmt.Errorf("hl-controller is started, and after %.0f s %w%s", h.limit.Seconds(), h.silent, h.on.journal(ctx, controllerService))
+			return fmt.Errorf("hl-controller is started, and after %.0f s %w%s", h.limit.Seconds(), h.silent, h.on.Journal(ctx, onhost.ControllerService))
 		}
 	}
 }

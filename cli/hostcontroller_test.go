@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/homeiac/homelab/cli/onhost"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -40,7 +41,7 @@ func newBeginning(t *testing.T) (*adder, *proxmoxHost) {
 	// 8401 is where the folder's controller would be; a test has no port of its own.
 	a.configure(silent, "127.0.0.1:8401")
 	h.onStart = func(service string) error {
-		if service == controllerService {
+		if service == onhost.ControllerService {
 			a.configure(at, "127.0.0.1:8401")
 		}
 		return nil
@@ -62,8 +63,8 @@ func TestTheFirstHostGetsTheControllerToo(t *testing.T) {
 			t.Error(name, h.modes[file], err)
 		}
 	}
-	if !strings.Contains(h.files[controllerConfigFile], "name: c1\n") || h.modes[controllerConfigFile] != "0644" || !h.units[controllerService].enabled {
-		t.Error(h.files[controllerConfigFile])
+	if !strings.Contains(h.files[onhost.ControllerConfig], "name: c1\n") || h.modes[onhost.ControllerConfig] != "0644" || !h.units[onhost.ControllerService].Enabled {
+		t.Error(h.files[onhost.ControllerConfig])
 	}
 	before := maps.Clone(h.files)
 	h.ran()
@@ -102,7 +103,7 @@ func TestAFirstControllerThatIsCutOffIsFinishedAndKeepsWhatItHas(t *testing.T) {
 func TestAControllerOfAnotherFleetIsNotPutOver(t *testing.T) {
 	for name, files := range map[string]map[string]string{
 		"its key":           {"/var/lib/hl-controller/fleet.key": "another"},
-		"its configuration": {controllerConfigFile: "name: other\n"},
+		"its configuration": {onhost.ControllerConfig: "name: other\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, h := newBeginning(t)
@@ -211,8 +212,8 @@ func TestAFurtherControllerGetsAnIssuingCAOfItsOwn(t *testing.T) {
 	if err != nil || ca.IsRoot() || ca.Fleet() != "homelab" {
 		t.Error(ca, err)
 	}
-	if !strings.Contains(h.files[controllerConfigFile], "--advertise 127.0.0.1 --etcd-endpoints https://192.0.2.20:2379") {
-		t.Error(h.files[controllerConfigFile])
+	if !strings.Contains(h.files[onhost.ControllerConfig], "--advertise 127.0.0.1 --etcd-endpoints https://192.0.2.20:2379") {
+		t.Error(h.files[onhost.ControllerConfig])
 	}
 	// Nothing of that key stays here.
 	left, err := filepath.Glob(filepath.Join(a.dir, "controller-*"))
@@ -237,7 +238,7 @@ func TestAFurtherControllerThatIsCutOffIsFinishedByTheNext(t *testing.T) {
 			h.mu.Lock()
 			h.cutAt = ""
 			h.mu.Unlock()
-			if got := a.further(h, nil); got.code != 0 || !h.units[controllerService].active || len(a.registry.held(rpc.RoleController, "pve2")) != 1 {
+			if got := a.further(h, nil); got.code != 0 || !h.units[onhost.ControllerService].Active || len(a.registry.held(rpc.RoleController, "pve2")) != 1 {
 				t.Fatalf("%+v", got)
 			}
 		})

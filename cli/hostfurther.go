@@ -15,6 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/homeiac/homelab/cli/onhost"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	"github.com/homeiac/homelab/internal/durable"
 	"github.com/homeiac/homelab/internal/pause"
@@ -72,14 +73,14 @@ func (h *addedHost) furtherController(ctx context.Context) (string, bool, error)
 	if err != nil {
 		return "", false, err
 	}
-	began := !h.seen.controller.active
+	began := !h.seen.Controller.Active
 	if began {
-		if h.seen.controllerName == "" || !slices.Contains(there, "controller.crt") {
+		if h.seen.ControllerName == "" || !slices.Contains(there, "controller.crt") {
 			if err := h.enrolFurther(ctx, there); err != nil {
 				return "", false, err
 			}
 		}
-		if err := h.begin(ctx, controllerService, false); err != nil {
+		if err := h.begin(ctx, onhost.ControllerService, false); err != nil {
 			return "", false, err
 		}
 	}
@@ -115,7 +116,7 @@ func (h *addedHost) enrolFurther(ctx context.Context, there []string) error {
 	if err := h.putFurther(ctx, there, files); err != nil {
 		return err
 	}
-	_, err = h.on.do(ctx, enrolLimit, strings.NewReader(resp.GetToken()+"\n"), "/usr/sbin/hl-controller", "enrol", "--controller", resp.GetEnrol(), "--token", "-",
+	_, err = h.on.Do(ctx, enrolLimit, strings.NewReader(resp.GetToken()+"\n"), "/usr/sbin/hl-controller", "enrol", "--controller", resp.GetEnrol(), "--token", "-",
 		"--advertise", h.address, "--etcd-endpoints", strings.Join(h.etcd.endpoints, ","))
 	if err != nil {
 		return fmt.Errorf("enrol the controller: %w\n  the host must reach the controller at %s; then again: hlctl hosts add %s --controller", err, resp.GetEnrol(), h.target)
@@ -203,7 +204,7 @@ func (h *addedHost) answersAt(ctx context.Context, at string) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			return fmt.Errorf("hl-controller is started and does not answer at %s after %.0f s: %s%s", at, h.limit.Seconds(), cause(err), h.on.journal(ctx, controllerService))
+			return fmt.Errorf("hl-controller is started and does not answer at %s after %.0f s: %s%s", at, h.limit.Seconds(), cause(err), h.on.Journal(ctx, onhost.ControllerService))
 		}
 	}
 }

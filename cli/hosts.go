@@ -4,10 +4,11 @@ import (
 	"fmt"
 	"time"
 
-	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
-	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 )
 
 // hostDoc is one host in JSON; its fields are a contract.

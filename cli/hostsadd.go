@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/homeiac/homelab/cli/onhost"
 	"github.com/homeiac/homelab/cli/remote"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/spec"
@@ -35,7 +36,7 @@ type hostsAdd struct {
 	limit, poll             time.Duration
 	port                    uint16 // of controllers
 
-	wanted  packageWanted
+	wanted  onhost.Wanted
 	context clientContext
 	fleet   string
 	conn    *controller // nil while no controller answers
@@ -75,7 +76,7 @@ agent's address is the one that was dialled.`,
 	f := cmd.Flags()
 	f.StringVar(&o.name, "name", "", "the host's name in the Spec (default its hostname)")
 	f.StringVar(&o.address, "address", "", "IP address of the host that the agent advertises (default the one that is dialled)")
-	f.StringVar(&o.from, "from", "", "folder with the package (default beside hlctl, then "+sharedPackages+")")
+	f.StringVar(&o.from, "from", "", "folder with the package (default beside hlctl, then "+onhost.SharedPackages+")")
 	f.StringVar(&o.checksum, "checksum", "", "SHA-256 of the package in --from that is trusted instead of hlctl's own")
 	f.BoolVar(&o.wantController, "controller", false, "a further controller on the host too; needs an external etcd")
 	f.BoolVar(&o.replace, "replace", false, "take back the certificate that the name has, and give the host a new one")
@@ -89,8 +90,8 @@ agent's address is the one that was dialled.`,
 type addedHost struct {
 	*hostsAdd
 	target        string
-	on            rootOn
-	seen          hostSeen
+	on            onhost.Root
+	seen          onhost.Seen
 	name, address string
 	folder        *controllerFolder // of the first controller, when that is to be set up here
 	began         time.Time
@@ -187,7 +188,7 @@ func (o *hostsAdd) check(targets []string) (err error) {
 	if err := o.etcd.check(o.wantController); err != nil {
 		return err
 	}
-	o.wanted, err = wantedPackage(o.from, o.checksum)
+	o.wanted, err = onhost.Want(o.from, o.checksum)
 	return err
 }
 
@@ -216,7 +217,7 @@ func (h *addedHost) add(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = shell.Close() }()
-	h.on = rootOn{shell}
+	h.on = onhost.Root{Host: shell}
 	for _, step := range []struct {
 		word, doing string
 		do          func(context.Context) (text string, changed bool, err error)
@@ -315,7 +316,7 @@ func (h *addedHost) end(err error) {
 
 // look finds out what is there, and settles name and address. Nothing is changed.
 func (h *addedHost) look(ctx context.Context) (string, bool, error) {
-	seen, err := lookAtHost(ctx, h.on)
+	seen, err := onhost.Inspect(ctx, h.on)
 	if err != nil {
 		return "", false, err
 	}
@@ -331,31 +332,31 @@ func (h *addedHost) look(ctx context.Context) (string, bool, error) {
 			return "", false, err
 		}
 	}
-	text := "Proxmox VE " + seen.proxmox
+	text := "Proxmox VE " + seen.Proxmox
 	switch {
-	case seen.installed == "":
+	case seen.Installed == "":
 		text += ", nothing of ours is installed"
-	case seen.cert == nil:
-		text += ", homelab " + seen.installed + ", not enrolled"
+	case seen.Cert == nil:
+		text += ", homelab " + seen.Installed + ", not enrolled"
 	default:
-		text += ", homelab " + seen.installed + ", " + seen.id.String()
+		text += ", homelab " + seen.Installed + ", " + seen.ID.String()
 	}
 	return text, false, nil
 }
 
 // settleName finds the name: what the host is enrolled as stays.
 func (h *addedHost) settleName() error {
-	is := h.seen.config.Name
-	h.name = cmp.Or(h.hostsAdd.name, is, h.seen.hostname)
+	is := h.seen.Config.Name
+	h.name = cmp.Or(h.hostsAdd.name, is, h.seen.Hostname)
 	switch {
 	case is != "" && h.name != is:
 		return rpc.Errorf(rpc.ErrRefused, "%s on %s says that it is %s, and a host keeps its name; to give it another: hlctl hosts remove %s, and on the host apt-get purge homelab",
-			agentConfigFile, h.seen.hostname, is, is)
+			onhost.AgentConfig, h.seen.Hostname, is, is)
 	case !spec.IsName(h.name):
 		return rpc.Errorf(rpc.ErrInvalid, "its hostname %q cannot be a name in the Spec; say one with --name NAME (lower-case letters, digits and inner hyphens)", h.name)
-	case h.seen.cert != nil && h.seen.id.Fleet != h.fleet:
+	case h.seen.Cert != nil && h.seen.ID.Fleet != h.fleet:
 		return rpc.Errorf(rpc.ErrRefused, "it is enrolled in another fleet, %s, and this is %s; to take it from there: hlctl hosts remove %s in that fleet, and on the host apt-get purge homelab",
-			h.seen.id.Fleet, h.fleet, h.seen.id.Name)
+			h.seen.ID.Fleet, h.fleet, h.seen.ID.Name)
 	}
 	return nil
 }
@@ -364,17 +365,17 @@ func (h *addedHost) settleName() error {
 // on it.
 func (h *addedHost) settleAddress() error {
 	dialled := h.on.IP()
-	is := h.seen.config.Advertise
+	is := h.seen.Config.Advertise
 	h.address = cmp.Or(h.hostsAdd.address, is, dialled.String())
 	if is != "" && h.address != is {
-		return rpc.Errorf(rpc.ErrRefused, "%s on it says advertise: %s; correct it there, and then: systemctl restart hl-agent", agentConfigFile, is)
+		return rpc.Errorf(rpc.ErrRefused, "%s on it says advertise: %s; correct it there, and then: systemctl restart hl-agent", onhost.AgentConfig, is)
 	}
 	ip, err := netip.ParseAddr(h.address)
-	if err == nil && slices.Contains(h.seen.addresses, ip) {
+	if err == nil && slices.Contains(h.seen.Addresses, ip) {
 		return nil
 	}
 	var has []string
-	for _, a := range h.seen.addresses {
+	for _, a := range h.seen.Addresses {
 		has = append(has, a.String())
 	}
 	return rpc.Errorf(rpc.ErrRefused, "%s is no address of the host itself, which has %s; say the one at which the others reach it with --address IP", h.address, cmp.Or(strings.Join(has, ", "), "none"))

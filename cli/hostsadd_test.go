@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/homeiac/homelab/cli/onhost"
 	"github.com/homeiac/homelab/cli/remote/remotetest"
 	"github.com/homeiac/homelab/internal/rpc"
 )
@@ -38,7 +39,7 @@ func newAdder(t *testing.T) *adder {
 	text := "!<arch>\na package"
 	r.write("dist/homelab_1.2.3_amd64.deb", text)
 	r.write("dist/homelab_1.2.3_arm64.deb", "!<arch>\nanother")
-	a.sum = sumOf([]byte(text))
+	a.sum = onhost.SHA256([]byte(text))
 	return a
 }
 
@@ -53,7 +54,7 @@ func (a *adder) add(h *proxmoxHost, args ...string) ran {
 var firstTime = []string{
 	"mkdir -p -m 755 /var/cache/homelab",
 	"put /var/cache/homelab/homelab_1.2.3_amd64.deb 0644",
-	"sh -c " + dpkgScript + " dpkg --install /var/cache/homelab/homelab_1.2.3_amd64.deb",
+	strings.Join(onhost.DpkgArgv("--install", onhost.KeptAt("1.2.3")), " "),
 	"/usr/sbin/hl-agent enrol --controller 192.0.2.10:8402 --token -",
 	"systemctl enable --now hl-agent.service",
 }
@@ -168,9 +169,9 @@ func TestWhatIsNoHostForUsIsRefusedAndLeftAsItIs(t *testing.T) {
 			if err != nil {
 				panic(err)
 			}
-			h.files[agentConfigFile], h.files["/etc/homelab/a.crt"] = "name: pve1\ncert: a.crt\n", string(pair.Cert)
+			h.files[onhost.AgentConfig], h.files["/etc/homelab/a.crt"] = "name: pve1\ncert: a.crt\n", string(pair.Cert)
 		}, nil, "it is enrolled in another fleet, elsewhere"},
-		"another name": {func(h *proxmoxHost) { h.files[agentConfigFile] = "name: old\n" }, []string{"--name", "new"}, "a host keeps its name"},
+		"another name": {func(h *proxmoxHost) { h.files[onhost.AgentConfig] = "name: old\n" }, []string{"--name", "new"}, "a host keeps its name"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newAdder(t)
@@ -195,27 +196,6 @@ func TestAPackageThatIsNotTheRightOneGoesNowhere(t *testing.T) {
 	a.write("dist/homelab_1.2.3_amd64.deb", "!<arch>\nsomething else")
 	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "no package in dist has the checksum "+a.sum) || len(h.calls) > 0 {
 		t.Errorf("%+v %v", got, h.calls)
-	}
-	// As hlctl's own checksums have it.
-	built := map[string]string{"homelab_1.2.3_amd64.deb": a.sum, "homelab_1.2.3_arm64.deb": "00"}
-	w, err := wantedOf(built, "dist", "")
-	if err != nil || w.version != "1.2.3" {
-		t.Fatal(w, err)
-	}
-	if _, err := w.read(); !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "should be "+a.sum) {
-		t.Error(err)
-	}
-	w.dir = t.TempDir()
-	if _, err := w.read(); !errors.Is(err, rpc.ErrNotFound) || !strings.Contains(err.Error(), "--from DIR") {
-		t.Error(err)
-	}
-	if _, err := wantedOf(nil, "dist", ""); !errors.Is(err, rpc.ErrUnsupported) || !strings.Contains(err.Error(), "make dist") {
-		t.Error(err)
-	}
-	for _, args := range [][2]string{{"", a.sum}, {"dist", "abc"}} {
-		if _, err := wantedOf(nil, args[0], args[1]); !errors.Is(err, rpc.ErrInvalid) {
-			t.Error(args, err)
-		}
 	}
 }
 
@@ -249,7 +229,7 @@ func TestTheTokenIsInNoArgumentAndNoError(t *testing.T) {
 // Wherever it is cut off, the second time finishes it, and does nothing twice.
 func TestAnAddThatIsCutOffIsFinishedByTheNext(t *testing.T) {
 	for _, at := range []string{
-		"hostname", "put /var/cache/homelab/homelab_1.2.3_amd64.deb", "sh -c " + dpkgScript, "/usr/sbin/hl-agent enrol", "systemctl enable --now hl-agent", "power",
+		"hostname", "put /var/cache/homelab/homelab_1.2.3_amd64.deb", strings.Join(onhost.DpkgArgv(), " "), "/usr/sbin/hl-agent enrol", "systemctl enable --now hl-agent", "power",
 	} {
 		t.Run(strings.SplitN(at, "\n", 2)[0], func(t *testing.T) {
 			a := newAdder(t)
@@ -296,7 +276,7 @@ func TestANameThatSomebodyElseHoldsIsTakenOnPurposeOnly(t *testing.T) {
 		t.Fatalf("%+v", got)
 	}
 	// A key is not enough while the other one answers.
-	h.files[agentKeyFile] = old.files[agentKeyFile]
+	h.files[onhost.AgentKey] = old.files[onhost.AgentKey]
 	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "--replace") {
 		t.Fatalf("%+v", got)
 	}
@@ -330,7 +310,7 @@ func TestAHostAtWorkIsNotUpgradedByTheWay(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	// One that does not run is nobody's work.
-	h.units[agentService].active = false
+	h.units[onhost.AgentService].Active = false
 	if got := a.add(h); got.code != 0 || h.installed != "1.2.3" {
 		t.Errorf("%+v", got)
 	}

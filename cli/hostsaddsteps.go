@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/homeiac/homelab/cli/onhost"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/pause"
@@ -17,9 +18,7 @@ import (
 )
 
 const (
-	// serviceLimit bounds a systemctl that starts a service: until it is ready.
-	serviceLimit = 3 * time.Minute
-	enrolLimit   = time.Minute
+	enrolLimit = time.Minute
 	// degradedLimit is how long an agent that has just begun may be without its Proxmox.
 	degradedLimit = 15 * time.Second
 	// enrolToken is how long a token of ours is good for.
@@ -29,32 +28,32 @@ const (
 // install brings the package. Where something of ours is at work that is left to hosts
 // upgrade, which waits for runs and has a way back.
 func (h *addedHost) install(ctx context.Context) (string, bool, error) {
-	s, want := &h.seen, h.wanted.version
-	there := s.installed != "" && !s.broken
+	s, want := &h.seen, h.wanted.Version
+	there := s.Installed != "" && !s.Broken
 	switch {
-	case there && s.installed == want:
+	case there && s.Installed == want:
 		return "homelab " + want, false, nil
-	case there && (s.agent.active || s.controller.active):
-		h.warn("homelab %s is at work there, and this hlctl brings %s: hlctl hosts upgrade %s", s.installed, want, h.name)
-		return "homelab " + s.installed, false, nil
+	case there && (s.Agent.Active || s.Controller.Active):
+		h.warn("homelab %s is at work there, and this hlctl brings %s: hlctl hosts upgrade %s", s.Installed, want, h.name)
+		return "homelab " + s.Installed, false, nil
 	}
-	pkg, err := h.wanted.read()
+	pkg, err := h.wanted.Read()
 	if err != nil {
 		return "", false, err
 	}
-	if err := h.on.putPackage(ctx, pkg); err != nil {
+	if err := h.on.PutPackage(ctx, pkg); err != nil {
 		return "", false, err
 	}
-	if _, err := h.on.dpkg(ctx, "--install", keptAt(pkg.version)); err != nil {
-		return "", false, fmt.Errorf("install homelab %s: %w\n  mend that on the host, then again: hlctl hosts add %s", pkg.version, err, h.target)
+	if _, err := h.on.Dpkg(ctx, "--install", onhost.KeptAt(pkg.Version)); err != nil {
+		return "", false, fmt.Errorf("install homelab %s: %w\n  mend that on the host, then again: hlctl hosts add %s", pkg.Version, err, h.target)
 	}
-	if s.installed, s.broken, err = h.on.installed(ctx); err != nil {
+	if s.Installed, s.Broken, err = h.on.Package(ctx); err != nil {
 		return "", false, err
 	}
-	if s.installed != pkg.version || s.broken {
-		return "", false, fmt.Errorf("install homelab %s: dpkg ended well, and yet %q is installed; on the host: dpkg --audit", pkg.version, s.installed)
+	if s.Installed != pkg.Version || s.Broken {
+		return "", false, fmt.Errorf("install homelab %s: dpkg ended well, and yet %q is installed; on the host: dpkg --audit", pkg.Version, s.Installed)
 	}
-	return "homelab " + pkg.version, true, nil
+	return "homelab " + pkg.Version, true, nil
 }
 
 // enrol gets the host its certificate. One that it has, and that was not taken back,
@@ -63,8 +62,8 @@ func (h *addedHost) enrol(ctx context.Context) (string, bool, error) {
 	s := &h.seen
 	id := rpc.Identity{Fleet: h.fleet, Role: rpc.RoleAgent, Name: h.name}
 	text := fmt.Sprintf("%s of fleet %s, at %s", id, h.fleet, h.address)
-	if s.cert != nil && s.id == id && !h.replace {
-		revoked, err := h.revoked(ctx, rpc.Serial(s.cert))
+	if s.Cert != nil && s.ID == id && !h.replace {
+		revoked, err := h.revoked(ctx, rpc.Serial(s.Cert))
 		if err != nil || !revoked {
 			return text, false, err
 		}
@@ -76,7 +75,7 @@ func (h *addedHost) enrol(ctx context.Context) (string, bool, error) {
 		return "", false, err
 	}
 	// Through stdin: arguments are in the list of processes.
-	_, err = h.on.do(ctx, enrolLimit, strings.NewReader(resp.GetToken()+"\n"), "/usr/sbin/hl-agent", "enrol", "--controller", resp.GetEnrol(), "--token", "-")
+	_, err = h.on.Do(ctx, enrolLimit, strings.NewReader(resp.GetToken()+"\n"), "/usr/sbin/hl-agent", "enrol", "--controller", resp.GetEnrol(), "--token", "-")
 	if err != nil {
 		return "", false, fmt.Errorf("enrol: %w\n  the host must reach the controller at %s; then again: hlctl hosts add %s", err, resp.GetEnrol(), h.target)
 	}
@@ -121,11 +120,11 @@ func (h *addedHost) token(ctx context.Context, req *controllerv1.CreateTokenRequ
 // the certificate was written: it has a key and no certificate, and nobody of its name
 // answers.
 func (h *addedHost) agentCutOff(ctx context.Context) (bool, error) {
-	if h.seen.cert != nil {
+	if h.seen.Cert != nil {
 		return false, nil
 	}
-	if _, err := h.on.look(ctx, "test", "-s", agentKeyFile); err != nil {
-		if failed(err) {
+	if _, err := h.on.Look(ctx, "test", "-s", onhost.AgentKey); err != nil {
+		if onhost.Failed(err) {
 			err = nil
 		}
 		return false, err
@@ -162,11 +161,11 @@ func (h *addedHost) ours(ctx context.Context, req *controllerv1.CreateTokenReque
 
 // start starts the agent, now and at each boot.
 func (h *addedHost) start(ctx context.Context) (string, bool, error) {
-	s := h.seen.agent
-	if s.active && s.enabled && !h.fresh {
+	s := h.seen.Agent
+	if s.Active && s.Enabled && !h.fresh {
 		return "hl-agent", false, nil
 	}
-	if err := h.begin(ctx, agentService, s.active); err != nil {
+	if err := h.begin(ctx, onhost.AgentService, s.Active); err != nil {
 		return "", false, err
 	}
 	return "hl-agent, now and at each boot", true, nil
@@ -180,8 +179,8 @@ func (h *addedHost) begin(ctx context.Context, service string, active bool) erro
 		commands = [][]string{{"systemctl", "enable", service}, {"systemctl", "restart", service}}
 	}
 	for _, argv := range commands {
-		if _, err := h.on.do(ctx, serviceLimit, nil, argv...); err != nil {
-			return fmt.Errorf("%w%s\n  on the host: journalctl -u %s; then again: hlctl hosts add %s", err, h.on.journal(ctx, service), service, h.target)
+		if _, err := h.on.Do(ctx, onhost.ServiceLimit, nil, argv...); err != nil {
+			return fmt.Errorf("%w%s\n  on the host: journalctl -u %s; then again: hlctl hosts add %s", err, h.on.Journal(ctx, service), service, h.target)
 		}
 	}
 	return nil
@@ -189,7 +188,7 @@ func (h *addedHost) begin(ctx context.Context, service string, active bool) erro
 
 // wait waits until the controller has found the agent by gossip and got an answer.
 func (h *addedHost) wait(ctx context.Context) (string, bool, error) {
-	began := h.fresh || !h.seen.agent.active
+	began := h.fresh || !h.seen.Agent.Active
 	bounded, cancel := context.WithTimeout(ctx, h.limit)
 	defer cancel()
 	last := "the controller has not heard of it"
@@ -226,5 +225,5 @@ func (h *addedHost) wait(ctx context.Context) (string, bool, error) {
 		return "", false, ctx.Err()
 	}
 	return "", false, rpc.Errorf(rpc.ErrUnavailable, "hl-agent is started and not online after %.0f s: %s%s\n  on the host: journalctl -u hl-agent; then again: hlctl hosts add %s, with --replace if its certificate is not taken any more",
-		h.limit.Seconds(), last, h.on.journal(ctx, agentService), h.target)
+		h.limit.Seconds(), last, h.on.Journal(ctx, onhost.AgentService), h.target)
 }

@@ -9,11 +9,13 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
+
+	"github.com/homeiac/homelab/cli/onhost"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/mark"
 	"github.com/homeiac/homelab/internal/rpc"
-	"github.com/spf13/cobra"
 )
 
 // removal takes one host out of the fleet.
@@ -27,7 +29,7 @@ type removal struct {
 	yes     bool
 	status  *controllerv1.StatusResponse
 	was     *homelabv1.HostStatus // nil when it is not shown any more
-	on      *onHost               // nil: it does not answer, or is not to be asked
+	on      *onhost.Host          // nil: it does not answer, or is not to be asked
 	silent  string                // why
 	holders []string              // ROLE@NAME whose certificates are taken back
 	apart   *answering            // a controller that is not on the host
@@ -213,8 +215,8 @@ func (r *removal) controllerOn(ctx context.Context, valid map[string]bool) (stri
 	}
 	name := ""
 	switch {
-	case r.on != nil && r.on.controller != "":
-		name = r.on.controller
+	case r.on != nil && r.on.Controller != "":
+		name = r.on.Controller
 	case r.on == nil && valid[rpc.RoleController+"@"+r.name]:
 		name = r.name // it cannot be asked
 	}
@@ -288,12 +290,12 @@ func (r *removal) announce() {
 	switch {
 	case r.on == nil:
 		r.say("%s is only locked out, and what runs on it stays: %s", r.name, r.silent)
-	case r.on.installed == "":
+	case r.on.Installed == "":
 		r.say("%s: the package is not installed on it any more", r.name)
 	case r.purge:
-		r.say("%s: its daemons are ended, and package %s is removed with its data", r.name, r.on.installed)
+		r.say("%s: its daemons are ended, and package %s is removed with its data", r.name, r.on.Installed)
 	default:
-		r.say("%s: its daemons are ended, and package %s is removed", r.name, r.on.installed)
+		r.say("%s: its daemons are ended, and package %s is removed", r.name, r.on.Installed)
 	}
 	if len(r.holders) > 0 {
 		r.say("  taken back: the certificates of %s", enumerate(r.holders))
@@ -346,11 +348,11 @@ func (r *removal) carryOut(ctx context.Context) error {
 // uninstall ends the daemons and removes the package.
 func (r *removal) uninstall(ctx context.Context) error {
 	r.doc.Package = "absent"
-	if r.on.installed == "" && !r.purge {
+	if r.on.Installed == "" && !r.purge {
 		return nil
 	}
-	if r.on.installed != "" {
-		if err := r.on.disable(ctx); err != nil {
+	if r.on.Installed != "" {
+		if err := r.on.Disable(ctx); err != nil {
 			return err
 		}
 	}
@@ -358,14 +360,14 @@ func (r *removal) uninstall(ctx context.Context) error {
 	if r.purge {
 		how, done = "--purge", "purged"
 	}
-	said, err := r.on.dpkg(ctx, how, "homelab")
+	said, err := r.on.Dpkg(ctx, how, "homelab")
 	if err != nil {
 		return err
 	}
 	r.doc.Package = done
 	// What purge does not delete it names, a path on a line.
 	for line := range strings.Lines(said) {
-		if line = strings.TrimSpace(clean(line)); strings.HasPrefix(line, "/") {
+		if line = strings.TrimSpace(line); strings.HasPrefix(line, "/") {
 			r.doc.Kept = append(r.doc.Kept, line)
 		}
 	}

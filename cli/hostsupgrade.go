@@ -9,11 +9,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+
+	"github.com/homeiac/homelab/cli/onhost"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/version"
-	"github.com/spf13/cobra"
 )
 
 // readiness says how daemons are waited for.
@@ -42,7 +44,7 @@ type upgrade struct {
 	oneWay   bool              // go on where there is no old package to go back to
 	lower    bool              // install an earlier version than is there
 
-	pkg   debPackage // its data is read when a host needs it
+	pkg   onhost.Package // its data is read when a host needs it
 	hosts []*upgraded
 	held  *hold
 }
@@ -51,9 +53,9 @@ type upgrade struct {
 type upgraded struct {
 	name   string
 	was    *homelabv1.HostStatus
-	on     *onHost // nil when it was not reached
-	old    string  // the package to go back to; empty is none
-	at     string  // IP:PORT of the controller on it that was asked; empty is none
+	on     *onhost.Host // nil when it was not reached
+	old    string       // the package to go back to; empty is none
+	at     string       // IP:PORT of the controller on it that was asked; empty is none
 	result string
 	reason string
 }
@@ -112,7 +114,7 @@ Exit codes: 0 done or nothing to do, 1 failed, 3 partial: a host was skipped.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&u.from, "from", "", "folder with the package (default beside hlctl, then "+sharedPackages+")")
+	f.StringVar(&u.from, "from", "", "folder with the package (default beside hlctl, then "+onhost.SharedPackages+")")
 	f.StringVar(&u.checksum, "checksum", "", "SHA-256 of the package in --from that is trusted instead of hlctl's own")
 	f.StringArrayVar(&ssh, "ssh", nil, "HOST=root@NAME[:PORT] where a host is reached over SSH")
 	f.BoolVar(&u.oneWay, "no-way-back", false, "go on where there is no old package to go back to")
@@ -143,11 +145,11 @@ func targetsByHost(said, hosts []string) (map[string]string, error) {
 }
 
 func (u *upgrade) run(ctx context.Context) error {
-	wanted, err := wantedPackage(u.from, u.checksum)
+	wanted, err := onhost.Want(u.from, u.checksum)
 	if err != nil {
 		return err
 	}
-	u.pkg.version = wanted.version
+	u.pkg.Version = wanted.Version
 	status, err := u.a.status(ctx, true, false)
 	if err != nil {
 		return err
@@ -163,7 +165,7 @@ func (u *upgrade) run(ctx context.Context) error {
 		return err
 	}
 	if len(u.due()) > 0 {
-		if u.pkg, err = wanted.read(); err != nil {
+		if u.pkg, err = wanted.Read(); err != nil {
 			return err
 		}
 	}
@@ -224,7 +226,7 @@ func (u *upgrade) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	u.say("hlctl %s has package %s", version.String(), u.pkg.version)
+	u.say("hlctl %s has package %s", version.String(), u.pkg.Version)
 	for _, h := range u.hosts {
 		if h.result != resultUntouched {
 			continue
@@ -259,37 +261,37 @@ func b2i(b bool) int {
 	return 0
 }
 
-func (h *upgraded) hasController() bool { return h.on != nil && h.on.controller != "" }
+func (h *upgraded) hasController() bool { return h.on != nil && h.on.Controller != "" }
 
 // plan decides what becomes of a host that answers.
 func (u *upgrade) plan(ctx context.Context, h *upgraded, controllers []*answering) error {
-	if h.on.installed == "" {
+	if h.on.Installed == "" {
 		h.result, h.reason = resultSkipped, "the package is not installed on it; see: hlctl hosts add"
 		return nil
 	}
-	if !slices.Contains(h.on.services, agentService) {
+	if !slices.Contains(h.on.Services, onhost.AgentService) {
 		h.result, h.reason = resultSkipped, "hl-agent neither runs on it nor is to at its boot; see: hlctl hosts add"
 		return nil
 	}
-	runs, why := "agent "+h.was.GetVersion(), agentNotReady(h.was, h.was, h.on.program)
-	if h.on.broken {
+	runs, why := "agent "+h.was.GetVersion(), agentNotReady(h.was, h.was, h.on.Program)
+	if h.on.Broken {
 		why = "dpkg did not get to its end with it"
 	}
-	if h.on.controller != "" {
-		runs += ", controller " + h.on.controller
+	if h.on.Controller != "" {
+		runs += ", controller " + h.on.Controller
 		for _, c := range controllers {
-			if c.name != h.on.controller {
+			if c.name != h.on.Controller {
 				continue
 			}
 			h.at = c.address
 			runs += " " + c.version
-			if c.version != h.on.program && why == "" {
+			if c.version != h.on.Program && why == "" {
 				why = fmt.Sprintf("controller %s says that it is version %s", c.name, c.version)
 			}
 		}
 	}
-	u.say("  %s: package %s, %s", h.name, h.on.installed, runs)
-	if h.on.installed == u.pkg.version {
+	u.say("  %s: package %s, %s", h.name, h.on.Installed, runs)
+	if h.on.Installed == u.pkg.Version {
 		if why == "" {
 			h.result = resultUnchanged
 			return nil
@@ -297,18 +299,18 @@ func (u *upgrade) plan(ctx context.Context, h *upgraded, controllers []*answerin
 		u.say("    it has the package, but not to effect: %s", why)
 		return nil
 	}
-	later, err := h.on.later(ctx, h.on.installed, u.pkg.version)
+	later, err := h.on.Later(ctx, h.on.Installed, u.pkg.Version)
 	if err != nil {
 		return err
 	}
 	if later && !u.lower {
 		return rpc.Errorf(rpc.ErrRefused, "it has package %s, which is later than %s, that of hlctl %s: take the hlctl that belongs to it, or --downgrade",
-			h.on.installed, u.pkg.version, version.String())
+			h.on.Installed, u.pkg.Version, version.String())
 	}
-	if ok, err := h.on.keeps(ctx, h.on.installed); err != nil || !ok {
+	if ok, err := h.on.Keeps(ctx, h.on.Installed); err != nil || !ok {
 		return err
 	}
-	h.old = keptAt(h.on.installed)
+	h.old = onhost.KeptAt(h.on.Installed)
 	return nil
 }
 
@@ -316,15 +318,15 @@ func (u *upgrade) plan(ctx context.Context, h *upgraded, controllers []*answerin
 func (u *upgrade) mayGo(ctx context.Context) error {
 	var without []string
 	for _, h := range u.hosts {
-		if h.result == resultUntouched && h.old == "" && h.on.installed != u.pkg.version {
+		if h.result == resultUntouched && h.old == "" && h.on.Installed != u.pkg.Version {
 			without = append(without, h.name)
 		}
 	}
 	if len(without) == 0 || u.oneWay {
 		return nil
 	}
-	text := fmt.Sprintf("on %s the package that is installed is not in %s, so there is no way back if the new one does not work", enumerate(without), packageFolder)
-	next := fmt.Sprintf("to have one: copy the package that is installed (homelab_VERSION_amd64.deb) to %s on the host; without: --no-way-back", packageFolder)
+	text := fmt.Sprintf("on %s the package that is installed is not in %s, so there is no way back if the new one does not work", enumerate(without), onhost.PackageFolder)
+	next := fmt.Sprintf("to have one: copy the package that is installed (homelab_VERSION_amd64.deb) to %s on the host; without: --no-way-back", onhost.PackageFolder)
 	if !u.a.inIsTerm || u.a.format != "table" {
 		return rpc.Errorf(rpc.ErrRefused, "nothing was done: %s\n  %s", text, next)
 	}
@@ -341,7 +343,7 @@ func (u *upgrade) carryOut(ctx context.Context) (err error) {
 	if len(names) == 0 {
 		return nil
 	}
-	if u.held, err = u.a.hold(ctx, "upgrade of "+strings.Join(names, ", ")+" to "+u.pkg.version); err != nil {
+	if u.held, err = u.a.hold(ctx, "upgrade of "+strings.Join(names, ", ")+" to "+u.pkg.Version); err != nil {
 		return err
 	}
 	u.say("Paused: no run begins while hosts are upgraded.")
@@ -394,7 +396,7 @@ func (u *upgrade) verdict() error {
 		count[h.result]++
 		switch {
 		case h.result == resultUnchanged && h.reason == "":
-			u.say("%s has %s already.", h.name, u.pkg.version)
+			u.say("%s has %s already.", h.name, u.pkg.Version)
 		case h.result == resultUnchanged, h.result == resultSkipped:
 			u.say("%s was left alone: %s", h.name, u.a.wrap(h.reason, 2))
 		}
@@ -413,10 +415,10 @@ func (u *upgrade) docs() []upgradeDoc {
 	for _, h := range u.hosts {
 		d := upgradeDoc{Name: h.name, Result: h.result, Reason: h.reason}
 		if h.on != nil {
-			d.From, d.To = h.on.installed, h.on.installed
+			d.From, d.To = h.on.Installed, h.on.Installed
 		}
 		if h.result == resultUpgraded {
-			d.To = u.pkg.version
+			d.To = u.pkg.Version
 		}
 		docs = append(docs, d)
 	}

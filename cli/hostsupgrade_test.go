@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/homeiac/homelab/cli/onhost"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 )
 
@@ -33,7 +34,7 @@ func upgrading(t *testing.T) (*rig, []*machine) {
 
 // upgrade runs it on the hosts, or with other arguments than their SSH addresses.
 func (r *rig) upgrade(ctx context.Context, hosts []*machine, args ...string) ran {
-	args = append([]string{"hosts", "upgrade", "--from", r.path("packages"), "--checksum", sumOf([]byte("1.3.0"))}, args...)
+	args = append([]string{"hosts", "upgrade", "--from", r.path("packages"), "--checksum", onhost.SHA256([]byte("1.3.0"))}, args...)
 	for _, m := range hosts {
 		args = append(args, "--ssh", m.ssh())
 	}
@@ -130,8 +131,8 @@ func TestAPackageThatDpkgRefusesChangesNothing(t *testing.T) {
 
 func TestWithoutAWayBackItAsksFirst(t *testing.T) {
 	r, hosts := upgrading(t)
-	delete(hosts[2].files, keptAt("1.2.0"))
-	hosts[1].files[keptAt("1.2.0")] = "1.1.0" // another one than its name says
+	delete(hosts[2].files, onhost.KeptAt("1.2.0"))
+	hosts[1].files[onhost.KeptAt("1.2.0")] = "1.1.0" // another one than its name says
 	got := r.upgrade(t.Context(), hosts)
 	if got.code != 1 || !strings.Contains(got.err, "on pve2 and pve3 the package that is installed is not in /var/cache/homelab") || !strings.Contains(got.err, "--no-way-back") {
 		t.Errorf("%+v", got)
@@ -249,7 +250,7 @@ func TestAHostThatDoesNotAnswerIsSkipped(t *testing.T) {
 func TestAnEarlierPackageIsInstalledOnRequestOnly(t *testing.T) {
 	r, hosts := upgrading(t)
 	hosts[2].installed = "1.4.0"
-	hosts[2].files[keptAt("1.4.0")] = "1.4.0"
+	hosts[2].files[onhost.KeptAt("1.4.0")] = "1.4.0"
 	got := r.upgrade(t.Context(), hosts)
 	if got.code != 1 || !strings.Contains(got.err, "host pve3: it has package 1.4.0, which is later than 1.3.0") || strings.Join(changedOn(hosts), "") != "" {
 		t.Errorf("%+v", got)

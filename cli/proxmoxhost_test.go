@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/crypto/ssh/knownhosts"
 
+	"github.com/homeiac/homelab/cli/onhost"
 	"github.com/homeiac/homelab/cli/remote/remotetest"
 	"github.com/homeiac/homelab/internal/rpc"
 )
@@ -39,7 +40,7 @@ type proxmoxHost struct {
 	files     map[string]string
 	modes     map[string]string
 	installed string // version of our package
-	units     map[string]*unitSeen
+	units     map[string]*onhost.Unit
 	calls     [][]string
 	// fails has a program end with this text and exit code 1, by its first words.
 	fails map[string]string
@@ -55,7 +56,7 @@ func newHost(t *testing.T, reg *registry) *proxmoxHost {
 	h := &proxmoxHost{
 		Server: remotetest.Start(t), registry: reg, hostname: "pve1", arch: "amd64",
 		files: map[string]string{}, modes: map[string]string{}, fails: map[string]string{},
-		units: map[string]*unitSeen{agentService: {}, controllerService: {}},
+		units: map[string]*onhost.Unit{onhost.AgentService: {}, onhost.ControllerService: {}},
 	}
 	h.identity = h.Identity(t, "")
 	h.Run = h.run
@@ -86,11 +87,11 @@ func (h *proxmoxHost) know(t *testing.T, home string) {
 func (h *proxmoxHost) agent() (name, serial string, up bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	cert, id := certificateIn(h.files["/var/lib/hl-agent/agent.crt"])
+	cert, id := onhost.CertificateIn(h.files["/var/lib/hl-agent/agent.crt"])
 	if cert == nil {
 		return "", "", false
 	}
-	return id.Name, rpc.Serial(cert), h.units[agentService].active
+	return id.Name, rpc.Serial(cert), h.units[onhost.AgentService].Active
 }
 
 // ran are the programs that were run and change something, since the last time.
@@ -152,7 +153,7 @@ func (h *proxmoxHost) run(c remotetest.Command) int {
 	h.mu.Unlock()
 	if missing {
 		fmt.Fprintf(c.Stderr, "env: '%s': No such file or directory\n", argv[0])
-		return notFound
+		return 127
 	}
 	out, err := h.program(argv, c.Stdin)
 	if cut {
@@ -189,8 +190,8 @@ func (h *proxmoxHost) program(argv []string, stdin io.Reader) (string, error) {
 		}
 		return "installed " + h.installed, nil
 	case strings.HasPrefix(line, "systemctl show"):
-		state := map[bool]string{true: "active", false: "inactive"}[h.units[last].active]
-		enabled := map[bool]string{true: "enabled", false: "disabled"}[h.units[last].enabled]
+		state := map[bool]string{true: "active", false: "inactive"}[h.units[last].Active]
+		enabled := map[bool]string{true: "enabled", false: "disabled"}[h.units[last].Enabled]
 		if h.installed == "" {
 			enabled = ""
 		}
@@ -223,7 +224,7 @@ func (h *proxmoxHost) program(argv []string, stdin io.Reader) (string, error) {
 		return "", nil
 	case argv[0] == "journalctl":
 		return "2026-03-01T14:02:00+00:00 pve1 hl-agent[12]: it went \x1b[31mwrong\n", nil
-	case len(argv) > 5 && argv[2] == dpkgScript:
+	case len(argv) > 5 && argv[2] == onhost.DpkgArgv()[2]:
 		return h.dpkg(argv[4:])
 	case argv[0] == "/usr/sbin/hl-controller" && argv[1] == "enrol":
 		return h.enrolController(argv[2:], stdin)
@@ -245,12 +246,12 @@ func (h *proxmoxHost) dpkg(args []string) (string, error) {
 	if args[0] != "--install" {
 		return "", fmt.Errorf("dpkg: unknown option %s", args[0])
 	}
-	m := packageName.FindStringSubmatch(path.Base(args[1]))
+	m := onhost.PackageName.FindStringSubmatch(path.Base(args[1]))
 	if text, ok := h.files[args[1]]; !ok || m == nil || !strings.HasPrefix(text, "!<arch>") {
 		return "", fmt.Errorf("dpkg: error: cannot access archive '%s'", args[1])
 	}
 	h.installed = m[1]
-	for _, conf := range []string{agentConfigFile, controllerConfigFile} {
+	for _, conf := range []string{onhost.AgentConfig, onhost.ControllerConfig} {
 		if _, ok := h.files[conf]; !ok {
 			h.files[conf] = "# nothing is set\n#name: pve1\n"
 		}
@@ -264,13 +265,13 @@ func (h *proxmoxHost) systemctl(args []string) error {
 		return fmt.Errorf("Failed to enable unit: Unit %s does not exist", args[len(args)-1])
 	}
 	start := slices.Contains(args, "--now") || args[0] == "restart"
-	u.enabled = u.enabled || args[0] == "enable"
+	u.Enabled = u.Enabled || args[0] == "enable"
 	if start && h.onStart != nil {
 		if err := h.onStart(args[len(args)-1]); err != nil {
 			return err
 		}
 	}
-	u.active = u.active || start
+	u.Active = u.Active || start
 	return nil
 }
 
@@ -307,7 +308,7 @@ func (h *proxmoxHost) enrol(args []string, stdin io.Reader) (string, error) {
 	if h.cutAt == "power" {
 		return "", fmt.Errorf("the lights went out")
 	}
-	h.files[agentConfigFile] += "name: " + token.Name + "\nadvertise: \"127.0.0.1\"\ncert: " + dir + "agent.crt\n"
+	h.files[onhost.AgentConfig] += "name: " + token.Name + "\nadvertise: \"127.0.0.1\"\ncert: " + dir + "agent.crt\n"
 	h.files[dir+"agent.crt"] = string(cert)
 	return "enrolled as " + token.String() + "\n", nil
 }
@@ -336,7 +337,7 @@ func (h *proxmoxHost) enrolController(args []string, stdin io.Reader) (string, e
 	if h.cutAt == "power" {
 		return "", errors.New("the lights went out")
 	}
-	h.files[controllerConfigFile] += "name: " + token.Name + "\n# " + strings.Join(args, " ") + "\n"
+	h.files[onhost.ControllerConfig] += "name: " + token.Name + "\n# " + strings.Join(args, " ") + "\n"
 	h.files[dir+"controller.crt"] = string(cert)
 	return "enrolled as " + token.String() + "\n", nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/homeiac/homelab/cli/onhost"
 	"github.com/homeiac/homelab/cli/remote"
 )
 
@@ -37,6 +38,15 @@ func (a *app) sshOptions(f sshFlags) remote.Options {
 	o.Confirm = func(ctx context.Context, question string) (bool, error) { return a.yesNo(ctx, question+" [y/N] ") }
 	o.Secret = a.secret()
 	return o
+}
+
+// lookAt opens the shell of a host of the fleet and looks what of ours is there.
+func (a *app) lookAt(ctx context.Context, target string, flags sshFlags) (*onhost.Host, error) {
+	t, err := remote.ParseTarget(target)
+	if err != nil {
+		return nil, err
+	}
+	return onhost.Open(ctx, func(ctx context.Context) (*remote.Host, error) { return remote.Dial(ctx, t, a.sshOptions(flags)) })
 }
 
 // secret asks for what is not shown; nil when there is no terminal.

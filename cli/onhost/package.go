@@ -1,4 +1,7 @@
-package cli
+// Package onhost is what of ours is on a Proxmox VE host, and how it gets there: by
+// root's shell over SSH, dpkg and systemd. It asks nobody and shows nothing; the commands
+// of hlctl do.
+package onhost
 
 import (
 	"crypto/sha256"
@@ -17,59 +20,59 @@ import (
 )
 
 const (
-	// sharedPackages is where a package of packages may put them.
-	sharedPackages = "/usr/share/homelab"
+	// SharedPackages is where a package of packages may put them.
+	SharedPackages = "/usr/share/homelab"
 	// largestPackage bounds what is read as a package, in bytes.
 	largestPackage = 512 << 20
 )
 
-// packageName is the file name of agent and controller for the one architecture that
+// PackageName is the file name of agent and controller for the one architecture that
 // Proxmox VE runs on, with its version.
-var packageName = regexp.MustCompile(`^homelab_([0-9][A-Za-z0-9.+~]*)_amd64\.deb$`)
+var PackageName = regexp.MustCompile(`^homelab_([0-9][A-Za-z0-9.+~]*)_amd64\.deb$`)
 
-// debPackage is the package with agent and controller that belongs to this hlctl.
-type debPackage struct {
-	version string
-	data    []byte
+// Package is the package with agent and controller that belongs to this hlctl.
+type Package struct {
+	Version string
+	Data    []byte
 }
 
-// packageWanted is which package it is, before its file is read: nobody needs the file
+// Wanted is which package it is, before its file is read: nobody needs the file
 // for hosts that have it installed.
-type packageWanted struct {
-	name, version, sum, dir string
-	file                    *debPackage // nil before it is read
+type Wanted struct {
+	name, Version, sum, dir string
+	file                    *Package // nil before it is read
 }
 
-// wantedPackage is the package that was built with this hlctl, or the one that the
+// Want is the package that was built with this hlctl, or the one that the
 // person names by its checksum. dir is where it lies, empty for the usual places.
-func wantedPackage(dir, checksum string) (packageWanted, error) {
+func Want(dir, checksum string) (Wanted, error) {
 	return wantedOf(version.Packages(), dir, checksum)
 }
 
-func wantedOf(built map[string]string, dir, checksum string) (packageWanted, error) {
+func wantedOf(built map[string]string, dir, checksum string) (Wanted, error) {
 	if checksum != "" {
 		sum := strings.ToLower(checksum)
 		if raw, err := hex.DecodeString(sum); err != nil || len(raw) != sha256.Size {
-			return packageWanted{}, rpc.Errorf(rpc.ErrInvalid, "--checksum %q is no SHA-256 as sha256sum prints it: 64 characters", checksum)
+			return Wanted{}, rpc.Errorf(rpc.ErrInvalid, "--checksum %q is no SHA-256 as sha256sum prints it: 64 characters", checksum)
 		}
 		if dir == "" {
-			return packageWanted{}, rpc.Errorf(rpc.ErrInvalid, "--checksum needs --from DIR too: the folder with that package")
+			return Wanted{}, rpc.Errorf(rpc.ErrInvalid, "--checksum needs --from DIR too: the folder with that package")
 		}
-		w := packageWanted{sum: sum, dir: dir}
+		w := Wanted{sum: sum, dir: dir}
 		return w, w.findBySum()
 	}
 	for name, sum := range built {
-		if m := packageName.FindStringSubmatch(name); m != nil {
-			return packageWanted{name: name, version: m[1], sum: sum, dir: dir}, nil
+		if m := PackageName.FindStringSubmatch(name); m != nil {
+			return Wanted{name: name, Version: m[1], sum: sum, dir: dir}, nil
 		}
 	}
-	return packageWanted{}, rpc.Errorf(rpc.ErrUnsupported, `this hlctl (%s) was built without packages, and knows no checksum to check one against
+	return Wanted{}, rpc.Errorf(rpc.ErrUnsupported, `this hlctl (%s) was built without packages, and knows no checksum to check one against
   take hlctl from a release, or from dist/ after make dist
   or say which package you trust: --from DIR --checksum SHA256`, version.String())
 }
 
-// read gives the package. What is not the file that is wanted is refused.
-func (w *packageWanted) read() (debPackage, error) {
+// Read gives the package. What is not the file that is wanted is refused.
+func (w *Wanted) Read() (Package, error) {
 	if w.file != nil {
 		return *w.file, nil
 	}
@@ -83,27 +86,27 @@ func (w *packageWanted) read() (debPackage, error) {
 			continue
 		}
 		if err != nil {
-			return debPackage{}, err
+			return Package{}, err
 		}
-		if sum := sumOf(data); sum != w.sum {
-			return debPackage{}, rpc.Errorf(rpc.ErrRefused, "%s is not the package that was built with this hlctl: its SHA-256 is %s and should be %s; fetch it again",
+		if sum := SHA256(data); sum != w.sum {
+			return Package{}, rpc.Errorf(rpc.ErrRefused, "%s is not the package that was built with this hlctl: its SHA-256 is %s and should be %s; fetch it again",
 				filepath.Join(dir, w.name), sum, w.sum)
 		}
-		w.file = &debPackage{w.version, data}
+		w.file = &Package{w.Version, data}
 		return *w.file, nil
 	}
-	return debPackage{}, rpc.Errorf(rpc.ErrNotFound, "the package %s is not in %s: put it there, or say where it is with --from DIR", w.name, strings.Join(dirs, " or "))
+	return Package{}, rpc.Errorf(rpc.ErrNotFound, "the package %s is not in %s: put it there, or say where it is with --from DIR", w.name, strings.Join(dirs, " or "))
 }
 
 // findBySum finds the package with the checksum among those of the folder.
-func (w *packageWanted) findBySum() error {
+func (w *Wanted) findBySum() error {
 	entries, err := os.ReadDir(w.dir)
 	if err != nil {
 		return err
 	}
 	var others []string
 	for _, e := range entries {
-		m := packageName.FindStringSubmatch(e.Name())
+		m := PackageName.FindStringSubmatch(e.Name())
 		if m == nil {
 			continue
 		}
@@ -111,9 +114,9 @@ func (w *packageWanted) findBySum() error {
 		if err != nil {
 			return err
 		}
-		sum := sumOf(data)
+		sum := SHA256(data)
 		if sum == w.sum {
-			w.name, w.version, w.file = e.Name(), m[1], &debPackage{m[1], data}
+			w.name, w.Version, w.file = e.Name(), m[1], &Package{m[1], data}
 			return nil
 		}
 		others = append(others, e.Name()+" has "+sum)
@@ -131,9 +134,9 @@ func usualPlaces() []string {
 		program, err = filepath.EvalSymlinks(program)
 	}
 	if err != nil {
-		return []string{sharedPackages}
+		return []string{SharedPackages}
 	}
-	return []string{filepath.Dir(program), sharedPackages}
+	return []string{filepath.Dir(program), SharedPackages}
 }
 
 func readPackage(file string) ([]byte, error) {
@@ -149,7 +152,8 @@ func readPackage(file string) ([]byte, error) {
 	return data, err
 }
 
-func sumOf(data []byte) string {
+// SHA256 is the checksum of a package, as sha256sum prints it.
+func SHA256(data []byte) string {
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:])
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/crypto/ssh/knownhosts"
 
+	"github.com/homeiac/homelab/cli/onhost"
 	"github.com/homeiac/homelab/cli/remote/remotetest"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -47,7 +48,7 @@ func program(deb string) string { return "v" + deb }
 func (r *rig) machine(name, deb string) *machine {
 	m := &machine{
 		Server: remotetest.Start(r.t), t: r.t, rig: r, name: name, installed: deb, runs: true,
-		files: map[string]string{"/etc/homelab/controller.yaml": "#name: controller-1\n", keptAt(deb): deb}, breaks: map[string]bool{}, breaksDpkg: map[string]bool{},
+		files: map[string]string{"/etc/homelab/controller.yaml": "#name: controller-1\n", onhost.KeptAt(deb): deb}, breaks: map[string]bool{}, breaksDpkg: map[string]bool{},
 	}
 	r.identify(m)
 	m.Lock()
@@ -149,7 +150,7 @@ func (m *machine) run(c remotetest.Command) int {
 		return say("%s", program(m.installed))
 	case strings.HasPrefix(line, "systemctl show "):
 		switch {
-		case !m.runs, m.controller == "" && strings.HasSuffix(line, controllerService):
+		case !m.runs, m.controller == "" && strings.HasSuffix(line, onhost.ControllerService):
 			return say("ActiveState=inactive\nUnitFileState=disabled")
 		case m.failed:
 			return say("ActiveState=failed\nUnitFileState=enabled")
@@ -180,9 +181,9 @@ func (m *machine) run(c remotetest.Command) int {
 		return fail(1, "cat: "+c.Argv[2]+": No such file or directory")
 	case c.Argv[0] == "mkdir":
 		return 0
-	case line == "ls -A -- "+packageFolder+"/":
+	case line == "ls -A -- "+onhost.PackageFolder+"/":
 		for _, path := range slices.Sorted(maps.Keys(m.files)) {
-			if filepath.Dir(path) == packageFolder {
+			if filepath.Dir(path) == onhost.PackageFolder {
 				say("%s", filepath.Base(path))
 			}
 		}
