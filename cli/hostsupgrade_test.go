@@ -41,8 +41,14 @@ func (r *rig) upgrade(ctx context.Context, hosts []*machine, args ...string) ran
 	return r.runWith(ctx, strings.NewReader(""), nil, args...)
 }
 
-// quickly has hosts that do not get well given up on at once.
-var quickly = readiness{limit: 200 * time.Millisecond, poll: time.Millisecond, looks: 2, release: 5 * time.Second}
+// ailing makes hosts that do not get well with 1.3.0, which are given up on soon. Those
+// that do have as long.
+func (r *rig) ailing(hosts ...*machine) {
+	r.ready.limit = time.Second
+	for _, m := range hosts {
+		m.breaks["1.3.0"] = true
+	}
+}
 
 // changedOn is what was done on each of the hosts.
 func changedOn(hosts []*machine) []string {
@@ -89,7 +95,7 @@ func TestHostsAreUpgradedOneAfterTheOtherWithTheControllerLast(t *testing.T) {
 
 func TestAHostThatIsNotReadyGetsItsOldPackageAndNoOtherIsTouched(t *testing.T) {
 	r, hosts := upgrading(t)
-	hosts[1].breaks["1.3.0"] = true
+	r.ailing(hosts[1])
 	got := r.upgrade(t.Context(), hosts)
 	if got.code != 1 {
 		t.Fatalf("%+v", got)
@@ -110,7 +116,7 @@ func TestAHostThatIsNotReadyGetsItsOldPackageAndNoOtherIsTouched(t *testing.T) {
 
 func TestAControllerThatDoesNotComeBackGetsItsOldPackageToo(t *testing.T) {
 	r, hosts := upgrading(t)
-	hosts[0].breaks["1.3.0"] = true
+	r.ailing(hosts[0])
 	got := r.upgrade(t.Context(), hosts[:1], "pve1")
 	if got.code != 1 || !strings.Contains(got.err, "controller controller-1 says that it is version v1.2.0, and not v1.3.0") || !strings.Contains(got.err, "it has 1.2.0 again, and is online with it") {
 		t.Errorf("%+v", got)
@@ -140,7 +146,7 @@ func TestWithoutAWayBackItAsksFirst(t *testing.T) {
 	if did := strings.Join(changedOn(hosts), ""); did != "" || r.paused != "" {
 		t.Errorf("done: %s, paused: %s", did, r.paused)
 	}
-	hosts[2].breaks["1.3.0"] = true
+	r.ailing(hosts[2])
 	got = r.upgrade(t.Context(), hosts, "--no-way-back")
 	if got.code != 1 || !strings.Contains(got.err, "there is no old package on it to go back to") || strings.Join(changedOn(hosts), ",") != ",install homelab_1.3.0_amd64.deb,install homelab_1.3.0_amd64.deb" {
 		t.Errorf("%+v", got)

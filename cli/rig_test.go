@@ -29,7 +29,11 @@ type rig struct {
 	address string
 	ca      *rpc.CA
 	lets    []ssh.PublicKey // whom all machines let in; nil before there is one
+	ready   readiness
 }
+
+// patient waits for hosts that get well, however busy this machine is.
+var patient = readiness{limit: 30 * time.Second, poll: time.Millisecond, looks: 2, release: 5 * time.Second}
 
 var allow = rpc.AllowOf(controllerv1.ControllerService_ServiceDesc.ServiceName)
 
@@ -40,7 +44,7 @@ func newRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{fake: &fake{clock: &clock{t: noon}, plan: new(homelabv1.Plan), status: new(controllerv1.StatusResponse)}, t: t, dir: t.TempDir(), ca: ca}
+	r := &rig{fake: &fake{clock: &clock{t: noon}, plan: new(homelabv1.Plan), status: new(controllerv1.StatusResponse)}, t: t, dir: t.TempDir(), ca: ca, ready: patient}
 	r.write("ca.pem", string(ca.Cert()))
 	r.issue("controller", rpc.Identity{Role: rpc.RoleController, Name: "controller-1"}, time.Hour)
 	r.issue("admin", rpc.Identity{Role: rpc.RoleAdmin, Name: "laptop"}, time.Hour)
@@ -123,7 +127,7 @@ type ran struct {
 
 // app is hlctl without a terminal.
 func (r *rig) app(in io.Reader, out, errw io.Writer) *app {
-	return &app{in: in, out: out, errw: errw, now: r.clock.now, columns: 80, ready: quickly}
+	return &app{in: in, out: out, errw: errw, now: r.clock.now, columns: 80, ready: r.ready}
 }
 
 func (r *rig) run(args ...string) ran {
