@@ -99,8 +99,15 @@ func (c *Controller) useToken(ctx context.Context, secret []byte, key crypto.Pub
 		switch {
 		case !c.now().Before(t.Expires):
 			return t, "token " + t.ID + " has expired", nil
-		case t.UsedBy == by:
-			return t, "", nil // again, perhaps because the answer was lost
+		case t.UsedBy == by: // again, perhaps because the answer was lost
+			if err := c.syncTrust(ctx); err != nil {
+				return t, "", err
+			}
+			if c.creds.Revocations().Has(t.Serial) {
+				// With the answer goes the gossip's key, which was changed because of it.
+				return t, "the certificate for token " + t.ID + " was taken back", nil
+			}
+			return t, "", nil
 		case t.UsedBy != "":
 			return t, "token " + t.ID + " was used by another key", nil
 		}
