@@ -159,6 +159,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	if err := c.syncTrust(ctx); err != nil {
 		return err
 	}
+	if err := c.takenBack(); err != nil {
+		return err
+	}
 	server, err := rpc.Listen(ctx, rpc.ServerConfig{
 		Address:     net.JoinHostPort(c.cfg.Advertise, strconv.Itoa(c.cfg.Port)),
 		Credentials: c.creds,

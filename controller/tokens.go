@@ -339,11 +339,17 @@ func (c *Controller) revokeHolder(ctx context.Context, role, name, but string) (
 // takeBack carries out what RevokeCertificate asks for.
 func (c *Controller) takeBack(ctx context.Context, serial, holder string) ([]string, error) {
 	if holder == "" {
+		if err := c.mayGo(serial); err != nil {
+			return nil, err
+		}
 		return c.revoke(ctx, serial)
 	}
 	role, name, ok := strings.Cut(holder, "@")
 	if !ok || serial != "" {
 		return nil, rpc.Errorf(rpc.ErrInvalid, "%q: a serial number or ROLE@NAME, and one of both", holder)
+	}
+	if own := c.creds.Identity(); role == own.Role && name == own.Name {
+		return nil, c.mayGo(rpc.Serial(c.creds.Leaf()))
 	}
 	serials, err := c.revokeHolder(ctx, role, name, "")
 	if err == nil && len(serials) == 0 {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -134,6 +135,61 @@ func TestWhatIsRevokedIsCutOffEverywhereWithinFiveSeconds(t *testing.T) {
 	if _, err := client.Observe(t.Context(), &agentv1.ObserveRequest{}); !errors.Is(err, rpc.ErrDenied) {
 		t.Errorf("the revoked agent: %v", err)
 	}
+}
+
+// A list that its own signer is on would be taken by nobody, and none after it.
+func TestAControllerTakesNothingBackThatItStandsOn(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.revoking()
+	c := f.up()
+	for _, r := range []struct {
+		name string
+		req  *controllerv1.RevokeCertificateRequest
+		next string
+	}{
+		{"the root", &controllerv1.RevokeCertificateRequest{Serial: rpc.Serial(f.ca.Certificate())}, "hlctl trust rotate-ca"},
+		{"its issuing CA", &controllerv1.RevokeCertificateRequest{Serial: rpc.Serial(c.issuing.inUse().Certificate())}, "hlctl hosts remove"},
+		{"its own certificate", &controllerv1.RevokeCertificateRequest{Serial: f.serial("controller-1")}, "hlctl hosts remove"},
+		{"itself by name", &controllerv1.RevokeCertificateRequest{Holder: "controller@controller-1"}, "hlctl hosts remove"},
+	} {
+		_, err := c.client.RevokeCertificate(t.Context(), r.req)
+		if !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), r.next) {
+			t.Errorf("%s: %v", r.name, err)
+		}
+	}
+	if n := c.creds.Revocations().Number(); n != 0 {
+		t.Errorf("list %d", n)
+	}
+	c.revokeNow(t, "abc")
+	f.within(1, "pve1")
+}
+
+// It has the key of an issuing CA, and would sign itself a certificate that is on no list.
+func TestAControllerThatIsTakenBackEndsAndStaysSo(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.revoking()
+	c := f.up()
+	// As another controller does it, with the store that they share.
+	other := must(f.ca.NewIssuing("controller-2", time.Hour, time.Now()))
+	list := must(other.SignRevocations(1, map[string]time.Time{f.serial("controller-1"): time.Now()}, time.Now()))
+	if ok, err := c.store.PutRevocations(t.Context(), list.PEM(), 0); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	ended := func(when string, err error) {
+		if !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "hlctl hosts add --controller") {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	select {
+	case err := <-c.done:
+		c.done = nil
+		ended("at work", err)
+	case <-time.After(5 * time.Second):
+		t.Fatal("it goes on")
+	}
+	again := newController(c.cfg, "test", c.log, f.creds("controller-1"), f.key(), f)
+	f.tune(again)
+	ended("after a start", again.Run(t.Context()))
 }
 
 func TestAnAgentThatWasOffIsToldAsSoonAsItAnswers(t *testing.T) {
