@@ -162,6 +162,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	if err := c.takenBack(); err != nil {
 		return err
 	}
+	if err := c.standAlone(ctx); err != nil {
+		return err
+	}
 	server, err := rpc.Listen(ctx, rpc.ServerConfig{
 		Address:     net.JoinHostPort(c.cfg.Advertise, strconv.Itoa(c.cfg.Port)),
 		Credentials: c.creds,

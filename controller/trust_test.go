@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/homeiac/homelab/controller/store"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
@@ -190,6 +191,61 @@ func TestAControllerThatIsTakenBackEndsAndStaysSo(t *testing.T) {
 	again := newController(c.cfg, "test", c.log, f.creds("controller-1"), f.key(), f)
 	f.tune(again)
 	ended("after a start", again.Run(t.Context()))
+}
+
+// Whoever has the key of a removed controller's issuing CA makes certificates for anybody.
+func TestTheIssuingCAOfARemovedControllerGoesWhenNobodyNeedsIt(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.revoking()
+	c := f.up()
+	other := must(f.ca.NewIssuing("controller-2", time.Hour, time.Now()))
+	ca := rpc.Serial(other.Certificate())
+	told := store.Issuing{Controller: "controller-2", Certificates: other.Cert()}
+	now := time.Now().UTC()
+	issued := func(serial, role, name, by string, at time.Time) {
+		t.Helper()
+		err := c.store.PutIssued(t.Context(), store.Issued{Serial: serial, Role: role, Name: name, Issuer: rpc.IssuingName(by, fleetName), NotBefore: at, NotAfter: at.Add(time.Hour)})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.store.PutIssuing(t.Context(), told); err != nil {
+		t.Fatal(err)
+	}
+	issued("2c", rpc.RoleController, "controller-2", "controller-2", now)
+	issued("1a", rpc.RoleAgent, "pve1", "controller-2", now)
+	trust, err := c.client.Trust(t.Context(), &controllerv1.TrustRequest{})
+	if err != nil || !slices.ContainsFunc(trust.GetAuthorities(), func(s *controllerv1.CertificateStatus) bool { return s.GetSerial() == ca }) {
+		t.Errorf("it is not shown: %v, %v", trust.GetAuthorities(), err)
+	}
+	remove := func() ([]string, error) {
+		resp, err := c.client.RevokeCertificate(t.Context(), &controllerv1.RevokeCertificateRequest{Holder: "controller@controller-2"})
+		return resp.GetSerials(), err
+	}
+	if got, err := remove(); err != nil || !slices.Equal(got, []string{"2c"}) {
+		t.Errorf("while pve1 needs it: %v, %v", got, err)
+	}
+	issued("1b", rpc.RoleAgent, "pve1", "controller-1", now.Add(time.Minute))
+	if got, err := remove(); err != nil || !slices.Equal(got, []string{ca}) {
+		t.Errorf("when nobody needs it: %v, %v", got, err)
+	}
+	if _, err := remove(); !errors.Is(err, rpc.ErrNotFound) {
+		t.Errorf("again: %v", err)
+	}
+}
+
+func TestAControllerThatEnrolledWithAnotherStandsOnItsOwnIssuingCA(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.revoking()
+	id := rpc.Identity{Role: rpc.RoleController, Name: "controller-1"}
+	other := must(f.ca.NewIssuing("controller-2", time.Hour, time.Now()))
+	if err := must(other.Issue(id, time.Hour, time.Now())).Write(filepath.Join(f.dir, "controller-1.pem"), filepath.Join(f.dir, "controller-1.key")); err != nil {
+		t.Fatal(err)
+	}
+	c := f.up()
+	if by := c.creds.Leaf().Issuer.CommonName; by != rpc.IssuingName("controller-1", fleetName) {
+		t.Errorf("issued by %q", by)
+	}
 }
 
 func TestAnAgentThatWasOffIsToldAsSoonAsItAnswers(t *testing.T) {
