@@ -79,6 +79,8 @@ fuzz:
 	go test ./internal/k3s -run '^$$' -fuzz '^FuzzParseProbe$$' -fuzztime $(FUZZTIME)
 	go test ./internal/k3s -run '^$$' -fuzz '^FuzzGuestTexts$$' -fuzztime $(FUZZTIME)
 	go test ./internal/mark -run '^$$' -fuzz '^FuzzMark$$' -fuzztime $(FUZZTIME)
+	go test ./internal/rpc -run '^$$' -fuzz '^FuzzParseToken$$' -fuzztime $(FUZZTIME)
+	go test ./internal/rpc -run '^$$' -fuzz '^FuzzTrust$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 1x
 
 # Whole-system tests with real processes; they use the binaries in bin/.
 e2e: build $(NFPM)
