@@ -81,7 +81,7 @@ func Enrol(ctx context.Context, e Enrolment) error {
 	if err := prime(cfg, told); err != nil {
 		return err
 	}
-	fmt.Fprintf(e.Out, "enrolled as %s of fleet %s: %s\n", token.Identity, token.Fleet, cfg.Cert)
+	fmt.Fprintf(e.Out, "enrolled as %s of fleet %s: %s\nto start it, now and at each boot: systemctl enable --now hl-agent\n", token.Identity, token.Fleet, cfg.Cert)
 	return nil
 }
 

@@ -65,8 +65,10 @@ that certificate back when the token is used.`,
 				return err
 			}
 			line, before := fmt.Sprintf("echo %s | hl-agent enrol --controller %s --token -", resp.GetToken(), resp.GetEnrol()), ""
+			start := " && systemctl enable --now hl-agent"
 			if req.GetRole() == rpc.RoleController {
 				line = fmt.Sprintf("echo %s | hl-controller enrol --controller %s --token - --etcd-endpoints https://IP:PORT", resp.GetToken(), resp.GetEnrol())
+				start = " && systemctl enable --now hl-controller"
 				before = "\nIts keys must be there before (hl-controller enrol --help); hlctl hosts add --controller does all of it.\n"
 			}
 			doc := struct {
@@ -76,7 +78,7 @@ that certificate back when the token is used.`,
 				Command string `json:"command"`
 			}{tokenJSON(resp.GetStatus()), resp.GetToken(), resp.GetEnrol(), line}
 			return a.print(doc, func() {
-				fmt.Fprintf(a.out, "On %s, as root, until %s:\n\n  %s\n%s", args[0], day(timeOf(resp.GetStatus().GetExpires()), true), line, before)
+				fmt.Fprintf(a.out, "On %s, as root, until %s:\n\n  %s\n%s", args[0], day(timeOf(resp.GetStatus().GetExpires()), true), line+start, before)
 			})
 		},
 	}

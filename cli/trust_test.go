@@ -114,8 +114,8 @@ func TestWhoRevokesAControllerIsToldOfItsIssuingCA(t *testing.T) {
 
 func TestATokenIsForTheProgramOfItsRole(t *testing.T) {
 	r := newRig(t)
-	wants(t, r.run("token", "create", "pve4"), 0, "| hl-agent enrol --controller 192.0.2.10:8402 --token -")
-	wants(t, r.run("token", "create", "c2", "--role", "controller"), 0, "| hl-controller enrol --controller 192.0.2.10:8402 --token - --etcd-endpoints https://IP:PORT", "hlctl hosts add --controller")
+	wants(t, r.run("token", "create", "pve4"), 0, "| hl-agent enrol --controller 192.0.2.10:8402 --token - && systemctl enable --now hl-agent\n")
+	wants(t, r.run("token", "create", "c2", "--role", "controller"), 0, "| hl-controller enrol --controller 192.0.2.10:8402 --token - --etcd-endpoints https://IP:PORT && systemctl enable --now hl-controller\n", "hlctl hosts add --controller")
 }
 
 func TestAnAdminsCertificateIsMadeAnewWithTheRootsKey(t *testing.T) {

@@ -57,7 +57,7 @@ func (s *service) CreateToken(ctx context.Context, req *controllerv1.CreateToken
 		ttl = req.GetTtl().AsDuration()
 	}
 	if ttl <= 0 || ttl > longestToken {
-		return nil, rpc.Errorf(rpc.ErrInvalid, "a token for %s: from a second to %s may be said", ttl, longestToken)
+		return nil, rpc.Errorf(rpc.ErrInvalid, "a token that is good for %s: more than 0s and up to %s may be said (--ttl 1h)", ttl, longestToken)
 	}
 	if held, err := c.valid(ctx, id.Role, id.Name); err != nil {
 		return nil, err
