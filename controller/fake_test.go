@@ -28,9 +28,10 @@ import (
 // fleet is a whole fleet of agents that behave, served over real gRPC with
 // mutual TLS, and the cluster that their guests form.
 type fleet struct {
-	t   *testing.T
-	dir string
-	ca  *rpc.CA
+	fail func(*homelabv1.Step) error // why an agent cannot carry a step out; may be nil
+	t    *testing.T
+	dir  string
+	ca   *rpc.CA
 
 	// at is called before and after each step is carried out, with no lock held.
 	at func(when, host string, s *homelabv1.Step)
@@ -388,6 +389,11 @@ func (a *fakeAgent) carry(req *agentv1.RunRequest) (*agentv1.StepResult, []*home
 	f, s, want := a.f, req.GetStep(), req.GetWant()
 	f.steps = append(f.steps, s.GetId())
 	a.asked[s.GetId()] = req
+	if f.fail != nil {
+		if err := f.fail(s); err != nil {
+			return nil, nil, err
+		}
+	}
 	result := &agentv1.StepResult{Learned: &agentv1.Learned{}}
 	var events []*homelabv1.Event
 	change := func(program string, args ...string) {
