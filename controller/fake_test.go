@@ -123,6 +123,13 @@ func (f *fleet) creds(name string) *rpc.Credentials {
 	return c
 }
 
+// goesBy is whom an agent trusts in this life of it.
+func (a *fakeAgent) goesBy() *rpc.Credentials {
+	a.f.mu.Lock()
+	defer a.f.mu.Unlock()
+	return a.creds
+}
+
 // start serves a host's agent again, at the address it had.
 func (f *fleet) start(name string) {
 	f.mu.Lock()
@@ -133,12 +140,15 @@ func (f *fleet) start(name string) {
 		address = "127.0.0.1:0"
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	a.creds = f.creds(name)
-	if err := a.creds.KeepRevocations(filepath.Join(f.dir, name+".revocations")); err != nil {
+	creds := f.creds(name)
+	if err := creds.KeepRevocations(filepath.Join(f.dir, name+".revocations")); err != nil {
 		f.t.Fatal(err)
 	}
+	f.mu.Lock()
+	a.creds = creds
+	f.mu.Unlock()
 	server, err := rpc.Listen(ctx, rpc.ServerConfig{
-		Address: address, Credentials: a.creds, Grace: time.Millisecond, Log: slog.New(slog.DiscardHandler),
+		Address: address, Credentials: creds, Grace: time.Millisecond, Log: slog.New(slog.DiscardHandler),
 		Allow: rpc.Allow{
 			agentv1.AgentService_Observe_FullMethodName: {rpc.RoleController}, agentv1.AgentService_Run_FullMethodName: {rpc.RoleController},
 			agentv1.AgentService_Orphans_FullMethodName: {rpc.RoleController}, agentv1.AgentService_ListSnapshots_FullMethodName: {rpc.RoleController},

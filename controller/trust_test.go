@@ -27,7 +27,7 @@ func (a *fakeAgent) SetTrust(_ context.Context, req *agentv1.SetTrustRequest) (*
 		return nil, err
 	}
 	if list := req.GetTrust().GetRevocations(); len(list) > 0 {
-		if _, err := a.creds.Revoke(list); err != nil && !errors.Is(err, rpc.ErrRefused) {
+		if _, err := a.goesBy().Revoke(list); err != nil && !errors.Is(err, rpc.ErrRefused) {
 			return nil, err
 		}
 	}
@@ -42,7 +42,7 @@ func (a *fakeAgent) SetTrust(_ context.Context, req *agentv1.SetTrustRequest) (*
 	case a.f.told <- a.name:
 	default:
 	}
-	return &agentv1.SetTrustResponse{Revocations: a.creds.Revocations().PEM()}, nil
+	return &agentv1.SetTrustResponse{Revocations: a.goesBy().Revocations().PEM()}, nil
 }
 
 // revoking makes the controllers of a fleet able to revoke.
