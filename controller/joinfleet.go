@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/homeiac/homelab/controller/store"
 	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
 	"github.com/homeiac/homelab/internal/config"
 	"github.com/homeiac/homelab/internal/durable"
@@ -114,6 +115,11 @@ func (e Enrolment) config(name string) (cfg Config, write bool, err error) {
 	}
 	if len(e.Endpoints) == 0 {
 		return cfg, false, rpc.Errorf(rpc.ErrInvalid, "a further controller shares an etcd with the others: --etcd-endpoints https://IP:2379,...")
+	}
+	for _, e := range e.Endpoints {
+		if err := store.CheckEndpoint(e); err != nil {
+			return cfg, false, fmt.Errorf("--etcd-endpoints: %w", err)
+		}
 	}
 	in := func(file string) string { return filepath.Join(dir, file) }
 	// The names are those of the package's example.
