@@ -101,7 +101,8 @@ func (a *app) trustRevokeCommand() *cobra.Command {
 		Long: `revoke takes back one certificate by its serial number, or all of a holder (agent@pve4).
 Within seconds nobody of the fleet that is online speaks to it any more, open
 connections are cut, and those that are off know before they serve. It cannot be undone:
-a host gets in again with hlctl token create HOST.
+a host gets in again with hlctl token create HOST. With a holder go the tokens for its
+name that were made before and nobody has used.
 
 With a controller goes its issuing CA, unless somebody's certificate is of it; then it
 is said what to do. The only controller, and a root, cannot be taken back: hlctl trust

@@ -357,6 +357,10 @@ func (c *Controller) takeBack(ctx context.Context, serial, holder string) ([]str
 	if own := c.creds.Identity(); role == own.Role && name == own.Name {
 		return nil, c.mayGo(rpc.Serial(c.creds.Leaf()))
 	}
+	// First those with which it would get in again.
+	if err := c.dropOpenTokens(ctx, role, name); err != nil {
+		return nil, err
+	}
 	serials, err := c.revokeHolder(ctx, role, name, "")
 	if err == nil && role == rpc.RoleController {
 		var ca []string
@@ -367,6 +371,23 @@ func (c *Controller) takeBack(ctx context.Context, serial, holder string) ([]str
 		err = rpc.Errorf(rpc.ErrNotFound, "no certificate of %s is known that is not revoked; see: hlctl trust", holder)
 	}
 	return serials, err
+}
+
+// dropOpenTokens takes back the tokens for a name that nobody has used yet.
+func (c *Controller) dropOpenTokens(ctx context.Context, role, name string) error {
+	all, err := c.tokens(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range all {
+		if t.Role == role && t.Name == name && t.UsedBy == "" {
+			if err := c.store.DropToken(ctx, t.ID); err != nil {
+				return err
+			}
+			c.log.Info("token dropped: its holder was taken back", "token", t.ID, "name", name, "role", role)
+		}
+	}
+	return nil
 }
 
 // allIssuing are the certificates of the issuing CAs of all controllers, ours first.
