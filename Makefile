@@ -32,7 +32,8 @@ build:
 dist: $(NFPM) $(CYCLONEDX_GOMOD)
 	VERSION='$(VERSION)' deploy/packages/build.sh
 
-# The commit, built in two folders, must give the same bytes.
+# The commit, built in two folders, must give the same bytes, and what was built must be
+# whole: programs, packages, checksums, bills of materials.
 dist-check: $(NFPM) $(CYCLONEDX_GOMOD)
 	deploy/packages/twice.sh
 
@@ -51,7 +52,7 @@ lint: $(BUF) $(GOLANGCI_LINT)
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go' ':!gen')); \
 	if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
-	go vet -tags e2e,bench,soak ./test/... ./internal/gossip
+	go vet -tags e2e,bench,soak,dist ./test/... ./internal/gossip
 	go vet -tags manual ./internal/manual
 	bin/golangci-lint run ./...
 
@@ -79,6 +80,8 @@ fuzz:
 	go test ./internal/k3s -run '^$$' -fuzz '^FuzzParseProbe$$' -fuzztime $(FUZZTIME)
 	go test ./internal/k3s -run '^$$' -fuzz '^FuzzGuestTexts$$' -fuzztime $(FUZZTIME)
 	go test ./internal/mark -run '^$$' -fuzz '^FuzzMark$$' -fuzztime $(FUZZTIME)
+	go test ./internal/rpc -run '^$$' -fuzz '^FuzzParseToken$$' -fuzztime $(FUZZTIME)
+	go test ./internal/rpc -run '^$$' -fuzz '^FuzzTrust$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 1x
 
 # Whole-system tests with real processes; they use the binaries in bin/.
 e2e: build $(NFPM)

@@ -36,7 +36,7 @@ func New(cfg Config, log *slog.Logger) *Agent { return &Agent{cfg: cfg, log: log
 // Run serves until ctx ends, and returns nil when the steps at work have ended: at
 // once what waits or transfers, and what has a program at work on a VM when that
 // ends or after stopGrace. Such a program goes on then, and is found again.
-func (a *Agent) Run(ctx context.Context) error {
+func (a *Agent) Run(ctx context.Context) (err error) {
 	creds, err := rpc.LoadTLS(a.cfg.CA, a.cfg.Cert, a.cfg.Key)
 	if err != nil {
 		return err
@@ -91,7 +91,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	trust.setRing(peers.SetKeys)
-	a.log.Info("agent starts", "name", a.cfg.Name, "fleet", id.Fleet, "address", address, "version", version.String())
+	life, whole := daemon.Begin(a.cfg.State, a.log), ctx
+	defer func() { life.End(whole, err) }()
+	a.log.Info("agent starts", "because", life.Because, "name", a.cfg.Name, "fleet", id.Fleet, "address", address, "version", version.String())
 	supervisor := daemon.Supervised(a.log)
 	service.flights.supervisor = supervisor
 	g, ctx := errgroup.WithContext(ctx)
@@ -118,7 +120,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err := g.Wait(); err != nil {
+	if err = g.Wait(); err != nil {
 		return fmt.Errorf("agent %s: %w", a.cfg.Name, err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -151,8 +152,13 @@ func (s *Service) verify(ctx context.Context, req *agentv1.RunRequest, e emit) (
 		if err != nil {
 			return nil, err
 		}
-		if err := res.Check(command); err != nil {
-			return nil, rpc.Errorf(rpc.ErrRefused, "%w", err)
+		if res.Exit != 0 {
+			text := fmt.Sprintf("%s: exit %d", command, res.Exit)
+			// What it said is on a line of its own, which viewers are not shown.
+			if said := cmp.Or(guest.Tail(res.Stderr, 3), guest.Tail(res.Stdout, 3)); said != "" {
+				text += "\n  " + said
+			}
+			return nil, rpc.Errorf(rpc.ErrRefused, "%s", text)
 		}
 	}
 	return done(false, "%d verify commands succeeded", len(want.GetVerify())), nil

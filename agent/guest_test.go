@@ -324,7 +324,7 @@ func TestVerifyCommandsMustSucceed(t *testing.T) {
 		t.Fatal(err, s.calls())
 	}
 	req.Want.Verify = []string{"true", "test -e /dev/dri/renderD128"}
-	if _, err := w.do(req); !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "test -e /dev/dri/renderD128: exit 127: not found") {
+	if _, err := w.do(req); !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "test -e /dev/dri/renderD128: exit 127\n  not found") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
@@ -63,7 +64,13 @@ that certificate back when the token is used.`,
 			if err != nil {
 				return err
 			}
-			line := fmt.Sprintf("echo %s | hl-agent enrol --controller %s --token -", resp.GetToken(), resp.GetEnrol())
+			line, before := fmt.Sprintf("echo %s | hl-agent enrol --controller %s --token -", resp.GetToken(), resp.GetEnrol()), ""
+			start := " && systemctl enable --now hl-agent"
+			if req.GetRole() == rpc.RoleController {
+				line = fmt.Sprintf("echo %s | hl-controller enrol --controller %s --token - --etcd-endpoints https://IP:PORT", resp.GetToken(), resp.GetEnrol())
+				start = " && systemctl enable --now hl-controller"
+				before = "\nIts keys must be there before (hl-controller enrol --help); hlctl hosts add --controller does all of it.\n"
+			}
 			doc := struct {
 				tokenDoc
 				Token   string `json:"token"`
@@ -71,7 +78,7 @@ that certificate back when the token is used.`,
 				Command string `json:"command"`
 			}{tokenJSON(resp.GetStatus()), resp.GetToken(), resp.GetEnrol(), line}
 			return a.print(doc, func() {
-				fmt.Fprintf(a.out, "On %s, as root, until %s:\n\n  %s\n", args[0], day(timeOf(resp.GetStatus().GetExpires()), true), line)
+				fmt.Fprintf(a.out, "On %s, as root, until %s:\n\n  %s\n%s", args[0], day(timeOf(resp.GetStatus().GetExpires()), true), line+start, before)
 			})
 		},
 	}

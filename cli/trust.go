@@ -6,6 +6,7 @@ import (
 	"time"
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
+	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/spf13/cobra"
 )
 
@@ -48,7 +49,7 @@ func certJSON(all []*controllerv1.CertificateStatus) []certDoc {
 func (a *app) trustCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "trust", Short: "Show who is trusted, and until when", Args: cobra.NoArgs,
-		Long: `trust lists the roots, the controller's issuing CA, and every certificate that was
+		Long: `trust lists the roots, the controllers' issuing CAs, and every certificate that was
 issued or seen, with its serial number and its end. Agents and controllers renew theirs
 by themselves at two thirds of their life.`,
 		Example: "  hlctl trust\n  hlctl trust revoke agent@pve4",
@@ -100,7 +101,12 @@ func (a *app) trustRevokeCommand() *cobra.Command {
 		Long: `revoke takes back one certificate by its serial number, or all of a holder (agent@pve4).
 Within seconds nobody of the fleet that is online speaks to it any more, open
 connections are cut, and those that are off know before they serve. It cannot be undone:
-a host gets in again with hlctl token create HOST.`,
+a host gets in again with hlctl token create HOST. With a holder go the tokens for its
+name that were made before and nobody has used.
+
+With a controller goes its issuing CA, unless somebody's certificate is of it; then it
+is said what to do. The only controller, and a root, cannot be taken back: hlctl trust
+rotate-ca puts another root in the old one's place.`,
 		Example: "  hlctl trust revoke agent@pve4\n  hlctl trust revoke 3f2a9c",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.connect(cmd.Context())
@@ -117,7 +123,18 @@ a host gets in again with hlctl token create HOST.`,
 				return err
 			}
 			doc := map[string]any{"serials": append([]string{}, resp.GetSerials()...), "number": resp.GetNumber()}
+			var needed string
+			if name, ok := strings.CutPrefix(args[0], rpc.RoleController+"@"); ok {
+				trust, err := ask(cmd.Context(), c.Trust, &controllerv1.TrustRequest{})
+				if err != nil {
+					return err
+				}
+				needed = stillIssuing(trust, name)
+			}
 			return a.print(doc, func() {
+				if needed != "" {
+					defer fmt.Fprintln(a.out, needed)
+				}
 				if len(resp.GetSerials()) == 0 {
 					fmt.Fprintln(a.out, "It was revoked before.")
 					return
@@ -126,6 +143,30 @@ a host gets in again with hlctl token create HOST.`,
 			})
 		},
 	}
+}
+
+// stillIssuing says what to do about the issuing CA of a controller that is gone, which
+// others' certificates are of; empty for nothing.
+func stillIssuing(trust *controllerv1.TrustResponse, controller string) string {
+	for _, ca := range trust.GetAuthorities() {
+		if ca.GetRevoked() != nil || !strings.HasPrefix(ca.GetName(), rpc.IssuingName(controller, "")) {
+			continue
+		}
+		var holders []string
+		last := ""
+		for _, s := range trust.GetCertificates() { // of each the latest first
+			holder := s.GetRole() + "@" + s.GetName()
+			if holder == last || s.GetRevoked() != nil {
+				continue
+			}
+			if last = holder; s.GetIssuer() == ca.GetName() {
+				holders = append(holders, holder)
+			}
+		}
+		return fmt.Sprintf("Its issuing CA stays good, since it signed the certificates of %s. If others may have its key: hlctl trust rotate-ca\nElse, when they were renewed: hlctl trust revoke controller@%s",
+			enumerate(holders), controller)
+	}
+	return ""
 }
 
 func (a *app) rotateGossipCommand() *cobra.Command {

@@ -97,6 +97,27 @@ func (f *fake) RotateGossip(context.Context, *controllerv1.RotateGossipRequest) 
 	return &controllerv1.RotateGossipResponse{Late: []string{"pve4"}}, nil
 }
 
+func TestWhoRevokesAControllerIsToldOfItsIssuingCA(t *testing.T) {
+	r := newRig(t)
+	trusting(r.fake)
+	ca := &controllerv1.CertificateStatus{Serial: "1b", Role: "issuing", Name: "homelab issuing CA of controller-1 of fleet home"}
+	r.fake.trust.Authorities = append(r.fake.trust.Authorities, ca)
+	wants(t, r.run("trust", "revoke", "controller@controller-1"), 0, "signed the certificates of admin@laptop and agent@pve1.", "hlctl trust rotate-ca", "hlctl trust revoke controller@controller-1")
+	if got := r.run("trust", "revoke", "agent@pve1"); strings.Contains(got.out, "issuing") {
+		t.Errorf("%+v", got)
+	}
+	ca.Revoked = timestamppb.New(noon)
+	if got := r.run("trust", "revoke", "controller@controller-1"); got.code != 0 || strings.Contains(got.out, "issuing") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestATokenIsForTheProgramOfItsRole(t *testing.T) {
+	r := newRig(t)
+	wants(t, r.run("token", "create", "pve4"), 0, "| hl-agent enrol --controller 192.0.2.10:8402 --token - && systemctl enable --now hl-agent\n")
+	wants(t, r.run("token", "create", "c2", "--role", "controller"), 0, "| hl-controller enrol --controller 192.0.2.10:8402 --token - --etcd-endpoints https://IP:PORT && systemctl enable --now hl-controller\n", "hlctl hosts add --controller")
+}
+
 func TestAnAdminsCertificateIsMadeAnewWithTheRootsKey(t *testing.T) {
 	r := newRig(t)
 	r.issue("admin", rpc.Identity{Role: rpc.RoleAdmin, Name: "laptop"}, -time.Minute)

@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/homeiac/homelab/controller/store"
 	"github.com/homeiac/homelab/internal/config"
 )
 
@@ -77,6 +78,11 @@ func LoadConfig(file string) (Config, error) {
 		f.Need("etcd.ca", c.Etcd.CA)
 		f.Need("etcd.cert", c.Etcd.Cert)
 		f.Need("etcd.key", c.Etcd.Key)
+	}
+	for _, e := range c.Etcd.Endpoints {
+		if err := store.CheckEndpoint(e); err != nil {
+			f.Fault("etcd.endpoints", "%v", err)
+		}
 	}
 	return c, f.Err()
 }

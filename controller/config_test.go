@@ -59,6 +59,7 @@ func TestFaultsOfAConfigAreTold(t *testing.T) {
 		{"unknown key", goodConfig + "sead: x\n", "controller.yaml:10: unknown key sead"},
 		{"nothing", "", "nothing is set in it yet"},
 		{"name as address", strings.Replace(goodConfig, "127.9.1.201", "controller.lan", 1), `advertise: "controller.lan"`},
+		{"etcd without TLS", goodConfig + "etcd: {endpoints: [\"http://127.9.1.250:2379\"], ca: ca.pem, cert: c.pem, key: c.key}\n", "\"http://127.9.1.250:2379\" is not https://IP:PORT"},
 		{"etcd without certificate", goodConfig + "etcd: {endpoints: [\"https://127.9.1.250:2379\"]}\n", "controller.yaml:10: etcd.cert is missing"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -130,7 +130,7 @@ func newController(cfg Config, version string, log *slog.Logger, creds *rpc.Cred
 // Run serves until ctx ends: then nothing new is begun, steps that agents carry
 // out go on there, and the run is remembered as interrupted. It returns nil when
 // ctx was why.
-func (c *Controller) Run(ctx context.Context) error {
+func (c *Controller) Run(ctx context.Context) (err error) {
 	// In force before anything is called or served.
 	if err := os.MkdirAll(c.cfg.State, 0o700); err != nil {
 		return err
@@ -159,6 +159,12 @@ func (c *Controller) Run(ctx context.Context) error {
 	if err := c.syncTrust(ctx); err != nil {
 		return err
 	}
+	if err := c.takenBack(); err != nil {
+		return err
+	}
+	if err := c.standAlone(ctx); err != nil {
+		return err
+	}
 	server, err := rpc.Listen(ctx, rpc.ServerConfig{
 		Address:     net.JoinHostPort(c.cfg.Advertise, strconv.Itoa(c.cfg.Port)),
 		Credentials: c.creds,
@@ -183,7 +189,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	c.mu.Unlock()
 	close(c.listens)
-	c.log.Info("serving", "name", c.cfg.Name, "address", server.Addr().String(), "fleet", c.fleet, "version", c.version)
+	began, whole := daemon.Begin(c.cfg.State, c.log), ctx
+	defer func() { began.End(whole, err) }()
+	c.log.Info("serving", "because", began.Because, "name", c.cfg.Name, "address", server.Addr().String(), "fleet", c.fleet, "version", c.version)
 	supervisor := daemon.Supervised(c.log)
 	supervisor.Ready(fmt.Sprintf("controller %s of fleet %s, serving on %s", c.cfg.Name, c.fleet, server.Addr()))
 	context.AfterFunc(ctx, func() {

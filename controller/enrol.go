@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -99,8 +100,15 @@ func (c *Controller) useToken(ctx context.Context, secret []byte, key crypto.Pub
 		switch {
 		case !c.now().Before(t.Expires):
 			return t, "token " + t.ID + " has expired", nil
-		case t.UsedBy == by:
-			return t, "", nil // again, perhaps because the answer was lost
+		case t.UsedBy == by: // again, perhaps because the answer was lost
+			if err := c.syncTrust(ctx); err != nil {
+				return t, "", err
+			}
+			if c.creds.Revocations().Has(t.Serial) {
+				// With the answer goes the gossip's key, which was changed because of it.
+				return t, "the certificate for token " + t.ID + " was taken back", nil
+			}
+			return t, "", nil
 		case t.UsedBy != "":
 			return t, "token " + t.ID + " was used by another key", nil
 		}
@@ -230,6 +238,21 @@ func (c *Controller) renewOwnBelow(ctx context.Context, bundle []byte) error {
 	}
 	_, err = c.creds.Adopt(cert, bundle)
 	return err
+}
+
+// standAlone has this controller's certificate signed by its own issuing CA, where it is
+// from another controller's with which it enrolled: that one may be removed some day, and
+// its CA with it.
+func (c *Controller) standAlone(ctx context.Context) error {
+	leaf, ca := c.creds.Leaf(), c.issuing.inUse()
+	if ca == nil || leaf.CheckSignatureFrom(ca.Certificate()) == nil {
+		return nil
+	}
+	roots, err := c.roots()
+	if err != nil || slices.ContainsFunc(roots, func(r *x509.Certificate) bool { return leaf.CheckSignatureFrom(r) == nil }) {
+		return err
+	}
+	return c.renewOwn(ctx)
 }
 
 // seeds are gossip addresses for somebody new: ours.

@@ -267,6 +267,37 @@ func TestANameThatHasACertificateIsReplacedOnlyOnPurpose(t *testing.T) {
 	}
 }
 
+// The answer for a token has the gossip's keys with it, which are changed to be rid of
+// somebody.
+func TestWhoWasTakenBackGetsNoSecondAnswerForTheTokenThatItHas(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.enrolling(&clock{t: time.Now()})
+	c := f.up()
+	token := c.token(t, &controllerv1.CreateTokenRequest{Name: "pve7", Ttl: durationpb.New(time.Hour)})
+	host := newStranger(t)
+	if _, err := host.enrol(token.GetEnrol(), token.GetToken(), nil); err != nil {
+		t.Fatal(err)
+	}
+	open := c.token(t, &controllerv1.CreateTokenRequest{Name: "pve7", Replace: true})
+	other := c.token(t, &controllerv1.CreateTokenRequest{Name: "pve8"})
+	if _, err := c.client.RevokeCertificate(t.Context(), &controllerv1.RevokeCertificateRequest{Holder: "agent@pve7"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newStranger(t).enrol(open.GetEnrol(), open.GetToken(), nil); !errors.Is(err, rpc.ErrDenied) {
+		t.Errorf("with a token from before: %v", err)
+	}
+	if _, err := newStranger(t).enrol(other.GetEnrol(), other.GetToken(), nil); err != nil {
+		t.Errorf("another host: %v", err)
+	}
+	again := c.token(t, &controllerv1.CreateTokenRequest{Name: "pve7"})
+	if _, err := newStranger(t).enrol(again.GetEnrol(), again.GetToken(), nil); err != nil {
+		t.Errorf("with a token from after: %v", err)
+	}
+	if _, err := host.enrol(token.GetEnrol(), token.GetToken(), nil); !errors.Is(err, rpc.ErrDenied) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestTheAuditTellsWhoEnrolledAndWhoWasRefused(t *testing.T) {
 	f := newFleet(t, "pve1")
 	f.enrolling(&clock{t: time.Now()})

@@ -28,9 +28,10 @@ import (
 // fleet is a whole fleet of agents that behave, served over real gRPC with
 // mutual TLS, and the cluster that their guests form.
 type fleet struct {
-	t   *testing.T
-	dir string
-	ca  *rpc.CA
+	fail func(*homelabv1.Step) error // why an agent cannot carry a step out; may be nil
+	t    *testing.T
+	dir  string
+	ca   *rpc.CA
 
 	// at is called before and after each step is carried out, with no lock held.
 	at func(when, host string, s *homelabv1.Step)
@@ -122,6 +123,13 @@ func (f *fleet) creds(name string) *rpc.Credentials {
 	return c
 }
 
+// goesBy is whom an agent trusts in this life of it.
+func (a *fakeAgent) goesBy() *rpc.Credentials {
+	a.f.mu.Lock()
+	defer a.f.mu.Unlock()
+	return a.creds
+}
+
 // start serves a host's agent again, at the address it had.
 func (f *fleet) start(name string) {
 	f.mu.Lock()
@@ -132,12 +140,15 @@ func (f *fleet) start(name string) {
 		address = "127.0.0.1:0"
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	a.creds = f.creds(name)
-	if err := a.creds.KeepRevocations(filepath.Join(f.dir, name+".revocations")); err != nil {
+	creds := f.creds(name)
+	if err := creds.KeepRevocations(filepath.Join(f.dir, name+".revocations")); err != nil {
 		f.t.Fatal(err)
 	}
+	f.mu.Lock()
+	a.creds = creds
+	f.mu.Unlock()
 	server, err := rpc.Listen(ctx, rpc.ServerConfig{
-		Address: address, Credentials: a.creds, Grace: time.Millisecond, Log: slog.New(slog.DiscardHandler),
+		Address: address, Credentials: creds, Grace: time.Millisecond, Log: slog.New(slog.DiscardHandler),
 		Allow: rpc.Allow{
 			agentv1.AgentService_Observe_FullMethodName: {rpc.RoleController}, agentv1.AgentService_Run_FullMethodName: {rpc.RoleController},
 			agentv1.AgentService_Orphans_FullMethodName: {rpc.RoleController}, agentv1.AgentService_ListSnapshots_FullMethodName: {rpc.RoleController},
@@ -388,6 +399,11 @@ func (a *fakeAgent) carry(req *agentv1.RunRequest) (*agentv1.StepResult, []*home
 	f, s, want := a.f, req.GetStep(), req.GetWant()
 	f.steps = append(f.steps, s.GetId())
 	a.asked[s.GetId()] = req
+	if f.fail != nil {
+		if err := f.fail(s); err != nil {
+			return nil, nil, err
+		}
+	}
 	result := &agentv1.StepResult{Learned: &agentv1.Learned{}}
 	var events []*homelabv1.Event
 	change := func(program string, args ...string) {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/homeiac/homelab/controller/store"
 	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
 	"github.com/homeiac/homelab/internal/config"
 	"github.com/homeiac/homelab/internal/enrol"
@@ -29,6 +30,11 @@ func Enrol(ctx context.Context, q enrol.Request, endpoints []string) error {
 		New: func(d config.Daemon) error {
 			if len(endpoints) == 0 {
 				return rpc.Errorf(rpc.ErrInvalid, "a further controller shares an etcd with the others: --etcd-endpoints https://IP:2379,...")
+			}
+			for _, e := range endpoints {
+				if err := store.CheckEndpoint(e); err != nil {
+					return fmt.Errorf("--etcd-endpoints: %w", err)
+				}
 			}
 			in := func(file string) string { return filepath.Join(d.State, file) }
 			cfg.FleetKey, cfg.IssuingCA, cfg.IssuingKey = in("fleet.key"), in("issuing-ca.pem"), in("issuing-ca.key")

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -208,5 +209,49 @@ func TestAnOrphanThatMayBeDataIsSaidToBeKept(t *testing.T) {
 		if o.GetGuest() != c.guest || (c.guest != "") != strings.Contains(o.GetOurs().GetReason(), "keep it") {
 			t.Errorf("VMID %d on %s: %v", c.vmid, c.host, o)
 		}
+	}
+}
+
+func TestAViewerIsToldWhatFailedAndNothingOutOfAGuest(t *testing.T) {
+	f := newFleet(t, "pve1")
+	const said = "the guest's log: password=hunter2"
+	f.fail = func(step *homelabv1.Step) error {
+		if step.GetAction() == homelabv1.Action_ACTION_BOOT {
+			return rpc.Errorf(rpc.ErrUnavailable, "not booted within 5m\n%s", said)
+		}
+		return nil
+	}
+	c := f.up()
+	c.apply(t.Context(), specOf(1), "", true)
+	hears := func(who controllerv1.ControllerServiceClient) string {
+		var all []string
+		stream, err := who.FollowRun(t.Context(), &controllerv1.FollowRunRequest{})
+		for err == nil {
+			var part *controllerv1.FollowRunResponse
+			if part, err = stream.Recv(); err == nil {
+				all = append(all, part.String())
+			}
+		}
+		if !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+		why, err := who.Why(t.Context(), &controllerv1.WhyRequest{Guest: "k3s-1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		runs, err := who.ListRuns(t.Context(), &controllerv1.ListRunsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(append(all, why.String(), runs.String()), "\n")
+	}
+	if got := hears(c.client); !strings.Contains(got, said) {
+		t.Errorf("an admin is not told: %s", got)
+	}
+	if got := hears(c.viewer); strings.Contains(got, said) || !strings.Contains(got, "not booted within 5m") {
+		t.Errorf("a viewer hears: %s", got)
+	}
+	if got := hears(c.client); !strings.Contains(got, said) {
+		t.Errorf("an admin is not told any more: %s", got)
 	}
 }

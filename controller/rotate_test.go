@@ -56,17 +56,17 @@ func (f *fleet) twoLevels(clk *clock) {
 
 // follow is what an agent does when it is told of other roots.
 func (a *fakeAgent) follow(told *trustv1.Trust) error {
-	if _, err := a.creds.SetRoots(told.GetRoots()); err != nil {
+	if _, err := a.goesBy().SetRoots(told.GetRoots()); err != nil {
 		return err
 	}
-	if a.creds.BelowAll() || told.GetController().GetEnrol() == "" {
+	if a.goesBy().BelowAll() || told.GetController().GetEnrol() == "" {
 		return nil
 	}
 	return a.renew(context.Background(), told.GetController().GetEnrol())
 }
 
 func (a *fakeAgent) renew(ctx context.Context, at string) error {
-	conn, err := rpc.DialEnrol(at, nil, a.creds)
+	conn, err := rpc.DialEnrol(at, nil, a.goesBy())
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func (a *fakeAgent) renew(ctx context.Context, at string) error {
 	defer cancel()
 	resp, err := trustv1.NewEnrolServiceClient(conn).Renew(ctx, &trustv1.RenewRequest{})
 	if err == nil {
-		_, err = a.creds.Adopt(resp.GetCertificate(), resp.GetTrust().GetRoots())
+		_, err = a.goesBy().Adopt(resp.GetCertificate(), resp.GetTrust().GetRoots())
 	}
 	return err
 }

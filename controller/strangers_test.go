@@ -3,6 +3,7 @@ package controller
 import (
 	"path/filepath"
 	"testing"
+	"time"
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
@@ -19,11 +20,13 @@ func (r *running) itself(f *fleet) rpctest.Server {
 	return rpctest.Server{
 		Address: r.address, Role: rpc.RoleController, Fleet: fleetName, CA: rpctest.LoadCA(f.t, ca, key),
 		Services: []string{controllerv1.ControllerService_ServiceDesc.ServiceName, trustv1.TrustService_ServiceDesc.ServiceName},
+		Revoke:   func(serial string) { r.revokeNow(f.t, serial) },
 	}
 }
 
 func TestAControllerDoesNothingForStrangers(t *testing.T) {
 	f := newFleet(t, "pve1")
+	f.revoking()
 	c := f.up()
 	if o := c.apply(t.Context(), specOf(1), "", true); o.err != nil {
 		t.Fatal(o.err)
@@ -47,6 +50,31 @@ func TestAControllerDoesNothingForStrangers(t *testing.T) {
 	for _, e := range resp.GetEntries() {
 		if e.GetResult() != "denied" && e.GetWho() != "admin@admin-1" {
 			t.Errorf("%v", e)
+		}
+	}
+}
+
+func TestTheEnrolmentsPortHasNothingElseAndRenewsForNobodyWhoMayNot(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.enrolling(&clock{t: time.Now()})
+	tune, hurried := f.tune, &clock{t: time.Now()}
+	f.tune = func(c *Controller) {
+		tune(c)
+		// How many may call at once is another test's.
+		c.now = func() time.Time { hurried.add(sourceEvery); return hurried.now() }
+	}
+	c := f.up()
+	at := c.itself(f)
+	at.Address, at.Services = c.enrolAt, []string{trustv1.EnrolService_ServiceDesc.ServiceName}
+	at.Elsewhere(t)
+	at.NotRenewed(t, trustv1.EnrolService_Renew_FullMethodName)
+	issued, err := c.store.Issued(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range issued {
+		if i.Name == "stranger" {
+			t.Errorf("it got a certificate: %+v", i)
 		}
 	}
 }

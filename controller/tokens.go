@@ -57,13 +57,17 @@ func (s *service) CreateToken(ctx context.Context, req *controllerv1.CreateToken
 		ttl = req.GetTtl().AsDuration()
 	}
 	if ttl <= 0 || ttl > longestToken {
-		return nil, rpc.Errorf(rpc.ErrInvalid, "a token for %s: from a second to %s may be said", ttl, longestToken)
+		return nil, rpc.Errorf(rpc.ErrInvalid, "a token that is good for %s: more than 0s and up to %s may be said (--ttl 1h)", ttl, longestToken)
 	}
 	if held, err := c.valid(ctx, id.Role, id.Name); err != nil {
 		return nil, err
 	} else if len(held) > 0 && !req.GetReplace() {
-		return nil, rpc.Errorf(rpc.ErrExists, "%s has a certificate until %s; to give it another and take that one back: hlctl token create %s --replace",
-			id, held[0].NotAfter.Format(time.DateOnly), id.Name)
+		again := "hlctl token create " + id.Name + " --replace"
+		if id.Role == rpc.RoleController {
+			again += " --role controller"
+		}
+		return nil, rpc.Errorf(rpc.ErrExists, "%s has a certificate until %s; to give it another and take that one back: %s",
+			id, held[0].NotAfter.Format(time.DateOnly), again)
 	}
 	return c.createToken(ctx, id, store.Token{
 		Addresses: req.GetAddresses(), Replace: req.GetReplace(), By: by.String(), Created: c.now().UTC(), Expires: c.now().Add(ttl).UTC(),
@@ -192,10 +196,12 @@ func (s *service) Trust(ctx context.Context, _ *controllerv1.TrustRequest) (*con
 	for _, root := range roots {
 		add(&resp.Authorities, authorityStatus(root, "root"))
 	}
-	if ca := c.issuing.inUse(); ca != nil {
-		for _, cert := range ca.Certificates() {
-			add(&resp.Authorities, authorityStatus(cert, "issuing"))
-		}
+	issuing, err := c.allIssuing(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, cert := range issuing {
+		add(&resp.Authorities, authorityStatus(cert, "issuing"))
 	}
 	issued, err := c.issued(ctx)
 	if err != nil {
@@ -339,15 +345,103 @@ func (c *Controller) revokeHolder(ctx context.Context, role, name, but string) (
 // takeBack carries out what RevokeCertificate asks for.
 func (c *Controller) takeBack(ctx context.Context, serial, holder string) ([]string, error) {
 	if holder == "" {
+		if err := c.mayGo(serial); err != nil {
+			return nil, err
+		}
 		return c.revoke(ctx, serial)
 	}
 	role, name, ok := strings.Cut(holder, "@")
 	if !ok || serial != "" {
 		return nil, rpc.Errorf(rpc.ErrInvalid, "%q: a serial number or ROLE@NAME, and one of both", holder)
 	}
+	if own := c.creds.Identity(); role == own.Role && name == own.Name {
+		return nil, c.mayGo(rpc.Serial(c.creds.Leaf()))
+	}
+	// First those with which it would get in again.
+	if err := c.dropOpenTokens(ctx, role, name); err != nil {
+		return nil, err
+	}
 	serials, err := c.revokeHolder(ctx, role, name, "")
+	if err == nil && role == rpc.RoleController {
+		var ca []string
+		ca, err = c.revokeIssuing(ctx, name)
+		serials = append(serials, ca...)
+	}
 	if err == nil && len(serials) == 0 {
 		err = rpc.Errorf(rpc.ErrNotFound, "no certificate of %s is known that is not revoked; see: hlctl trust", holder)
 	}
 	return serials, err
+}
+
+// dropOpenTokens takes back the tokens for a name that nobody has used yet.
+func (c *Controller) dropOpenTokens(ctx context.Context, role, name string) error {
+	all, err := c.tokens(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range all {
+		if t.Role == role && t.Name == name && t.UsedBy == "" {
+			if err := c.store.DropToken(ctx, t.ID); err != nil {
+				return err
+			}
+			c.log.Info("token dropped: its holder was taken back", "token", t.ID, "name", name, "role", role)
+		}
+	}
+	return nil
+}
+
+// allIssuing are the certificates of the issuing CAs of all controllers, ours first.
+func (c *Controller) allIssuing(ctx context.Context) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	if ca := c.issuing.inUse(); ca != nil {
+		all = append(all, ca.Certificates()...)
+	}
+	told, err := c.store.Issuing(ctx)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := c.roots()
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range told {
+		for _, cert := range certificatesIn(i.Certificates) {
+			// Those of roots that are gone count for nothing.
+			if !slices.ContainsFunc(all, cert.Equal) && slices.ContainsFunc(roots, func(r *x509.Certificate) bool { return cert.CheckSignatureFrom(r) == nil }) {
+				all = append(all, cert)
+			}
+		}
+	}
+	return all, nil
+}
+
+// revokeIssuing takes back the issuing CA of a controller that is gone: whoever has its
+// key makes certificates for anybody. All that it signed goes with it, so it stays while
+// somebody's latest certificate is one of those; hlctl says what to do then.
+func (c *Controller) revokeIssuing(ctx context.Context, name string) ([]string, error) {
+	cas, err := c.allIssuing(ctx)
+	if err != nil {
+		return nil, err
+	}
+	title := rpc.IssuingName(name, c.fleet)
+	i := slices.IndexFunc(cas, func(ca *x509.Certificate) bool { return ca.Subject.CommonName == title })
+	if i < 0 {
+		return nil, nil
+	}
+	issued, err := c.issued(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list, last := c.creds.Revocations(), ""
+	for _, cert := range issued {
+		holder := cert.Role + "@" + cert.Name
+		if holder == last || list.Has(cert.Serial) {
+			continue
+		}
+		if last = holder; cert.Issuer == title {
+			return nil, nil
+		}
+	}
+	// Another one of its name and serial number is below another root.
+	return c.revoke(ctx, rpc.Serial(cas[i]))
 }

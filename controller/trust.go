@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -68,6 +69,42 @@ func (c *Controller) trust() (*trustv1.Trust, error) {
 		}
 	}
 	return t, nil
+}
+
+// takenBack is why this controller must end: it was removed. It could sign itself another
+// certificate, which is on no list yet.
+func (c *Controller) takenBack() error {
+	list := c.creds.Revocations()
+	own := []*x509.Certificate{c.creds.Leaf()}
+	if ca := c.issuing.inUse(); ca != nil {
+		own = append(own, ca.Certificate())
+	}
+	for _, cert := range own {
+		if list.Has(rpc.Serial(cert)) {
+			return rpc.Errorf(rpc.ErrInvalid, "the certificate of %s (%s, %q) was taken back: this controller is removed, and serves nobody; if it is to come back, on your machine: hlctl hosts remove HOST --purge, then hlctl hosts add --controller root@HOST",
+				c.creds.Identity(), rpc.Serial(cert), cert.Subject.CommonName)
+		}
+	}
+	return nil
+}
+
+// mayGo refuses to take back what this controller itself stands on. The list would be
+// signed by who is on it: nobody could take it, and nobody another one after it.
+func (c *Controller) mayGo(serial string) error {
+	roots, err := c.roots()
+	if err != nil {
+		return err
+	}
+	for _, root := range roots {
+		if rpc.Serial(root) == serial {
+			return rpc.Errorf(rpc.ErrRefused, "%s is the root %q, and all certificates with it; another root takes its place with: hlctl trust rotate-ca", serial, root.Subject.CommonName)
+		}
+	}
+	ca := c.issuing.inUse()
+	if rpc.Serial(c.creds.Leaf()) != serial && (ca == nil || rpc.Serial(ca.Certificate()) != serial) {
+		return nil
+	}
+	return rpc.Errorf(rpc.ErrRefused, "%s is of %s itself, which you are asking; another controller takes it back (hlctl hosts remove HOST does), and the only one cannot be removed", serial, c.creds.Identity())
 }
 
 // RevokeCertificate takes a certificate back.
@@ -216,6 +253,9 @@ func (c *Controller) watchTrust(ctx context.Context) error {
 	for range c.store.WatchTrust(ctx) {
 		if err := c.syncTrust(ctx); err != nil && ctx.Err() == nil {
 			c.log.Warn("trust", "error", err)
+		}
+		if err := c.takenBack(); err != nil {
+			return err
 		}
 		c.pusher.wake()
 		if now := c.creds.Revocations().Number(); now != number {

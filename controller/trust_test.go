@@ -9,9 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/homeiac/homelab/controller/store"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
@@ -25,7 +27,7 @@ func (a *fakeAgent) SetTrust(_ context.Context, req *agentv1.SetTrustRequest) (*
 		return nil, err
 	}
 	if list := req.GetTrust().GetRevocations(); len(list) > 0 {
-		if _, err := a.creds.Revoke(list); err != nil && !errors.Is(err, rpc.ErrRefused) {
+		if _, err := a.goesBy().Revoke(list); err != nil && !errors.Is(err, rpc.ErrRefused) {
 			return nil, err
 		}
 	}
@@ -40,7 +42,7 @@ func (a *fakeAgent) SetTrust(_ context.Context, req *agentv1.SetTrustRequest) (*
 	case a.f.told <- a.name:
 	default:
 	}
-	return &agentv1.SetTrustResponse{Revocations: a.creds.Revocations().PEM()}, nil
+	return &agentv1.SetTrustResponse{Revocations: a.goesBy().Revocations().PEM()}, nil
 }
 
 // revoking makes the controllers of a fleet able to revoke.
@@ -133,6 +135,116 @@ func TestWhatIsRevokedIsCutOffEverywhereWithinFiveSeconds(t *testing.T) {
 	}
 	if _, err := client.Observe(t.Context(), &agentv1.ObserveRequest{}); !errors.Is(err, rpc.ErrDenied) {
 		t.Errorf("the revoked agent: %v", err)
+	}
+}
+
+// A list that its own signer is on would be taken by nobody, and none after it.
+func TestAControllerTakesNothingBackThatItStandsOn(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.revoking()
+	c := f.up()
+	for _, r := range []struct {
+		name string
+		req  *controllerv1.RevokeCertificateRequest
+		next string
+	}{
+		{"the root", &controllerv1.RevokeCertificateRequest{Serial: rpc.Serial(f.ca.Certificate())}, "hlctl trust rotate-ca"},
+		{"its issuing CA", &controllerv1.RevokeCertificateRequest{Serial: rpc.Serial(c.issuing.inUse().Certificate())}, "hlctl hosts remove"},
+		{"its own certificate", &controllerv1.RevokeCertificateRequest{Serial: f.serial("controller-1")}, "hlctl hosts remove"},
+		{"itself by name", &controllerv1.RevokeCertificateRequest{Holder: "controller@controller-1"}, "hlctl hosts remove"},
+	} {
+		_, err := c.client.RevokeCertificate(t.Context(), r.req)
+		if !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), r.next) {
+			t.Errorf("%s: %v", r.name, err)
+		}
+	}
+	if n := c.creds.Revocations().Number(); n != 0 {
+		t.Errorf("list %d", n)
+	}
+	c.revokeNow(t, "abc")
+	f.within(1, "pve1")
+}
+
+// It has the key of an issuing CA, and would sign itself a certificate that is on no list.
+func TestAControllerThatIsTakenBackEndsAndStaysSo(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.revoking()
+	c := f.up()
+	// As another controller does it, with the store that they share.
+	other := must(f.ca.NewIssuing("controller-2", time.Hour, time.Now()))
+	list := must(other.SignRevocations(1, map[string]time.Time{f.serial("controller-1"): time.Now()}, time.Now()))
+	if ok, err := c.store.PutRevocations(t.Context(), list.PEM(), 0); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	ended := func(when string, err error) {
+		if !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "hlctl hosts add --controller") {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	select {
+	case err := <-c.done:
+		c.done = nil
+		ended("at work", err)
+	case <-time.After(5 * time.Second):
+		t.Fatal("it goes on")
+	}
+	again := newController(c.cfg, "test", c.log, f.creds("controller-1"), f.key(), f)
+	f.tune(again)
+	ended("after a start", again.Run(t.Context()))
+}
+
+// Whoever has the key of a removed controller's issuing CA makes certificates for anybody.
+func TestTheIssuingCAOfARemovedControllerGoesWhenNobodyNeedsIt(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.revoking()
+	c := f.up()
+	other := must(f.ca.NewIssuing("controller-2", time.Hour, time.Now()))
+	ca := rpc.Serial(other.Certificate())
+	told := store.Issuing{Controller: "controller-2", Certificates: other.Cert()}
+	now := time.Now().UTC()
+	issued := func(serial, role, name, by string, at time.Time) {
+		t.Helper()
+		err := c.store.PutIssued(t.Context(), store.Issued{Serial: serial, Role: role, Name: name, Issuer: rpc.IssuingName(by, fleetName), NotBefore: at, NotAfter: at.Add(time.Hour)})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.store.PutIssuing(t.Context(), told); err != nil {
+		t.Fatal(err)
+	}
+	issued("2c", rpc.RoleController, "controller-2", "controller-2", now)
+	issued("1a", rpc.RoleAgent, "pve1", "controller-2", now)
+	trust, err := c.client.Trust(t.Context(), &controllerv1.TrustRequest{})
+	if err != nil || !slices.ContainsFunc(trust.GetAuthorities(), func(s *controllerv1.CertificateStatus) bool { return s.GetSerial() == ca }) {
+		t.Errorf("it is not shown: %v, %v", trust.GetAuthorities(), err)
+	}
+	remove := func() ([]string, error) {
+		resp, err := c.client.RevokeCertificate(t.Context(), &controllerv1.RevokeCertificateRequest{Holder: "controller@controller-2"})
+		return resp.GetSerials(), err
+	}
+	if got, err := remove(); err != nil || !slices.Equal(got, []string{"2c"}) {
+		t.Errorf("while pve1 needs it: %v, %v", got, err)
+	}
+	issued("1b", rpc.RoleAgent, "pve1", "controller-1", now.Add(time.Minute))
+	if got, err := remove(); err != nil || !slices.Equal(got, []string{ca}) {
+		t.Errorf("when nobody needs it: %v, %v", got, err)
+	}
+	if _, err := remove(); !errors.Is(err, rpc.ErrNotFound) {
+		t.Errorf("again: %v", err)
+	}
+}
+
+func TestAControllerThatEnrolledWithAnotherStandsOnItsOwnIssuingCA(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.revoking()
+	id := rpc.Identity{Role: rpc.RoleController, Name: "controller-1"}
+	other := must(f.ca.NewIssuing("controller-2", time.Hour, time.Now()))
+	if err := must(other.Issue(id, time.Hour, time.Now())).Write(filepath.Join(f.dir, "controller-1.pem"), filepath.Join(f.dir, "controller-1.key")); err != nil {
+		t.Fatal(err)
+	}
+	c := f.up()
+	if by := c.creds.Leaf().Issuer.CommonName; by != rpc.IssuingName("controller-1", fleetName) {
+		t.Errorf("issued by %q", by)
 	}
 }
 

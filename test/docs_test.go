@@ -53,3 +53,34 @@ func holds(t *testing.T, dir, name string) bool {
 	}
 	return false
 }
+
+// A target that nobody runs finds nothing.
+func TestMakeFuzzRunsEveryFuzzTarget(t *testing.T) {
+	makefile, err := os.ReadFile("../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, top := range []string{"agent", "cli", "controller", "internal", "lab"} {
+		err := filepath.WalkDir(filepath.Join("..", top), func(path string, e os.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			data, err := os.ReadFile(path)
+			for _, m := range regexp.MustCompile(`(?m)^func (Fuzz\w+)\(f `).FindAllSubmatch(data, -1) {
+				found++
+				folder := strings.TrimPrefix(filepath.ToSlash(filepath.Dir(path)), "../")
+				if line := "go test ./" + folder + " -run '^$$' -fuzz '^" + string(m[1]) + "$$'"; !strings.Contains(string(makefile), line) {
+					t.Errorf("make fuzz has no %s", line)
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found < 10 {
+		t.Errorf("only %d targets were found", found)
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"sync"
 	"time"
@@ -59,6 +60,16 @@ type Store struct {
 	auditing sync.Mutex // entries of one process do not race each other for a number
 }
 
+// CheckEndpoint refuses an address that etcd's client would speak to without TLS, and
+// without our certificate, as it does with http and unix.
+func CheckEndpoint(endpoint string) error {
+	u, err := url.Parse(endpoint)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.Port() == "" || u.User != nil || u.Path != "" {
+		return rpc.Errorf(rpc.ErrInvalid, "etcd endpoint %q is not https://IP:PORT; there is no way without TLS", endpoint)
+	}
+	return nil
+}
+
 // Open connects to the external etcd, or starts the embedded one, and waits
 // until it answers. A folder in use by another process is ErrBusy.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
@@ -101,6 +112,11 @@ func (s *Store) Close() {
 func (s *Store) connect(cfg Config) error {
 	if cfg.CA == "" || cfg.Cert == "" || cfg.Key == "" {
 		return rpc.Errorf(rpc.ErrInvalid, "store: an external etcd needs ca, cert and key; there is no way without")
+	}
+	for _, e := range cfg.Endpoints {
+		if err := CheckEndpoint(e); err != nil {
+			return fmt.Errorf("store: %w", err)
+		}
 	}
 	ca, err := os.ReadFile(cfg.CA)
 	if err != nil {

@@ -101,6 +101,25 @@ func TestTheEmbeddedStoreStartsQuickly(t *testing.T) {
 	}
 }
 
+// etcd's client leaves TLS aside for an address that begins with http, whatever else it
+// was given.
+func TestAnExternalEtcdIsSpokenToWithCertificatesOnly(t *testing.T) {
+	for _, endpoint := range []string{"http://127.0.0.1:2379", "unix:///run/etcd", "127.0.0.1:2379", "https://127.0.0.1", "https://user@127.0.0.1:2379", "https://", ""} {
+		if err := store.CheckEndpoint(endpoint); !errors.Is(err, rpc.ErrInvalid) {
+			t.Errorf("%q: %v", endpoint, err)
+		}
+	}
+	for _, endpoint := range []string{"https://127.0.0.1:2379", "https://[fd00::1]:2379", "https://etcd.lan:2379"} {
+		if err := store.CheckEndpoint(endpoint); err != nil {
+			t.Error(err)
+		}
+	}
+	_, err := store.Open(t.Context(), store.Config{Endpoints: []string{"https://127.0.0.1:2379"}, Fleet: "home", Controller: "c1"})
+	if !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "ca, cert and key") {
+		t.Errorf("without certificates: %v", err)
+	}
+}
+
 func TestASecondProcessIsKeptOut(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)

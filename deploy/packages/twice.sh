@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds the commit in two folders of different names and compares all files. make
-# dist-check calls it.
+# Builds the commit in two folders of different names, compares all files, and tries what
+# was built (test/dist_test.go). make dist-check calls it.
 set -eu
 
 cd "$(dirname "$0")/../.."
@@ -16,3 +16,4 @@ for folder in one the-other/further-down; do
 done
 diff -r "$work/one/dist" "$work/the-other/further-down/dist"
 echo "both are the same"
+HOMELAB_DIST=$work/one/dist go test -tags dist -count 1 -v ./test -run "^TestDist"

@@ -123,7 +123,8 @@ func (r Role) Enrol(ctx context.Context, q Request) error {
 	if err := r.Done(d, told); err != nil {
 		return err
 	}
-	fmt.Fprintf(q.Out, "enrolled as %s of fleet %s: %s\n", token.Identity, token.Fleet, d.Cert)
+	fmt.Fprintf(q.Out, "enrolled as %s of fleet %s: %s\nto start it, now and at each boot: systemctl enable --now %s\n",
+		token.Identity, token.Fleet, d.Cert, r.Program)
 	return nil
 }
 

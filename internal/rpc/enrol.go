@@ -70,7 +70,9 @@ func ListenEnrol(ctx context.Context, cfg EnrolConfig, register func(grpc.Servic
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", cfg.Address, err)
 	}
-	s.listener = &turnstile{Listener: l, open: make(map[string]int)}
+	s.listener = &turnstile{Listener: l, open: make(map[string]int), full: func(source string) {
+		cfg.Credentials.refuse(source, errTooMany)
+	}}
 	return s, nil
 }
 
@@ -83,10 +85,14 @@ func Source(ctx context.Context) string {
 	return hostOf(p.Addr)
 }
 
+var errTooMany = errors.New("too many connections at once")
+
 // turnstile bounds the connections of one source and of all: a handshake costs us more
 // than it costs a stranger.
 type turnstile struct {
 	net.Listener
+	full func(source string) // told of whom is turned away; waits for nothing
+
 	mu   sync.Mutex
 	open map[string]int // by source
 	all  int
@@ -102,6 +108,7 @@ func (g *turnstile) Accept() (net.Conn, error) {
 			return &gated{Conn: conn, leave: sync.OnceFunc(func() { g.leave(source) })}, nil
 		}
 		_ = conn.Close()
+		g.full(hostOf(conn.RemoteAddr()))
 	}
 }
 
@@ -159,7 +166,11 @@ type enrolServerCreds struct {
 }
 
 func (s *enrolServerCreds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return credentials.NewTLS(s.c.enrolConfig()).ServerHandshake(raw)
+	conn, info, err := credentials.NewTLS(s.c.enrolConfig()).ServerHandshake(raw)
+	if err != nil {
+		s.c.refuse(hostOf(raw.RemoteAddr()), err)
+	}
+	return conn, info, err
 }
 
 func (s *enrolServerCreds) Clone() credentials.TransportCredentials {

@@ -58,6 +58,11 @@ func NewCA(fleet string, lifetime time.Duration, now time.Time) (*CA, error) {
 	return newCA(template, template, key, key)
 }
 
+// IssuingName is what the certificate of a controller's issuing CA is called.
+func IssuingName(controller, fleet string) string {
+	return "homelab issuing CA of " + controller + " of fleet " + fleet
+}
+
 // NewIssuing makes an issuing CA that this root signs, for the controller of that
 // name. Its certificate ends with the root's at the latest. What is no root, or a
 // root that was made before there were issuing CAs, is ErrRefused.
@@ -72,7 +77,7 @@ func (ca *CA) NewIssuing(name string, lifetime time.Duration, now time.Time) (*C
 	if err != nil {
 		return nil, err
 	}
-	template := caTemplate("homelab issuing CA of "+name+" of fleet "+ca.Fleet(), ca.Fleet(), lifetime, now)
+	template := caTemplate(IssuingName(name, ca.Fleet()), ca.Fleet(), lifetime, now)
 	template.MaxPathLenZero = true
 	if template.NotAfter.After(ca.cert.NotAfter) {
 		template.NotAfter = ca.cert.NotAfter

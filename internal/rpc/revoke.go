@@ -83,7 +83,7 @@ func (ca *CA) SignRevocations(number int64, revoked map[string]time.Time, now ti
 	for serial, at := range revoked {
 		n, ok := new(big.Int).SetString(serial, 16)
 		if !ok || n.Sign() <= 0 {
-			return nil, Errorf(ErrInvalid, "%q is no serial number of a certificate", serial)
+			return nil, Errorf(ErrInvalid, "%q is no serial number of a certificate; see: hlctl trust", serial)
 		}
 		template.RevokedCertificateEntries = append(template.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: n, RevocationTime: at})
 	}

@@ -2,6 +2,7 @@ package rpc_test
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"io/fs"
@@ -244,4 +245,32 @@ func TestRootsChangeOnlyWithOneOverlapping(t *testing.T) {
 	if got, err := creds.Roots(); err != nil || string(got) != string(both) {
 		t.Errorf("in force: %v, %v", string(got), err)
 	}
+}
+
+// Lists and bundles come from agents and controllers, before it is known who signed them.
+func FuzzTrust(f *testing.F) {
+	ca, err := rpc.NewCA("home", time.Hour, time.Now())
+	if err != nil {
+		f.Fatal(err)
+	}
+	list, err := ca.SignRevocations(3, map[string]time.Time{"2a": time.Now()}, time.Now())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(list.PEM())
+	f.Add(rpc.EncodeBundle(7, []*x509.Certificate{ca.Certificate()}))
+	f.Add([]byte("-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if list, err := rpc.ParseRevocations(data); err == nil {
+			if again, err := rpc.ParseRevocations(list.PEM()); err != nil || again.Number() != list.Number() || list.Number() <= 0 {
+				t.Errorf("list %d reads as %d again: %v", list.Number(), again.Number(), err)
+			}
+		}
+		if roots, err := rpc.ParseRoots(data, "home"); err == nil {
+			again, err := rpc.ParseRoots(rpc.EncodeBundle(rpc.BundleNumber(data), roots), "home")
+			if err != nil || len(again) != len(roots) {
+				t.Errorf("%d roots read as %d again: %v", len(roots), len(again), err)
+			}
+		}
+	})
 }

@@ -82,6 +82,8 @@ func Listen(ctx context.Context, cfg ServerConfig, register ...func(grpc.Service
 		unary, stream := cfg.Audit.interceptors()
 		opts = append(opts, grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))
 	}
+	unary, stream = forViewers()
+	opts = append(opts, grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))
 	s := &Server{grpc: grpc.NewServer(opts...), grace: cfg.Grace}
 	grpc_health_v1.RegisterHealthServer(s.grpc, health.NewServer())
 	for _, r := range register {

@@ -58,6 +58,11 @@ func TestWhatIsNoToken(t *testing.T) {
 func FuzzParseToken(f *testing.F) {
 	f.Add("hl1_")
 	f.Add("hl1_BGhvbWUFYWdlbnQEcHZlMQ")
+	whole, err := rpc.NewToken(rpc.Identity{Fleet: "home", Role: rpc.RoleAgent, Name: "pve1"}, strings.Repeat("0f", 32))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole.Text())
 	f.Fuzz(func(t *testing.T, text string) {
 		token, err := rpc.ParseToken(text)
 		if err == nil && token.Text() != strings.TrimSpace(text) {

@@ -370,6 +370,9 @@ func (m *machine) comesBack() {
 		if m.unit(unit)["MainPID"] == before {
 			m.s.t.Errorf("%s is the one that was killed", unit)
 		}
+		if said := m.journal(unit + ".service"); !strings.Contains(said, `because="the last one ended without a word`) {
+			m.s.t.Errorf("the journal of %s does not say why it was started:\n%s", unit, said)
+		}
 	}
 	m.awaitOnline()
 	m.s.mustBeHealthy("k3s-1")
@@ -426,6 +429,14 @@ func (m *machine) packageLife() {
 	m.mustHave("hl-controller", "ActiveState=active", "Result=success", "NRestarts=0")
 	if m.unit("hl-agent")["MainPID"] == agent || m.unit("hl-controller")["MainPID"] == controller {
 		t.Error("the upgrade restarted nothing")
+	}
+	for _, unit := range []string{"hl-agent", "hl-controller"} {
+		said := m.journal(unit + ".service")
+		for _, want := range []string{`msg=stopping`, `reason="terminated signal received"`, `the last one was ended: terminated signal received`} {
+			if !strings.Contains(said, want) {
+				t.Errorf("the journal of %s has no %q:\n%s", unit, want, said)
+			}
+		}
 	}
 	if m.root("cat /etc/homelab/agent.yaml /etc/homelab/controller.yaml") != config {
 		t.Error("the upgrade changed the configuration")

@@ -38,6 +38,8 @@ type Server struct {
 	CA       tls.Certificate
 	Fleet    string
 	Services []string // full names
+	// Revoke has the server go by a list with that certificate on it.
+	Revoke func(serial string)
 }
 
 // methods are the server's methods by their full names.
@@ -103,7 +105,7 @@ func send(t *testing.T, conn *grpc.ClientConn, method string, message []byte) *s
 }
 
 // TurnedAway calls every method as everybody who may not: without a certificate, with
-// one that has ended, of another CA or fleet, forged, and in every role that has no
+// one that has ended or was taken back, of another CA or fleet, forged, and in every role that has no
 // right to it. Each must be turned away before a message is read.
 func (s Server) TurnedAway(t *testing.T) {
 	t.Helper()
@@ -136,6 +138,15 @@ func (s Server) TurnedAway(t *testing.T) {
 			Certificates: []tls.Certificate{s.certificate(t, s.CA, admin)}, ServerName: s.Role + ".homelab.internal",
 		}),
 	}
+	back := s.certificate(t, s.CA, admin)
+	s.Revoke(rpc.Serial(back.Leaf))
+	strangers["taken back"] = config(back)
+	below := sign(t, &x509.Certificate{
+		Subject: pkix.Name{CommonName: "an issuing CA", Organization: []string{s.Fleet}}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
+	}, &s.CA)
+	s.Revoke(rpc.Serial(below.Leaf))
+	strangers["of a CA that was taken back"] = config(s.certificate(t, below, admin))
 	methods := s.methods(t)
 	for who, creds := range strangers {
 		for _, method := range methods {
@@ -157,6 +168,65 @@ func (s Server) TurnedAway(t *testing.T) {
 					t.Errorf("%s: %s ended with %s: %s", role, method, end.Code(), end.Message())
 				}
 			}
+		}
+	}
+}
+
+// Elsewhere calls the methods of all other services of the fleet at this address, as
+// everybody who may call them where they are. None of them may be there.
+func (s Server) Elsewhere(t *testing.T) {
+	t.Helper()
+	ours := x509.NewCertPool()
+	ours.AddCert(s.CA.Leaf)
+	for method, rule := range rpc.Rules {
+		for _, role := range rule.Roles {
+			creds := credentials.NewTLS(&tls.Config{
+				MinVersion: tls.VersionTLS13, RootCAs: ours, ServerName: s.Role + ".homelab.internal",
+				Certificates: []tls.Certificate{s.certificate(t, s.CA, s.person(role))},
+			})
+			if end := s.call(t, creds, method, nil); end.Code() != codes.Unimplemented {
+				t.Errorf("%s: %s ended with %s: %s", role, method, end.Code(), end.Message())
+			}
+		}
+	}
+}
+
+// NotRenewed calls a method that takes a certificate which has ended, as those who must
+// not get another one all the same.
+func (s Server) NotRenewed(t *testing.T, method string) {
+	t.Helper()
+	agent, now := s.person(rpc.RoleAgent), time.Now()
+	ended := func(at time.Time) func(*x509.Certificate) {
+		return func(c *x509.Certificate) { c.NotBefore, c.NotAfter = at.Add(-time.Hour), at }
+	}
+	back := s.certificate(t, s.CA, agent)
+	ended1 := s.certificate(t, s.CA, agent, ended(now.Add(-time.Hour)))
+	for _, c := range []tls.Certificate{back, ended1} {
+		s.Revoke(rpc.Serial(c.Leaf))
+	}
+	strangers := map[string][]tls.Certificate{
+		"without a certificate":        nil,
+		"of another CA":                {s.certificate(t, authority(t, "another CA"), agent)},
+		"signed by an agent":           {s.certificate(t, s.certificate(t, s.CA, agent), agent)},
+		"ended more than a year ago":   {s.certificate(t, s.CA, agent, ended(now.Add(-366*24*time.Hour)))},
+		"not valid yet":                {s.certificate(t, s.CA, agent, func(c *x509.Certificate) { c.NotBefore = now.Add(time.Minute) })},
+		"taken back":                   {back},
+		"ended and taken back":         {ended1},
+		"of another fleet":             {s.certificate(t, s.CA, rpc.Identity{Fleet: "elsewhere", Role: rpc.RoleAgent, Name: "x"})},
+		"of an unknown role":           {s.certificate(t, s.CA, rpc.Identity{Fleet: s.Fleet, Role: "root", Name: "x"})},
+		"of two":                       {s.certificate(t, s.CA, agent, func(c *x509.Certificate) { c.URIs = append(c.URIs, s.person(rpc.RoleController).URI()) })},
+		"of nobody":                    {s.certificate(t, s.CA, agent, func(c *x509.Certificate) { c.URIs = nil })},
+		"for a server":                 {s.certificate(t, s.CA, agent, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })},
+		"of a CA that poses as a host": {s.certificate(t, s.CA, agent, func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true })},
+		"an admin":                     {s.certificate(t, s.CA, s.person(rpc.RoleAdmin))},
+		"a viewer":                     {s.certificate(t, s.CA, s.person(rpc.RoleViewer))},
+	}
+	for who, certs := range strangers {
+		creds := credentials.NewTLS(&tls.Config{
+			MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, Certificates: certs, //nolint:gosec // the server is not what is tried
+		})
+		if end := s.call(t, creds, method, nil); end.Code() != codes.PermissionDenied {
+			t.Errorf("%s: %s ended with %s: %s", who, method, end.Code(), end.Message())
 		}
 	}
 }
