@@ -34,9 +34,9 @@ import (
 func TestMain(m *testing.M) {
 	switch filepath.Base(os.Args[0]) {
 	case "qm", "pvesm", "pvesh", "pveversion":
-		os.Exit(pve.Main(os.Args, os.Stdin, os.Stdout, os.Stderr))
+		pve.Exit(pve.Main(os.Args, os.Stdin, os.Stdout, os.Stderr))
 	case "kvm":
-		os.Exit(guest.KVM(os.Args))
+		pve.Exit(guest.KVM(os.Args))
 	}
 	os.Exit(m.Run())
 }
