@@ -59,7 +59,7 @@ lint: $(BUF) $(GOLANGCI_LINT)
 # The planner once more without the race detector: it starts no goroutine, and ten
 # times as many random worlds are tried so.
 test:
-	go test -race -timeout 5m ./...
+	GORACE=atexit_sleep_ms=0 go test -race -timeout 5m ./...
 	go test -timeout 5m ./controller/plan
 
 # What strangers send, looked for a short while for what was not thought of; what was

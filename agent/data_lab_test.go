@@ -27,6 +27,7 @@ func (l *lab) volumeFile(vmid int32, slot string) string {
 
 // TestAGuestIsMadeAgainWithItsData by the real driver on a simulated host.
 func TestAGuestIsMadeAgainWithItsData(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, 1)
 	disks := []*homelabv1.Disk{{Slot: "scsi1", Storage: "local", SizeBytes: 1 << 30}}
 	for _, a := range []homelabv1.Action{fetchStep, createStep, startStep, bootStep} {

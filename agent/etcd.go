@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -17,6 +18,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 
 	"github.com/homeiac/homelab/agent/guest"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -70,7 +72,7 @@ func openEtcd(ctx context.Context, sh *guest.Shell) (*etcdMember, error) {
 		Logger:    zap.NewNop(),
 		// Else it tries a member that is down a hundred times, until the deadline.
 		MaxUnaryRetries: 1,
-		DialOptions: []grpc.DialOption{grpc.WithNoProxy(), grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+		DialOptions: []grpc.DialOption{grpc.WithNoProxy(), grpc.WithChainUnaryInterceptor(atOnce), grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 			return conn.DialContext(ctx, "tcp", address)
 		})},
 	})
@@ -78,6 +80,28 @@ func openEtcd(ctx context.Context, sh *guest.Shell) (*etcdMember, error) {
 		return nil, fmt.Errorf("etcd: %w", err)
 	}
 	return &etcdMember{client: client, name: files.Member}, nil
+}
+
+// atOnce has a question fail when its connection does. The client's own default is to
+// dial anew until the deadline, and then to say that the time is over; a member whose
+// port refuses does not run, which is known without waiting. What changes something
+// keeps the default.
+func atOnce(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	switch method {
+	case etcdserverpb.Maintenance_Status_FullMethodName, etcdserverpb.Cluster_MemberList_FullMethodName:
+		opts = append(opts, grpc.WaitForReady(false))
+	}
+	return invoke(ctx, method, req, reply, cc, opts...)
+}
+
+// dialCause is why a connection failed, without what gRPC says around it.
+func dialCause(err error) error {
+	_, cause, ok := strings.Cut(status.Convert(err).Message(), "Error while dialing: ")
+	if !ok {
+		return err
+	}
+	cause = strings.ReplaceAll(strings.TrimSuffix(cause, `"`), `\"`, `"`)
+	return errors.New(cause[:min(len(cause), 200)]) // a guest says it, and may say more
 }
 
 func (m *etcdMember) close() { _ = m.client.Close() }
@@ -89,7 +113,7 @@ func (m *etcdMember) self(ctx context.Context) (voter bool, err error) {
 	defer cancel()
 	st, err := m.client.Status(ctx, "https://"+localEtcd)
 	if err != nil {
-		return false, rpc.Errorf(rpc.ErrUnavailable, "etcd does not answer: %w", err)
+		return false, rpc.Errorf(rpc.ErrUnavailable, "etcd does not answer: %w", dialCause(err))
 	}
 	if st.Leader == 0 {
 		return false, rpc.Errorf(rpc.ErrUnavailable, "etcd has no leader")
@@ -103,7 +127,7 @@ func (m *etcdMember) members(ctx context.Context) (*clientv3.MemberListResponse,
 	defer cancel()
 	list, err := m.client.MemberList(ctx)
 	if err != nil {
-		return nil, rpc.Errorf(rpc.ErrUnavailable, "etcd does not list its members: %w", err)
+		return nil, rpc.Errorf(rpc.ErrUnavailable, "etcd does not list its members: %w", dialCause(err))
 	}
 	return list, nil
 }
@@ -147,7 +171,7 @@ func (m *etcdMember) ask(ctx context.Context, member *etcdserverpb.Member) pulse
 			return pulse{factYes(""), true}
 		}
 	}
-	return pulse{healthy: factNo("it does not answer: " + last.Error())}
+	return pulse{healthy: factNo("it does not answer: " + dialCause(last).Error())}
 }
 
 // askAll asks members at once, by their ids.

@@ -107,6 +107,7 @@ func tree(t *testing.T, dir string) map[string]string {
 // TestAHostileTextInAnyFieldIsRefusedWithoutEffect: in every text field that a request
 // can have, found by the descriptors, for every action.
 func TestAHostileTextInAnyFieldIsRefusedWithoutEffect(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	dir := filepath.Dir(w.root)
 	before, n := tree(t, dir), 0

@@ -16,6 +16,7 @@ import (
 	"github.com/homeiac/homelab/agent/image"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	"github.com/homeiac/homelab/internal/k3s"
+	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/internal/sh"
 )
@@ -415,8 +416,15 @@ func (j *joining) votes(ctx context.Context) (voter, known bool) {
 		return false, false
 	}
 	defer m.close()
-	voter, err = m.self(ctx)
-	return voter, err == nil
+	// It may be starting anew at this moment, and a voter must not be stopped.
+	ctx, cancel := context.WithTimeout(ctx, etcdLimit)
+	defer cancel()
+	for {
+		voter, err = m.self(ctx)
+		if err == nil || !pause.For(ctx, firstPoll) {
+			return voter, err == nil
+		}
+	}
 }
 
 // clean removes what is left of a member that the cluster has removed, or of an

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"log/slog"
 	"os"
@@ -34,9 +35,14 @@ import (
 func TestMain(m *testing.M) {
 	switch filepath.Base(os.Args[0]) {
 	case "qm", "pvesm", "pvesh", "pveversion":
-		os.Exit(pve.Main(os.Args, os.Stdin, os.Stdout, os.Stderr))
+		pve.Exit(pve.Main(os.Args, os.Stdin, os.Stdout, os.Stderr))
 	case "kvm":
-		os.Exit(guest.KVM(os.Args))
+		pve.Exit(guest.KVM(os.Args))
+	}
+	flag.Parse()
+	// What is parallel here waits more than it computes, also on two cores.
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
 	}
 	os.Exit(m.Run())
 }
@@ -64,7 +70,7 @@ func newLab(t *testing.T, hosts int) *lab {
 	}
 	// Its own network for every lab of every test process: nothing else uses 127.77
 	// and up.
-	const labs = 8 // of one process
+	const labs = 32 // of one process
 	number := os.Getpid()*labs + int(subnets.Add(1))%labs
 	l := &lab{t: t, dir: dir, subnet: fmt.Sprintf("127.%d.%d", 77+number/250%100, number%250), run: 1}
 	l.settings(300 * time.Millisecond)

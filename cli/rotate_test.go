@@ -14,6 +14,7 @@ import (
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	"github.com/homeiac/homelab/internal/mark"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/rpc/rpctest"
 )
 
 // change is how the fake controller goes from one root to another.
@@ -41,13 +42,11 @@ func (r *rig) rotating(passphrase string) *change {
 	if c.issuing, err = r.ca.NewIssuing("controller-1", time.Hour, time.Now()); err != nil {
 		r.t.Fatal(err)
 	}
-	if passphrase == "" {
-		err = r.ca.Write(r.path(rootCertFile), r.path(rootKeyFile))
-	} else {
-		err = r.ca.Seal(r.path(rootCertFile), r.path(rootKeyFile), []byte(passphrase))
-	}
-	if err != nil {
+	if err := r.ca.Write(r.path(rootCertFile), r.path(rootKeyFile)); err != nil {
 		r.t.Fatal(err)
+	}
+	if passphrase != "" {
+		rpctest.Seal(r.t, r.path(rootKeyFile), []byte(passphrase))
 	}
 	r.change = c
 	c.tell(r.ca.Certificate())

@@ -9,6 +9,7 @@ import (
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/rpc/rpctest"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -121,9 +122,10 @@ func TestATokenIsForTheProgramOfItsRole(t *testing.T) {
 func TestAnAdminsCertificateIsMadeAnewWithTheRootsKey(t *testing.T) {
 	r := newRig(t)
 	r.issue("admin", rpc.Identity{Role: rpc.RoleAdmin, Name: "laptop"}, -time.Minute)
-	if err := r.ca.Seal(r.path("root-ca.pem"), r.path("root-ca.key"), []byte("correct horse")); err != nil {
+	if err := r.ca.Write(r.path("root-ca.pem"), r.path("root-ca.key")); err != nil {
 		t.Fatal(err)
 	}
+	rpctest.Seal(t, r.path("root-ca.key"), []byte("correct horse"))
 	if got := r.run("version"); !strings.Contains(got.out+got.err, "hlctl trust renew") || !strings.Contains(got.out+got.err, "hl-controller issue-admin") {
 		t.Errorf("%+v", got)
 	}

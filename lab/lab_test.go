@@ -21,17 +21,16 @@ import (
 // of a lab's hosts.
 func TestMain(m *testing.M) {
 	programs = append(programs, "lab.test")
-	// syscall.Exit: by os.Exit the race detector makes every program a second longer.
 	switch filepath.Base(os.Args[0]) {
 	case "qm", "pvesm", "pvesh":
-		syscall.Exit(pve.Main(os.Args, os.Stdin, os.Stdout, os.Stderr))
+		pve.Exit(pve.Main(os.Args, os.Stdin, os.Stdout, os.Stderr))
 	case "kvm":
-		syscall.Exit(guest.KVM(os.Args))
+		pve.Exit(guest.KVM(os.Args))
 	case "hl-lab":
 		if Command().Execute() != nil {
-			os.Exit(1)
+			pve.Exit(1)
 		}
-		os.Exit(0)
+		pve.Exit(0)
 	}
 	if address := os.Getenv("HL_TEST_LISTEN"); address != "" {
 		ln, err := net.Listen("tcp", address)

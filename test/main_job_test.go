@@ -35,15 +35,15 @@ func TestMain(m *testing.M) {
 	name := filepath.Base(os.Args[0])
 	switch name {
 	case "qm", "pvesm", "pvesh", "pveversion":
-		os.Exit(pve.Main(os.Args, os.Stdin, os.Stdout, os.Stderr))
+		pve.Exit(pve.Main(os.Args, os.Stdin, os.Stdout, os.Stderr))
 	case "kvm":
-		os.Exit(guest.KVM(os.Args))
+		pve.Exit(guest.KVM(os.Args))
 	}
 	if program, ok := programs[name]; ok {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		code := program(ctx, os.Args[1:])
 		stop()
-		os.Exit(code)
+		pve.Exit(code)
 	}
 	os.Exit(m.Run())
 }

@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -24,13 +23,13 @@ import (
 	"github.com/homeiac/homelab/lab/disk"
 	"github.com/homeiac/homelab/lab/guest/k3s"
 	"github.com/homeiac/homelab/lab/guest/system"
+	"github.com/homeiac/homelab/lab/pve"
 )
 
 func TestMain(m *testing.M) {
 	// The kvm process of a test is this test binary under another name.
 	if filepath.Base(os.Args[0]) == "kvm" {
-		// Not os.Exit: by that the race detector makes its end a second longer.
-		syscall.Exit(KVM(os.Args))
+		pve.Exit(KVM(os.Args))
 	}
 	os.Exit(m.Run())
 }

@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -22,10 +21,9 @@ import (
 func TestMain(m *testing.M) {
 	switch filepath.Base(os.Args[0]) {
 	case "kvm":
-		// Not os.Exit: by that the race detector makes every program a second longer.
-		syscall.Exit(standInKVM(os.Args))
+		Exit(standInKVM(os.Args))
 	case "qm", "pvesm", "pvesh":
-		syscall.Exit(Main(os.Args, os.Stdin, os.Stdout, os.Stderr))
+		Exit(Main(os.Args, os.Stdin, os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())
 }

@@ -134,6 +134,7 @@ func TestAMarkThatWasNotWrittenIsSeen(t *testing.T) {
 }
 
 func TestAMoveIsJudgedByBothConfigurations(t *testing.T) {
+	t.Parallel()
 	holder := func(h *host, d *proxmox.Driver) {
 		create(t, h, d)
 		if _, err := d.CreateHolder(t.Context(), &driverv1.CreateHolderRequest{Identity: drivertest.Holder(), Name: "hl-holder-g-201"}, quiet); err != nil {

@@ -77,6 +77,7 @@ func (h *host) images() []string {
 // TestACloneKilledAnywhereIsUndoneByNameAndMadeAgain: qm clone and qm set are killed
 // at each point at which they leave something.
 func TestACloneKilledAnywhereIsUndoneByNameAndMadeAgain(t *testing.T) {
+	t.Parallel()
 	for _, point := range []string{"clone reserved", "clone copied", "clone drive", "before set", "set disks"} {
 		for _, linked := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s-linked-%v", strings.ReplaceAll(point, " ", "-"), linked), func(t *testing.T) {
@@ -157,6 +158,7 @@ func TestACloneThatCannotBeConfiguredIsNotCalledRefused(t *testing.T) {
 // TestARollBackOfACloneLeavesWhatMayNotBeOurs: only what qm clone leaves, and nothing
 // that ran, or that others name.
 func TestARollBackOfACloneLeavesWhatMayNotBeOurs(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		change func(w *templated)
 		says   string

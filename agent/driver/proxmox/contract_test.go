@@ -14,6 +14,7 @@ import (
 
 // TestContract is the driver's contract in process.
 func TestContract(t *testing.T) {
+	t.Parallel()
 	drivertest.Run(t, func(t *testing.T) drivertest.World {
 		h := newHost(t)
 		return h.world(h.driver(), "local")
@@ -23,6 +24,7 @@ func TestContract(t *testing.T) {
 // TestContractOfVolumes is what of it has to do with volumes, on other kinds of
 // storage and on Proxmox VE 8.
 func TestContractOfVolumes(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ name, storage, version string }{
 		{"zfspool", "local-zfs", "9.2.11"},
 		{"lvmthin", "local-lvm", "9.2.11"},
@@ -39,6 +41,7 @@ func TestContractOfVolumes(t *testing.T) {
 
 // TestContractAsPlugin is the contract through a plugin process.
 func TestContractAsPlugin(t *testing.T) {
+	t.Parallel()
 	drivertest.Run(t, func(t *testing.T) drivertest.World {
 		h := newHost(t)
 		return h.world(h.plugin(), "local")

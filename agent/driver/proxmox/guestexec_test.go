@@ -36,6 +36,7 @@ func TestACommandInTheGuestKeepsItsArgumentsAndItsExitCode(t *testing.T) {
 }
 
 func TestACommandMayTakeLongerThanQMWaits(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.side("clean-201", "yes")
 	d := started(t, h)
@@ -50,6 +51,7 @@ func TestACommandMayTakeLongerThanQMWaits(t *testing.T) {
 }
 
 func TestACommandThatDoesNotEndInTimeSaysWhereItIs(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := started(t, h)
 	h.wrap("qm", `if [ "$1" = guest ]; then echo '{"pid":152}'; exit 0; fi`)
@@ -67,6 +69,7 @@ func TestACommandThatDoesNotEndInTimeSaysWhereItIs(t *testing.T) {
 }
 
 func TestAnAgentThatIsSilentForAWhileIsAskedAgain(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := started(t, h)
 	h.wrap("qm", `if [ "$2" = exec ]; then echo '{"pid":152}'; exit 0; fi

@@ -105,6 +105,7 @@ func TestAVMThatPausesAgainIsNotResumed(t *testing.T) {
 }
 
 func TestAGuestThatDoesNotShutDownRunsOn(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := started(t, h)
 	h.side("deaf-201", "yes")
