@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -109,11 +110,7 @@ func (a *app) showAudit(entries []*controllerv1.AuditEntry) {
 		if e.GetCount() > 1 {
 			text = fmt.Sprintf("%d times: %s", e.GetCount(), text)
 		}
-		what := e.GetMethod()
-		if e.GetWhat() != "" && e.GetWhat() != what {
-			what = strings.TrimPrefix(e.GetWhat(), what+" ")
-			what = e.GetMethod() + " " + what
-		}
+		what := asked(e)
 		rows = append(rows, []cell{
 			plain(timeOf(e.GetTime()).Local().Format("2006-01-02 15:04:05")), plain(e.GetWho()), plain(what),
 			plain(onText(e.GetOn())), {e.GetResult(), colour}, plain(text),
@@ -121,6 +118,35 @@ func (a *app) showAudit(entries []*controllerv1.AuditEntry) {
 	}
 	a.table([]string{"TIME", "WHO", "WHAT", "ON", "RESULT", ""}, rows)
 }
+
+// asked is the call and what for, without saying the same word twice: create token for
+// agent@pve9.
+func asked(e *controllerv1.AuditEntry) string {
+	call, what := methodWords(e.GetMethod()), e.GetWhat()
+	last := call[strings.LastIndexByte(call, ' ')+1:]
+	for _, said := range []string{last, last + "s"} {
+		if what == said {
+			return call
+		}
+		what = strings.TrimPrefix(what, said+" ")
+	}
+	return strings.TrimSpace(call + " " + what)
+}
+
+// methodWords is the name of a call as words: createtoken is create token.
+func methodWords(method string) string {
+	service := controllerv1.File_homelab_controller_v1_controller_proto.Services().ByName("ControllerService")
+	for i := range service.Methods().Len() {
+		name := string(service.Methods().Get(i).Name())
+		if strings.EqualFold(name, method) {
+			return strings.ToLower(strings.TrimSpace(wordStart.ReplaceAllString(name, " $0")))
+		}
+	}
+	return method
+}
+
+// wordStart is where a word begins in a name of a call.
+var wordStart = regexp.MustCompile(`[A-Z]`)
 
 // onText names the first few of what a call was about.
 func onText(on []string) string {

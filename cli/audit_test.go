@@ -17,7 +17,7 @@ func (f *fake) ListAudit(_ context.Context, req *controllerv1.ListAuditRequest) 
 			Time: timestamppb.New(noon), Who: "admin@laptop", Method: "apply", What: "delete guest k3s-1", On: []string{"guest k3s-1"},
 			Result: "refused", Text: "it is the only server", Count: 1, Ended: timestamppb.New(noon.Add(time.Second)), Controller: "controller-1",
 		},
-		{Time: req.GetSince(), Who: "viewer@" + req.GetBy(), Method: "exec", Result: "denied", Count: req.GetLimit(), Controller: "controller-1"},
+		{Time: req.GetSince(), Who: "viewer@" + req.GetBy(), Method: "createtoken", What: "token for agent@pve9", Result: "denied", Count: req.GetLimit(), Controller: "controller-1"},
 	}}, nil
 }
 
@@ -39,6 +39,6 @@ func TestTheAuditIsShownWithEveryField(t *testing.T) {
 	if d := docs[1]; d["time"] != "2026-03-01T12:02:00Z" || d["who"] != "viewer@tv" || d["count"] != 7.0 || d["ended"] != nil {
 		t.Errorf("%v", d)
 	}
-	wants(t, r.run("audit", "--by", "tv", "--since", "2026-02-01"), 0, "apply delete guest k3s-1", "refused", "it is the only server", "100 times")
+	wants(t, r.run("audit", "--by", "tv", "--since", "2026-02-01"), 0, "apply delete guest k3s-1", "refused", "it is the only server", "100 times", "create token for agent@pve9")
 	wants(t, r.run("audit", "--since", "yesterday"), 1, "--since yesterday is none of 2h")
 }

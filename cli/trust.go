@@ -74,13 +74,19 @@ by themselves at two thirds of their life.`,
 func (a *app) showTrust(resp *controllerv1.TrustResponse) {
 	var rows [][]cell
 	for _, s := range append(resp.GetAuthorities(), resp.GetCertificates()...) {
-		rows = append(rows, []cell{plain(s.GetRole()), plain(s.GetName()), plain(s.GetSerial()), a.ends(s), plain(s.GetHow())})
+		rows = append(rows, []cell{plain(s.GetRole()), plain(s.GetName()), plain(shortSerial(s.GetSerial())), a.ends(s), plain(s.GetHow())})
 	}
-	a.table([]string{"ROLE", "NAME", "SERIAL", "ENDS", ""}, rows)
+	a.table([]string{"ROLE", "NAME", "SERIAL", "ENDS", "KNOWN BY"}, rows)
 	if n := resp.GetRevocations(); n > 0 {
 		fmt.Fprintf(a.out, "\nThe list of revoked certificates has number %d.\n", n)
 	}
 }
+
+// shownDigits are those of a serial number that a table shows: revoke takes as many, and the
+// whole is in the JSON.
+const shownDigits = 12
+
+func shortSerial(serial string) string { return serial[:min(len(serial), shownDigits)] }
 
 func (a *app) ends(s *controllerv1.CertificateStatus) cell {
 	end := timeOf(s.GetNotAfter())
@@ -98,7 +104,8 @@ func (a *app) ends(s *controllerv1.CertificateStatus) cell {
 func (a *app) trustRevokeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "revoke SERIAL|ROLE@NAME", Short: "Take certificates back, for good", Args: cobra.ExactArgs(1),
-		Long: `revoke takes back one certificate by its serial number, or all of a holder (agent@pve4).
+		Long: `revoke takes back one certificate by its serial number, of which the beginning is enough
+where no other has it, or all of a holder (agent@pve4).
 Within seconds nobody of the fleet that is online speaks to it any more, open
 connections are cut, and those that are off know before they serve. It cannot be undone:
 a host gets in again with hlctl token create HOST. With a holder go the tokens for its
@@ -107,7 +114,7 @@ name that were made before and nobody has used.
 With a controller goes its issuing CA, unless somebody's certificate is of it; then it
 is said what to do. The only controller, and a root, cannot be taken back: hlctl trust
 rotate-ca puts another root in the old one's place.`,
-		Example: "  hlctl trust revoke agent@pve4\n  hlctl trust revoke 3f2a9c",
+		Example: "  hlctl trust revoke agent@pve4\n  hlctl trust revoke 3f2a9c41d07e",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.connect(cmd.Context())
 			if err != nil {
