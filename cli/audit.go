@@ -110,7 +110,7 @@ func (a *app) showAudit(entries []*controllerv1.AuditEntry) {
 		if e.GetCount() > 1 {
 			text = fmt.Sprintf("%d times: %s", e.GetCount(), text)
 		}
-		what := asked(e)
+		what := callText(e)
 		rows = append(rows, []cell{
 			plain(timeOf(e.GetTime()).Local().Format("2006-01-02 15:04:05")), plain(e.GetWho()), plain(what),
 			plain(onText(e.GetOn())), {e.GetResult(), colour}, plain(text),
@@ -119,9 +119,9 @@ func (a *app) showAudit(entries []*controllerv1.AuditEntry) {
 	a.table([]string{"TIME", "WHO", "WHAT", "ON", "RESULT", ""}, rows)
 }
 
-// asked is the call and what for, without saying the same word twice: create token for
+// callText is the call and what for, without saying the same word twice: create token for
 // agent@pve9.
-func asked(e *controllerv1.AuditEntry) string {
+func callText(e *controllerv1.AuditEntry) string {
 	call, what := methodWords(e.GetMethod()), e.GetWhat()
 	last := call[strings.LastIndexByte(call, ' ')+1:]
 	for _, said := range []string{last, last + "s"} {
