@@ -221,8 +221,8 @@ func (a *app) showFounding(f *founding, d *dotenv, env string, from *fromHosts) 
 		}
 		fmt.Fprintf(a.out, "The root's key %s.\n", with)
 	}
-	fmt.Fprintf(a.out, `Back up these two, elsewhere than here. The first cannot be made again without
-enrolling every host anew, the second proves which guests are yours:
+	fmt.Fprintf(a.out, `Back up these two, elsewhere than here. The first makes your certificate anew and further
+controllers; the second proves which guests are yours, and nothing can replace it:
   %s
   %s
 `, f.path(rootKeyFile), f.path(fleetKeyFile))

@@ -6,11 +6,13 @@ import (
 	"log"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"github.com/homeiac/homelab/internal/rpc"
 )
 
 // transport is memberlist's own network, except that connections under way end
@@ -44,16 +46,15 @@ func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Durati
 
 // newLogBridge gives memberlist a logger whose lines end up in slog: at debug
 // level, since it calls ERR what is an ordinary host that is off. What it cannot
-// decrypt is an exception: a wrong key would otherwise look like a silent host.
+// decrypt is an exception, once a minute for each source: a wrong key would otherwise
+// look like a silent host.
 func newLogBridge(to *slog.Logger) *log.Logger {
 	return log.New(&logBridge{to: to}, "", 0)
 }
 
 type logBridge struct {
-	to *slog.Logger
-
-	mu     sync.Mutex
-	warned time.Time
+	to       *slog.Logger
+	unopened rpc.Repeats
 }
 
 func (b *logBridge) Write(line []byte) (int, error) {
@@ -61,21 +62,27 @@ func (b *logBridge) Write(line []byte) (int, error) {
 	if _, after, ok := strings.Cut(text, "memberlist: "); ok {
 		text = after
 	}
-	if strings.Contains(text, "ecrypt") && b.first(time.Now()) {
-		b.to.Warn("gossip that our keys do not open: a stranger, or a host with another gossip key", "memberlist", text)
-	} else {
+	if !strings.Contains(text, "ecrypt") {
 		b.to.Debug("gossip", "memberlist", text)
+		return len(line), nil
 	}
+	from := source(text)
+	b.unopened.Note(from, func(n int) {
+		b.to.Warn("gossip that our keys do not open: a stranger, or a host with another gossip key", "address", from, "memberlist", text, "count", n)
+	}, func(n int) { b.to.Warn("gossip that our keys do not open, from many", "count", n) })
 	return len(line), nil
 }
 
-// first is true at most once a minute.
-func (b *logBridge) first(now time.Time) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if now.Sub(b.warned) < time.Minute {
-		return false
+// source is the IP address that a line of memberlist's names, without its port; empty
+// when there is none.
+func source(text string) string {
+	i := strings.LastIndex(text, "from")
+	if i < 0 {
+		return ""
 	}
-	b.warned = now
-	return true
+	at, err := netip.ParseAddrPort(strings.TrimLeft(text[i+len("from"):], "= "))
+	if err != nil {
+		return ""
+	}
+	return at.Addr().String()
 }

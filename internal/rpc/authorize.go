@@ -86,7 +86,7 @@ type gate struct {
 	creds  *Credentials
 	log    *slog.Logger
 	audit  *Auditor // may be nil
-	denied repeats
+	denied Repeats
 }
 
 // enter is called with the connection's lock held, so it waits for nothing.
@@ -101,7 +101,7 @@ func (g *gate) enter(ctx context.Context, info *tap.Info) (context.Context, erro
 		method = "unknown" // whoever calls chooses the name
 	}
 	// Both lie under the caller's hand no further than its certificate reaches.
-	go g.denied.note(from+" "+who.String()+" "+method, func(n int) {
+	go g.denied.Note(from+" "+who.String()+" "+method, func(n int) {
 		g.log.Warn("call denied", "peer", who.String(), "address", from, "method", method, "reason", err, "count", n)
 		if g.audit != nil && g.audit.Denied != nil && Rules[method].Audited {
 			g.audit.Denied(Call{Who: who, Method: method}, err, n)

@@ -13,9 +13,9 @@ const (
 	repeatKinds = 512
 )
 
-// repeats tells what happens again and again once, and then once a minute how often
+// Repeats tells what happens again and again once, and then once a minute how often
 // it happened since.
-type repeats struct {
+type Repeats struct {
 	mu   sync.Mutex
 	seen map[string]*repeat
 }
@@ -25,10 +25,10 @@ type repeat struct {
 	tell func(n int)
 }
 
-// note tells at once what is new, by calling tell with 1. What was told less than a
+// Note tells at once what is new, by calling tell with 1. What was told less than a
 // minute ago is counted, and told at that minute's end. Of too many different things
 // at once the rest are told as one, by other.
-func (r *repeats) note(key string, tell, other func(n int)) {
+func (r *Repeats) Note(key string, tell, other func(n int)) {
 	r.mu.Lock()
 	if r.seen == nil {
 		r.seen = make(map[string]*repeat)
@@ -47,7 +47,7 @@ func (r *repeats) note(key string, tell, other func(n int)) {
 	tell(1)
 }
 
-func (r *repeats) again(key string) {
+func (r *Repeats) again(key string) {
 	r.mu.Lock()
 	known := r.seen[key]
 	n := known.more

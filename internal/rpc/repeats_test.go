@@ -17,11 +17,11 @@ import (
 
 func TestWhatRepeatsIsToldOnceAMinuteWithACount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var r repeats
+		var r Repeats
 		var mu sync.Mutex
 		var told []int
 		note := func() {
-			r.note("10.0.0.9 expired", func(n int) {
+			r.Note("10.0.0.9 expired", func(n int) {
 				mu.Lock()
 				defer mu.Unlock()
 				told = append(told, n)
@@ -51,7 +51,7 @@ func TestWhatRepeatsIsToldOnceAMinuteWithACount(t *testing.T) {
 	})
 }
 
-func remembered(r *repeats) int {
+func remembered(r *Repeats) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.seen)
@@ -59,11 +59,11 @@ func remembered(r *repeats) int {
 
 func TestAStrangerDoesNotFillTheMemoryWithReasons(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var r repeats
+		var r Repeats
 		var mu sync.Mutex
 		rest := 0
 		for i := range 10 * repeatKinds {
-			r.note(fmt.Sprint(i), func(int) {}, func(n int) {
+			r.Note(fmt.Sprint(i), func(int) {}, func(n int) {
 				mu.Lock()
 				defer mu.Unlock()
 				rest += n

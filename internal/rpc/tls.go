@@ -35,7 +35,7 @@ type Credentials struct {
 
 	ca, cert, key string
 
-	refused    repeats
+	refused    Repeats
 	revocation revocation
 
 	mu      sync.Mutex
@@ -288,7 +288,7 @@ func (c *Credentials) refuse(from string, err error) {
 	case errors.As(err, &authority):
 		sort = "unknown authority"
 	}
-	c.refused.note(from+" "+sort,
+	c.refused.Note(from+" "+sort,
 		func(n int) { c.log().Warn("caller refused", "address", from, "error", reason, "count", n) },
 		func(n int) { c.log().Warn("callers refused", "count", n) })
 }
