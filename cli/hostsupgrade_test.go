@@ -11,67 +11,55 @@ import (
 	"time"
 
 	"github.com/homeiac/homelab/cli/onhost"
+	"github.com/homeiac/homelab/cli/onhost/onhosttest"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 )
 
 // upgrading is a fleet of three, with the controller on the first, and hlctl with a
 // package of version 1.3.0.
-func upgrading(t *testing.T) (*rig, []*machine) {
+func upgrading(t *testing.T) (*rig, []*onhosttest.Host) {
 	t.Helper()
 	r := newRig(t)
-	hosts := []*machine{r.machine("pve1", "1.2.0"), r.machine("pve2", "1.2.0"), r.machine("pve3", "1.2.0")}
-	hosts[0].Lock()
-	hosts[0].controller = "controller-1"
-	hosts[0].files["/etc/homelab/controller.yaml"] = "name: controller-1\nadvertise: 127.0.0.1\n"
-	hosts[0].tell()
-	hosts[0].Unlock()
+	hosts := []*onhosttest.Host{r.member("pve1", "1.2.0"), r.member("pve2", "1.2.0"), r.member("pve3", "1.2.0")}
+	hosts[0].HaveController("controller-1")
 	if err := os.Mkdir(r.path("packages"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	r.write("packages/homelab_1.3.0_amd64.deb", "1.3.0")
+	r.write("packages/homelab_1.3.0_amd64.deb", onhosttest.Deb("1.3.0"))
 	return r, hosts
 }
 
 // upgrade runs it on the hosts, or with other arguments than their SSH addresses.
-func (r *rig) upgrade(ctx context.Context, hosts []*machine, args ...string) ran {
-	args = append([]string{"hosts", "upgrade", "--from", r.path("packages"), "--checksum", onhost.SHA256([]byte("1.3.0"))}, args...)
+func (r *rig) upgrade(ctx context.Context, hosts []*onhosttest.Host, args ...string) ran {
+	args = append([]string{"hosts", "upgrade", "--from", r.path("packages"), "--checksum", onhost.SHA256([]byte(onhosttest.Deb("1.3.0")))}, args...)
 	for _, m := range hosts {
-		args = append(args, "--ssh", m.ssh())
+		args = append(args, "--ssh", sshTo(m))
 	}
 	return r.runWith(ctx, strings.NewReader(""), nil, args...)
 }
 
 // ailing makes hosts that do not get well with 1.3.0, which are given up on soon. Those
 // that do have as long.
-func (r *rig) ailing(hosts ...*machine) {
+func (r *rig) ailing(hosts ...*onhosttest.Host) {
 	r.ready.limit = time.Second
 	for _, m := range hosts {
-		m.breaks["1.3.0"] = true
+		m.Sick["1.3.0"] = true
 	}
-}
-
-// changedOn is what was done on each of the hosts.
-func changedOn(hosts []*machine) []string {
-	var all []string
-	for _, m := range hosts {
-		all = append(all, m.changed())
-	}
-	return all
 }
 
 func TestHostsAreUpgradedOneAfterTheOtherWithTheControllerLast(t *testing.T) {
 	r, hosts := upgrading(t)
 	var order []string
 	for _, m := range hosts {
-		m.at = func(argv []string) {
+		m.Before = func(argv []string) {
 			if !slices.Contains(argv, "--install") {
 				return
 			}
-			order = append(order, m.name)
+			order = append(order, m.Hostname)
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			if !strings.Contains(r.paused, "hlctl hosts upgrade of pve2, pve3, pve1 to 1.3.0") {
-				t.Errorf("%s is upgraded, and runs may begin: %q", m.name, r.paused)
+				t.Errorf("%s is upgraded, and runs may begin: %q", m.Hostname, r.paused)
 			}
 		}
 	}
@@ -85,7 +73,7 @@ func TestHostsAreUpgradedOneAfterTheOtherWithTheControllerLast(t *testing.T) {
 	}
 	for i, did := range changedOn(hosts) {
 		if did != "install homelab_1.3.0_amd64.deb" {
-			t.Errorf("%s: %s", hosts[i].name, did)
+			t.Errorf("%s: %s", hosts[i].Hostname, did)
 		}
 	}
 	if got := r.upgrade(t.Context(), hosts); got.code != 0 || strings.Join(changedOn(hosts), "") != "" || strings.Contains(got.out, "Paused") {
@@ -125,7 +113,7 @@ func TestAControllerThatDoesNotComeBackGetsItsOldPackageToo(t *testing.T) {
 
 func TestAPackageThatDpkgRefusesChangesNothing(t *testing.T) {
 	r, hosts := upgrading(t)
-	hosts[1].breaksDpkg["1.3.0"] = true
+	hosts[1].Fails["dpkg --install "+onhost.KeptAt("1.3.0")] = "dpkg: error: the archive is damaged"
 	got := r.upgrade(t.Context(), hosts)
 	if got.code != 1 || !strings.Contains(got.err, "it has 1.2.0 as before: ") || !strings.Contains(got.err, "the archive is damaged") || !strings.Contains(got.err, "not touched: pve3, pve1") {
 		t.Errorf("%+v", got)
@@ -137,8 +125,8 @@ func TestAPackageThatDpkgRefusesChangesNothing(t *testing.T) {
 
 func TestWithoutAWayBackItAsksFirst(t *testing.T) {
 	r, hosts := upgrading(t)
-	delete(hosts[2].files, onhost.KeptAt("1.2.0"))
-	hosts[1].files[onhost.KeptAt("1.2.0")] = "1.1.0" // another one than its name says
+	delete(hosts[2].Files, onhost.KeptAt("1.2.0"))
+	hosts[1].Files[onhost.KeptAt("1.2.0")] = onhosttest.Deb("1.1.0") // another one than its name says
 	got := r.upgrade(t.Context(), hosts)
 	if got.code != 1 || !strings.Contains(got.err, "on pve2 and pve3 the package that is installed is not in /var/cache/homelab") || !strings.Contains(got.err, "--no-way-back") {
 		t.Errorf("%+v", got)
@@ -162,7 +150,7 @@ func TestNoHostIsUpgradedDuringARun(t *testing.T) {
 	}
 	// One that begins when all was looked at, and before the pause.
 	r.status.Run = 0
-	hosts[2].at = func([]string) {
+	hosts[2].Before = func([]string) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.status.Run = 8
@@ -190,7 +178,7 @@ func TestAPauseOfAPersonServesAndStays(t *testing.T) {
 
 func TestTheUpgradeStopsWhenSomebodyEndsItsPause(t *testing.T) {
 	r, hosts := upgrading(t)
-	hosts[1].at = func(argv []string) {
+	hosts[1].Before = func(argv []string) {
 		if slices.Contains(argv, "--install") {
 			_, _ = r.Resume(t.Context(), &controllerv1.ResumeRequest{})
 		}
@@ -207,7 +195,7 @@ func TestTheUpgradeStopsWhenSomebodyEndsItsPause(t *testing.T) {
 func TestCtrlCEndsAnUpgradeAfterTheHostThatItIsAt(t *testing.T) {
 	r, hosts := upgrading(t)
 	ctx, stop := context.WithCancel(t.Context())
-	hosts[1].at = func(argv []string) {
+	hosts[1].Before = func(argv []string) {
 		if slices.Contains(argv, "--install") {
 			stop()
 		}
@@ -227,7 +215,7 @@ func TestCtrlCEndsAnUpgradeAfterTheHostThatItIsAt(t *testing.T) {
 func TestAConnectionThatBreaksDuringDpkgIsMadeAgain(t *testing.T) {
 	r, hosts := upgrading(t)
 	cut := false
-	hosts[1].at = func(argv []string) {
+	hosts[1].Before = func(argv []string) {
 		if slices.Contains(argv, "--install") && !cut {
 			cut = true
 			hosts[1].Cut()
@@ -255,8 +243,7 @@ func TestAHostThatDoesNotAnswerIsSkipped(t *testing.T) {
 
 func TestAnEarlierPackageIsInstalledOnRequestOnly(t *testing.T) {
 	r, hosts := upgrading(t)
-	hosts[2].installed = "1.4.0"
-	hosts[2].files[onhost.KeptAt("1.4.0")] = "1.4.0"
+	hosts[2].Have("1.4.0")
 	got := r.upgrade(t.Context(), hosts)
 	if got.code != 1 || !strings.Contains(got.err, "host pve3: it has package 1.4.0, which is later than 1.3.0") || strings.Join(changedOn(hosts), "") != "" {
 		t.Errorf("%+v", got)
