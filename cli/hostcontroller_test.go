@@ -19,9 +19,7 @@ import (
 // newBeginning is a fleet that init has made, whose controller is set up nowhere yet:
 // it answers as soon as the host starts its service.
 func newBeginning(t *testing.T) (*adder, *onhosttest.Host) {
-	a := newAdder(t)
-	h := a.host("pve1")
-	h.Know(t, a.dir)
+	a, h := adding(t)
 	// The context's address is the real one; until the service runs nobody answers there.
 	at := a.address
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
@@ -78,9 +76,7 @@ func TestAFirstControllerThatIsCutOffIsFinishedAndKeepsWhatItHas(t *testing.T) {
 		t.Run(filepath.Base(at), func(t *testing.T) {
 			a, h := newBeginning(t)
 			h.CutAt = at
-			if got := a.add(h); got.code != 1 {
-				t.Fatalf("%+v", got)
-			}
+			fails(t, a.add(h))
 			h.Lock()
 			h.CutAt = ""
 			// A controller that ran already has renewed its certificate.
@@ -90,9 +86,7 @@ func TestAFirstControllerThatIsCutOffIsFinishedAndKeepsWhatItHas(t *testing.T) {
 			}
 			renewed := h.Files[cert]
 			h.Unlock()
-			if got := a.add(h); got.code != 0 || !strings.Contains(got.out, "pve1 is online.") {
-				t.Fatalf("%+v", got)
-			}
+			succeeds(t, a.add(h), "pve1 is online.")
 			if renewed != "" && h.Files[cert] != "renewed" {
 				t.Error("its certificate was put over the one that it has")
 			}
@@ -196,10 +190,7 @@ func newSecond(t *testing.T) (*adder, *onhosttest.Host) {
 
 func TestAFurtherControllerGetsAnIssuingCAOfItsOwn(t *testing.T) {
 	a, h := newSecond(t)
-	got := a.further(h, nil)
-	if got.code != 0 || !strings.Contains(got.out, "pve2  controller   0.0 s  pve2, answers at 127.0.0.1:8401, and is in DIR/hlctl.yaml") || !strings.Contains(got.out, "pve2 is online.") {
-		t.Fatalf("%+v", got)
-	}
+	succeeds(t, a.further(h, nil), "pve2  controller   0.0 s  pve2, answers at 127.0.0.1:8401, and is in DIR/hlctl.yaml", "pve2 is online.")
 	const state = "/var/lib/hl-controller/"
 	key, err := os.ReadFile(a.path(fleetKeyFile))
 	if err != nil || h.Files[state+fleetKeyFile] != string(key) || h.Files[state+"etcd.key"] != "e-key" || h.Modes[state+"issuing-ca.key"] != "0600" {
@@ -231,9 +222,7 @@ func TestAFurtherControllerThatIsCutOffIsFinishedByTheNext(t *testing.T) {
 		t.Run(filepath.Base(at), func(t *testing.T) {
 			a, h := newSecond(t)
 			h.CutAt = at
-			if got := a.further(h, nil); got.code != 1 {
-				t.Fatalf("%+v", got)
-			}
+			fails(t, a.further(h, nil))
 			h.Lock()
 			h.CutAt = ""
 			h.Unlock()

@@ -34,6 +34,14 @@ func newAdder(t *testing.T) *adder {
 	return &adder{r, onhost.SHA256([]byte(onhosttest.Deb("1.2.3")))}
 }
 
+// adding is the same with an empty host, whose host key is known.
+func adding(t *testing.T) (*adder, *onhosttest.Host) {
+	a := newAdder(t)
+	h := a.host("pve1")
+	h.Know(t, a.dir)
+	return a, h
+}
+
 // add runs hosts add for hosts, with flags.
 func (a *adder) add(h *onhosttest.Host, args ...string) ran {
 	a.t.Helper()
@@ -50,9 +58,7 @@ var firstTime = []string{
 }
 
 func TestAHostIsAddedOnceAndTheSecondTimeNothingIsDone(t *testing.T) {
-	a := newAdder(t)
-	h := a.host("pve1")
-	h.Know(t, a.dir)
+	a, h := adding(t)
 	got := a.add(h)
 	want := `pve1  looked       0.0 s  Proxmox VE 9.2.11, nothing of ours is installed
 pve1  installed    0.0 s  homelab 1.2.3
@@ -88,9 +94,7 @@ pve1 is installed, enrolled and online already, nothing to do.  (0.0 s)
 func TestNothingIsRunOnAHostThatIsNotTheRightOne(t *testing.T) {
 	a := newAdder(t)
 	h := a.host("pve1")
-	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "is not known, and there is no terminal") || !strings.Contains(got.err, "--host-key SHA256:") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, a.add(h), "is not known, and there is no terminal", "--host-key SHA256:")
 	known := a.path(".ssh/known_hosts")
 	h.Know(t, a.dir)
 	data, err := os.ReadFile(known)
@@ -101,9 +105,7 @@ func TestNothingIsRunOnAHostThatIsNotTheRightOne(t *testing.T) {
 	if err := os.WriteFile(known, []byte(changed), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := a.add(h, "--host-key", remotetest.Print(h.HostKey()), "--replace"); got.code != 1 || !strings.Contains(got.err, "has CHANGED") || !strings.Contains(got.err, "ssh-keygen -f") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, a.add(h, "--host-key", remotetest.Print(h.HostKey()), "--replace"), "has CHANGED", "ssh-keygen -f")
 	if len(h.Calls)+len(h.Logins)+len(a.registry.made) > 0 {
 		t.Error(h.Calls, h.Logins)
 	}
@@ -111,9 +113,7 @@ func TestNothingIsRunOnAHostThatIsNotTheRightOne(t *testing.T) {
 	if err := os.Remove(known); err != nil {
 		t.Fatal(err)
 	}
-	if got := a.add(h, "--host-key", remotetest.Print(h.HostKey())); got.code != 0 {
-		t.Errorf("%+v", got)
-	}
+	succeeds(t, a.add(h, "--host-key", remotetest.Print(h.HostKey())))
 }
 
 func TestOnATerminalAnUnknownHostKeyIsAskedAbout(t *testing.T) {
@@ -162,14 +162,10 @@ func TestWhatIsNoHostForUsIsRefusedAndLeftAsItIs(t *testing.T) {
 		"another name": {func(h *onhosttest.Host) { h.Files[onhost.AgentConfig] = "name: old\n" }, []string{"--name", "new"}, "a host keeps its name"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := newAdder(t)
-			h := a.host("pve1")
-			h.Know(t, a.dir)
+			a, h := adding(t)
 			c.change(h)
 			before := maps.Clone(h.Files)
-			if got := a.add(h, c.args...); got.code != 1 || !strings.Contains(got.err, c.says) {
-				t.Errorf("%+v", got)
-			}
+			fails(t, a.add(h, c.args...), c.says)
 			if left := h.Ran(); len(left) > 0 || !maps.Equal(before, h.Files) || len(a.registry.made) > 0 {
 				t.Error(left)
 			}
@@ -178,9 +174,7 @@ func TestWhatIsNoHostForUsIsRefusedAndLeftAsItIs(t *testing.T) {
 }
 
 func TestAPackageThatIsNotTheRightOneGoesNowhere(t *testing.T) {
-	a := newAdder(t)
-	h := a.host("pve1")
-	h.Know(t, a.dir)
+	a, h := adding(t)
 	a.write("dist/homelab_1.2.3_amd64.deb", "!<arch>\nsomething else")
 	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "no package in dist has the checksum "+a.sum) || len(h.Calls) > 0 {
 		t.Errorf("%+v %v", got, h.Calls)
@@ -188,9 +182,7 @@ func TestAPackageThatIsNotTheRightOneGoesNowhere(t *testing.T) {
 }
 
 func TestTheTokenIsInNoArgumentAndNoError(t *testing.T) {
-	a := newAdder(t)
-	h := a.host("pve1")
-	h.Know(t, a.dir)
+	a, h := adding(t)
 	h.Fails["/usr/sbin/hl-agent enrol"] = "hl-agent: enrol at 192.0.2.10:8402: connection refused"
 	got := a.add(h)
 	if got.code != 1 || !strings.Contains(got.err, "connection refused") || !strings.Contains(got.err, "hlctl hosts add root@HOST") {
@@ -220,20 +212,14 @@ func TestAnAddThatIsCutOffIsFinishedByTheNext(t *testing.T) {
 		"hostname", "put /var/cache/homelab/homelab_1.2.3_amd64.deb", "dpkg --install", "/usr/sbin/hl-agent enrol", "systemctl enable --now hl-agent", onhosttest.PowerFails,
 	} {
 		t.Run(strings.SplitN(at, "\n", 2)[0], func(t *testing.T) {
-			a := newAdder(t)
-			h := a.host("pve1")
-			h.Know(t, a.dir)
+			a, h := adding(t)
 			h.CutAt = at
-			if got := a.add(h); got.code != 1 {
-				t.Fatalf("%+v", got)
-			}
+			fails(t, a.add(h))
 			h.Lock()
 			h.CutAt = ""
 			key := h.Files["/var/lib/hl-agent/agent.key"]
 			h.Unlock()
-			if got := a.add(h); got.code != 0 || !strings.Contains(got.out, "pve1  looked") {
-				t.Fatalf("%+v", got)
-			}
+			succeeds(t, a.add(h), "pve1  looked")
 			if h.Daemon(onhost.AgentService).Version == "" || len(a.registry.held(rpc.RoleAgent, "pve1")) != 1 {
 				t.Error("it is not online with one certificate")
 			}
@@ -252,32 +238,21 @@ func TestANameThatSomebodyElseHoldsIsTakenOnPurposeOnly(t *testing.T) {
 	a := newAdder(t)
 	old := a.host("pve1")
 	old.Know(t, a.dir)
-	if got := a.add(old); got.code != 0 {
-		t.Fatalf("%+v", got)
-	}
+	succeeds(t, a.add(old))
 	// Another machine of that hostname and address, or the same one installed anew: one
 	// that was cut off would have a key.
 	h := a.host("pve1")
 	h.Know(t, a.dir)
-	got := a.add(h)
-	if got.code != 1 || !strings.Contains(got.err, "hlctl hosts add root@HOST --replace") {
-		t.Fatalf("%+v", got)
-	}
+	fails(t, a.add(h), "hlctl hosts add root@HOST --replace")
 	// A key is not enough while the other one answers.
 	h.Files[onhost.AgentKey] = old.Files[onhost.AgentKey]
-	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "--replace") {
-		t.Fatalf("%+v", got)
-	}
-	if got := a.add(h, "--replace"); got.code != 0 || !strings.Contains(got.out, "what it had before is taken back") {
-		t.Fatalf("%+v", got)
-	}
+	fails(t, a.add(h), "--replace")
+	succeeds(t, a.add(h, "--replace"), "what it had before is taken back")
 	if held := a.registry.held(rpc.RoleAgent, "pve1"); len(held) != 1 {
 		t.Error(held)
 	}
 	// The old one is out, and taken in again only in its own right.
-	if got := a.add(old, "--name", "pve1"); got.code != 1 || !strings.Contains(got.err, "--replace") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, a.add(old, "--name", "pve1"), "--replace")
 	// On purpose also for one that is well: it gets another certificate, and is started anew.
 	h.Ran()
 	if got := a.add(h, "--replace"); got.code != 0 || !slices.Contains(h.Ran(), "systemctl restart hl-agent.service") {
@@ -286,12 +261,8 @@ func TestANameThatSomebodyElseHoldsIsTakenOnPurposeOnly(t *testing.T) {
 }
 
 func TestAHostAtWorkIsNotUpgradedByTheWay(t *testing.T) {
-	a := newAdder(t)
-	h := a.host("pve1")
-	h.Know(t, a.dir)
-	if got := a.add(h); got.code != 0 {
-		t.Fatalf("%+v", got)
-	}
+	a, h := adding(t)
+	succeeds(t, a.add(h))
 	h.Installed = "1.2.2"
 	h.Ran()
 	if got := a.add(h); got.code != 0 || len(h.Ran()) > 0 || !strings.Contains(got.out, "! pve1: homelab 1.2.2 is at work there, and this hlctl brings 1.2.3: hlctl hosts upgrade pve1") {
@@ -305,14 +276,9 @@ func TestAHostAtWorkIsNotUpgradedByTheWay(t *testing.T) {
 }
 
 func TestAnAgentThatDoesNotComeIsToldWithItsLastWords(t *testing.T) {
-	a := newAdder(t)
-	h := a.host("pve1")
-	h.Know(t, a.dir)
+	a, h := adding(t)
 	h.Sick["1.2.3"] = true
-	got := a.add(h)
-	if got.code != 1 || !strings.Contains(got.err, "Job for hl-agent.service failed") || !strings.Contains(got.err, "it went ?[31mwrong") || !strings.Contains(got.err, "journalctl -u hl-agent") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, a.add(h), "Job for hl-agent.service failed", "it went ?[31mwrong", "journalctl -u hl-agent")
 	delete(h.Sick, "1.2.3")
 	if got := a.add(h); got.code != 0 || strings.Contains(got.out, "enrolled") {
 		t.Errorf("%+v", got)
@@ -320,14 +286,9 @@ func TestAnAgentThatDoesNotComeIsToldWithItsLastWords(t *testing.T) {
 }
 
 func TestAnAgentThatIsNotSeenIsTold(t *testing.T) {
-	a := newAdder(t)
-	h := a.host("pve1")
-	h.Know(t, a.dir)
+	a, h := adding(t)
 	a.hosts = nil
-	got := a.further(h, func(o *hostsAdd) { o.wantController, o.etcd, o.limit = false, etcdFlags{}, 20*time.Millisecond })
-	if got.code != 1 || !strings.Contains(got.err, "not online after 0 s: the controller has not heard of it") || !strings.Contains(got.err, "hl-agent[12]: ?[1mv1.2.3 begins") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, a.further(h, func(o *hostsAdd) { o.wantController, o.etcd, o.limit = false, etcdFlags{}, 20*time.Millisecond }), "not online after 0 s: the controller has not heard of it", "hl-agent[12]: ?[1mv1.2.3 begins")
 }
 
 func TestSeveralHostsGoOneByOneAndOneThatFailsHoldsUpNoOther(t *testing.T) {
@@ -346,7 +307,5 @@ func TestSeveralHostsGoOneByOneAndOneThatFailsHoldsUpNoOther(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 	}
-	if got := a.add(one, "root@"); got.code != 1 || !strings.Contains(got.err, "is no root@HOST") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, a.add(one, "root@"), "is no root@HOST")
 }

@@ -51,9 +51,7 @@ func (r *rig) untouched(m *onhosttest.Host) {
 
 func TestARemovedHostHasNoPackageNoCertificateAndNoGossipKey(t *testing.T) {
 	r, hosts := leaving(t)
-	if got := r.remove(hosts[1]); got.code != 1 || !strings.Contains(got.err, "confirm with --yes") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.remove(hosts[1]), "confirm with --yes")
 	r.untouched(hosts[1])
 	hosts[1].Before = func(argv []string) {
 		if r.rotated != 0 || len(r.takenBack) != 0 {
@@ -88,9 +86,7 @@ The Spec names it still: take hosts.pve2 and the guests on it out of it, and app
 	if did := hosts[1].Done(); did != "purge homelab" || r.rotated != 2 {
 		t.Errorf("again: %s, rotated %d", did, r.rotated)
 	}
-	if got := r.run("hosts", "remove", "pve9"); got.code != 1 || !strings.Contains(got.err, "no host pve9 is known (there are pve1, pve2)") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.run("hosts", "remove", "pve9"), "no host pve9 is known (there are pve1, pve2)")
 }
 
 func TestASilentHostIsLockedOutOnly(t *testing.T) {
@@ -122,17 +118,12 @@ func TestASilentHostIsLockedOutOnly(t *testing.T) {
 func TestTheLastControllerIsNotRemoved(t *testing.T) {
 	r, hosts := leaving(t)
 	hosts[0].HaveController("controller-1")
-	got := r.remove(hosts[0], "--yes")
-	if got.code != 1 || !strings.Contains(got.err, "nothing was done: pve1 has the last controller that answers (controller-1)") || !strings.Contains(got.err, "hlctl hosts add --controller") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.remove(hosts[0], "--yes"), "nothing was done: pve1 has the last controller that answers (controller-1)", "hlctl hosts add --controller")
 	r.untouched(hosts[0])
 	// Silent, it is known by its address, or by its name.
 	address, _, _ := strings.Cut(r.address, ":")
 	r.status.Hosts[0].Address = address + ":8400"
-	if got := r.run("hosts", "remove", "pve1", "--yes", "--no-ssh"); got.code != 1 || !strings.Contains(got.err, "the last controller") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.run("hosts", "remove", "pve1", "--yes", "--no-ssh"), "the last controller")
 	r.untouched(hosts[0])
 }
 
@@ -167,9 +158,7 @@ func TestOneOfTwoControllersIsRemovedByTheOther(t *testing.T) {
 func TestNoHostIsRemovedDuringARun(t *testing.T) {
 	r, hosts := leaving(t)
 	r.status.Run = 7
-	if got := r.remove(hosts[1], "--yes"); got.code != 1 || !strings.Contains(got.err, "nothing was done: run 7 is going on") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.remove(hosts[1], "--yes"), "nothing was done: run 7 is going on")
 	r.untouched(hosts[1])
 	// One that begins at the last moment.
 	r.status.Run = 0
@@ -178,9 +167,7 @@ func TestNoHostIsRemovedDuringARun(t *testing.T) {
 		defer r.mu.Unlock()
 		r.status.Run = 8
 	}
-	if got := r.remove(hosts[1], "--yes"); got.code != 1 || !strings.Contains(got.err, "nothing was done: run 8 is going on") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.remove(hosts[1], "--yes"), "nothing was done: run 8 is going on")
 	r.untouched(hosts[1])
 }
 
@@ -205,12 +192,9 @@ func TestCtrlCAtTheQuestionRemovesNothing(t *testing.T) {
 			stop()
 		}
 	}}
-	got := r.runWith(ctx, forever{}, func(a *app) { a.inIsTerm, a.errw = true, question }, "hosts", "remove", "pve2", "--ssh", hosts[1].Target())
-	if got.code != 1 {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.runWith(ctx, forever{}, func(a *app) { a.inIsTerm, a.errw = true, question }, "hosts", "remove", "pve2", "--ssh", hosts[1].Target()))
 	r.untouched(hosts[1])
-	got = r.runWith(t.Context(), strings.NewReader("y\n"), func(a *app) { a.inIsTerm = true }, "hosts", "remove", "pve2", "--ssh", hosts[1].Target())
+	got := r.runWith(t.Context(), strings.NewReader("y\n"), func(a *app) { a.inIsTerm = true }, "hosts", "remove", "pve2", "--ssh", hosts[1].Target())
 	if got.code != 0 || r.rotated != 1 {
 		t.Errorf("%+v", got)
 	}

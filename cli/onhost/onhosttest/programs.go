@@ -86,7 +86,7 @@ func (h *Host) program(line string, argv []string, input string) (string, error)
 		return h.dpkg(argv[1], last)
 	case h.Installed != "" && line == "/usr/sbin/hl-agent version":
 		return Program(h.Installed) + "\n", nil
-	case h.Installed != "" && argv[1] == "enrol" && strings.HasPrefix(argv[0], "/usr/sbin/hl-"):
+	case h.Installed != "" && strings.HasPrefix(argv[0], "/usr/sbin/hl-") && argv[1] == "enrol":
 		return h.enrol(strings.TrimPrefix(argv[0], "/usr/sbin/hl-"), argv[2:], strings.TrimSpace(input))
 	}
 	return "", fault{127, "sh: " + argv[0] + ": not found, or not simulated: " + line}
