@@ -5,6 +5,7 @@ package onhosttest
 
 import (
 	"crypto"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -216,11 +217,11 @@ func (h *Host) run(c remotetest.Command) int {
 		h.Cut()
 	}
 	fmt.Fprint(c.Stdout, out)
-	f, ok := err.(fault)
-	switch {
-	case err == nil:
+	if err == nil {
 		return 0
-	case !ok:
+	}
+	var f fault
+	if !errors.As(err, &f) {
 		f = fault{1, err.Error()}
 	}
 	to := c.Stderr
