@@ -20,11 +20,28 @@ import (
 
 func wants(t *testing.T, got ran, code int, parts ...string) {
 	t.Helper()
+	wantsIn(t, got.out+got.err, got, code, parts)
+}
+
+// fails wants that a command failed, and these words in its error.
+func fails(t *testing.T, got ran, parts ...string) {
+	t.Helper()
+	wantsIn(t, got.err, got, 1, parts)
+}
+
+// succeeds wants that it did not, and these words in what it shows.
+func succeeds(t *testing.T, got ran, parts ...string) {
+	t.Helper()
+	wantsIn(t, got.out, got, 0, parts)
+}
+
+func wantsIn(t *testing.T, text string, got ran, code int, parts []string) {
+	t.Helper()
 	if got.code != code {
 		t.Errorf("exit %d, want %d", got.code, code)
 	}
 	for _, p := range parts {
-		if !strings.Contains(got.out+got.err, p) {
+		if !strings.Contains(text, p) {
 			t.Errorf("%q is not said", p)
 		}
 	}

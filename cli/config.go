@@ -11,7 +11,10 @@ import (
 	"slices"
 	"strings"
 
+	"go.yaml.in/yaml/v3"
+
 	"github.com/homeiac/homelab/internal/config"
+	"github.com/homeiac/homelab/internal/durable"
 )
 
 // clientConfig is hlctl's own configuration file.
@@ -125,4 +128,54 @@ func (c clientConfig) pick(name string) (clientContext, error) {
 	}
 	ctx.name = name
 	return ctx, nil
+}
+
+// addController adds an address to the controllers of a context in hlctl's
+// configuration, unless it is there, and leaves all else in it.
+func addController(c clientContext, address string) (added bool, err error) {
+	return changeControllers(c, func(list *yaml.Node) {
+		if slices.ContainsFunc(list.Content, func(n *yaml.Node) bool { return n.Value == address }) {
+			return
+		}
+		entry := new(yaml.Node)
+		entry.SetString(address)
+		list.Content = append(list.Content, entry)
+	})
+}
+
+// dropController takes an address out of them, but never the last one.
+func dropController(c clientContext, address string) (dropped bool, err error) {
+	return changeControllers(c, func(list *yaml.Node) {
+		if len(list.Content) > 1 {
+			list.Content = slices.DeleteFunc(list.Content, func(n *yaml.Node) bool { return n.Value == address })
+		}
+	})
+}
+
+// changeControllers changes the list of controllers of a context, and says whether that
+// changed its length.
+func changeControllers(c clientContext, change func(list *yaml.Node)) (changed bool, err error) {
+	data, err := os.ReadFile(c.where)
+	if err != nil {
+		return false, err
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal(data, &doc); err != nil {
+		return false, err
+	}
+	if len(doc.Content) == 0 {
+		return false, errors.New("it is empty")
+	}
+	list := under(under(under(doc.Content[0], "contexts"), c.name), "controllers")
+	if list.Kind != yaml.SequenceNode {
+		return false, fmt.Errorf("contexts.%s.controllers is no list", c.name)
+	}
+	before := len(list.Content)
+	if change(list); len(list.Content) == before {
+		return false, nil
+	}
+	if data, err = yaml.Marshal(&doc); err != nil {
+		return false, err
+	}
+	return true, durable.Write(c.where, data)
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/homeiac/homelab/cli/onhost/onhosttest"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
@@ -77,6 +78,8 @@ type fake struct {
 	rotated   int
 	// registry gives certificates for tokens, in the place of both.
 	registry *registry
+	// hosts are those that it finds.
+	hosts []*onhosttest.Host
 	// hold is called before each part of a run is sent.
 	hold func(ctx context.Context, part *controllerv1.ApplyResponse)
 }
@@ -113,7 +116,9 @@ var takes = map[homelabv1.Action]struct {
 func (f *fake) Version(_ context.Context, req *controllerv1.VersionRequest) (*controllerv1.VersionResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	resp := &controllerv1.VersionResponse{Version: cmp.Or(f.version, "v0.1.0"), Name: "controller-1"}
+	// While its service does not run, the one before it answers still.
+	f.version = cmp.Or(f.runs("controller-1"), f.version, "v0.1.0")
+	resp := &controllerv1.VersionResponse{Version: f.version, Name: "controller-1"}
 	if f.revoked.Number() > req.GetRevocations() {
 		resp.Revocations = f.revoked.PEM()
 	}
@@ -288,8 +293,8 @@ func (f *fake) Status(_ context.Context, req *controllerv1.StatusRequest) (*cont
 	defer f.mu.Unlock()
 	resp := proto.CloneOf(f.status)
 	resp.Paused = f.paused
-	if f.registry != nil {
-		resp.Hosts = f.registry.hosts()
+	if len(f.hosts) > 0 {
+		resp.Hosts = f.seen()
 	}
 	if !req.GetLooks() {
 		resp.Guests, resp.Cluster = nil, nil

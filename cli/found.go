@@ -17,6 +17,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/homeiac/homelab/cli/onhost"
 	"github.com/homeiac/homelab/internal/config"
 	"github.com/homeiac/homelab/internal/durable"
 	"github.com/homeiac/homelab/internal/mark"
@@ -32,9 +33,8 @@ const (
 )
 
 const (
-	fleetKeyFile = "fleet.key"
-	// controllerState is where the package has the controller's files.
-	controllerState      = "/var/lib/hl-controller"
+	fleetKeyFile         = "fleet.key"
+	controllerState      = onhost.ControllerState
 	controllerPort       = "8401"
 	controllerPortNumber = 8401
 )

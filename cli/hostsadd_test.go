@@ -2,10 +2,8 @@ package cli
 
 import (
 	"encoding/json"
-	"errors"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/homeiac/homelab/cli/onhost"
+	"github.com/homeiac/homelab/cli/onhost/onhosttest"
 	"github.com/homeiac/homelab/cli/remote/remotetest"
 	"github.com/homeiac/homelab/internal/rpc"
 )
@@ -21,48 +20,45 @@ import (
 // adder is somebody with hlctl, a package, and a fleet whose controller answers.
 type adder struct {
 	*rig
-	registry *registry
-	home     string
-	sum      string // of the package
+	sum string // of the package
 }
 
 func newAdder(t *testing.T) *adder {
 	r := newRig(t)
-	reg := newRegistry(t, r.ca)
-	r.registry = reg
-	a := &adder{rig: r, registry: reg, home: t.TempDir()}
-	t.Setenv("HOME", a.home)
-	t.Setenv("SSH_AUTH_SOCK", "")
+	r.registry = newRegistry(t, r.ca)
 	if err := os.Mkdir(r.path("dist"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	text := "!<arch>\na package"
-	r.write("dist/homelab_1.2.3_amd64.deb", text)
+	r.write("dist/homelab_1.2.3_amd64.deb", onhosttest.Deb("1.2.3"))
 	r.write("dist/homelab_1.2.3_arm64.deb", "!<arch>\nanother")
-	a.sum = onhost.SHA256([]byte(text))
-	return a
+	return &adder{r, onhost.SHA256([]byte(onhosttest.Deb("1.2.3")))}
+}
+
+// adding is the same with an empty host, whose host key is known.
+func adding(t *testing.T) (*adder, *onhosttest.Host) {
+	a := newAdder(t)
+	h := a.host("pve1")
+	h.Know(t, a.dir)
+	return a, h
 }
 
 // add runs hosts add for hosts, with flags.
-func (a *adder) add(h *proxmoxHost, args ...string) ran {
+func (a *adder) add(h *onhosttest.Host, args ...string) ran {
 	a.t.Helper()
-	got := a.run(append([]string{"hosts", "add", "--from", "dist", "--checksum", a.sum, "--ssh-config", "none", "--identity", h.identity, h.target()}, args...)...)
-	at := strings.NewReplacer(h.At(), "HOST", strings.Replace(h.At(), "127.0.0.1:", "[127.0.0.1]:", 1), "[HOST]")
-	return ran{got.code, at.Replace(got.out), at.Replace(got.err)}
+	got := a.run(append([]string{"hosts", "add", "--from", "dist", "--checksum", a.sum, "--ssh-config", "none", "--identity", a.path(".ssh/id_ed25519"), h.Target()}, args...)...)
+	return ran{got.code, masked(h, got.out), masked(h, got.err)}
 }
 
 var firstTime = []string{
 	"mkdir -p -m 755 /var/cache/homelab",
 	"put /var/cache/homelab/homelab_1.2.3_amd64.deb 0644",
-	strings.Join(onhost.DpkgArgv("--install", onhost.KeptAt("1.2.3")), " "),
+	"dpkg --install " + onhost.KeptAt("1.2.3"),
 	"/usr/sbin/hl-agent enrol --controller 192.0.2.10:8402 --token -",
 	"systemctl enable --now hl-agent.service",
 }
 
 func TestAHostIsAddedOnceAndTheSecondTimeNothingIsDone(t *testing.T) {
-	a := newAdder(t)
-	h := newHost(t, a.registry)
-	h.know(t, a.home)
+	a, h := adding(t)
 	got := a.add(h)
 	want := `pve1  looked       0.0 s  Proxmox VE 9.2.11, nothing of ours is installed
 pve1  installed    0.0 s  homelab 1.2.3
@@ -74,10 +70,10 @@ pve1 is online.  (0.0 s)
 	if diff := cmp.Diff(ran{0, want, ""}, got, cmp.AllowUnexported(ran{})); diff != "" {
 		t.Fatal(diff)
 	}
-	if diff := cmp.Diff(firstTime, h.ran()); diff != "" {
+	if diff := cmp.Diff(firstTime, h.Ran()); diff != "" {
 		t.Error(diff)
 	}
-	before := maps.Clone(h.files)
+	before := maps.Clone(h.Files)
 	got = a.add(h)
 	want = `pve1  looked       0.0 s  Proxmox VE 9.2.11, homelab 1.2.3, agent@pve1
 pve1 is installed, enrolled and online already, nothing to do.  (0.0 s)
@@ -85,7 +81,7 @@ pve1 is installed, enrolled and online already, nothing to do.  (0.0 s)
 	if diff := cmp.Diff(ran{0, want, ""}, got, cmp.AllowUnexported(ran{})); diff != "" {
 		t.Error(diff)
 	}
-	if left := h.ran(); len(left) > 0 || !maps.Equal(before, h.files) || len(a.registry.made) != 1 {
+	if left := h.Ran(); len(left) > 0 || !maps.Equal(before, h.Files) || len(a.registry.made) != 1 {
 		t.Error(left, len(a.registry.made))
 	}
 	var docs []addedDoc
@@ -97,14 +93,10 @@ pve1 is installed, enrolled and online already, nothing to do.  (0.0 s)
 
 func TestNothingIsRunOnAHostThatIsNotTheRightOne(t *testing.T) {
 	a := newAdder(t)
-	h := newHost(t, a.registry)
-	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "is not known, and there is no terminal") || !strings.Contains(got.err, "--host-key SHA256:") {
-		t.Errorf("%+v", got)
-	}
-	other := newHost(t, a.registry)
-	other.Server = h.Server // its key, where h is known to be
-	known := filepath.Join(a.home, ".ssh", "known_hosts")
-	h.know(t, a.home)
+	h := a.host("pve1")
+	fails(t, a.add(h), "is not known, and there is no terminal", "--host-key SHA256:")
+	known := a.path(".ssh/known_hosts")
+	h.Know(t, a.dir)
 	data, err := os.ReadFile(known)
 	if err != nil {
 		t.Fatal(err)
@@ -113,29 +105,25 @@ func TestNothingIsRunOnAHostThatIsNotTheRightOne(t *testing.T) {
 	if err := os.WriteFile(known, []byte(changed), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := a.add(h, "--host-key", remotetest.Print(h.HostKey()), "--replace"); got.code != 1 || !strings.Contains(got.err, "has CHANGED") || !strings.Contains(got.err, "ssh-keygen -f") {
-		t.Errorf("%+v", got)
-	}
-	if len(h.calls)+len(h.Logins)+len(a.registry.made) > 0 {
-		t.Error(h.calls, h.Logins)
+	fails(t, a.add(h, "--host-key", remotetest.Print(h.HostKey()), "--replace"), "has CHANGED", "ssh-keygen -f")
+	if len(h.Calls)+len(h.Logins)+len(a.registry.made) > 0 {
+		t.Error(h.Calls, h.Logins)
 	}
 	// With its fingerprint it is let through once it is unknown.
 	if err := os.Remove(known); err != nil {
 		t.Fatal(err)
 	}
-	if got := a.add(h, "--host-key", remotetest.Print(h.HostKey())); got.code != 0 {
-		t.Errorf("%+v", got)
-	}
+	succeeds(t, a.add(h, "--host-key", remotetest.Print(h.HostKey())))
 }
 
 func TestOnATerminalAnUnknownHostKeyIsAskedAbout(t *testing.T) {
 	a := newAdder(t)
-	h := newHost(t, a.registry)
+	h := a.host("pve1")
 	terminal := func(app *app) { app.inIsTerm = true }
-	args := []string{"hosts", "add", "--from", "dist", "--checksum", a.sum, "--ssh-config", "none", "--identity", h.identity, h.target()}
+	args := []string{"hosts", "add", "--from", "dist", "--checksum", a.sum, "--ssh-config", "none", "--identity", a.path(".ssh/id_ed25519"), h.Target()}
 	for _, answer := range []string{"\n", "n\n", "yep\n"} {
 		got := a.runWith(t.Context(), strings.NewReader(answer), terminal, args...)
-		if got.code != 1 || !strings.Contains(got.err, remotetest.Print(h.HostKey())) || !strings.Contains(got.err, "was not accepted; nothing was sent to it") || len(h.calls)+len(h.Logins) > 0 {
+		if got.code != 1 || !strings.Contains(got.err, remotetest.Print(h.HostKey())) || !strings.Contains(got.err, "was not accepted; nothing was sent to it") || len(h.Calls)+len(h.Logins) > 0 {
 			t.Errorf("%+v", got)
 		}
 	}
@@ -149,18 +137,18 @@ func TestOnATerminalAnUnknownHostKeyIsAskedAbout(t *testing.T) {
 
 func TestWhatIsNoHostForUsIsRefusedAndLeftAsItIs(t *testing.T) {
 	for name, c := range map[string]struct {
-		change func(*proxmoxHost)
+		change func(*onhosttest.Host)
 		args   []string
 		says   string
 	}{
-		"no Proxmox":          {func(h *proxmoxHost) { h.missing = []string{"pveversion"} }, nil, "there is no Proxmox VE on it (no pveversion)"},
-		"no qm":               {func(h *proxmoxHost) { h.missing = []string{"qm"} }, nil, "there is no Proxmox VE on it (no command -v qm)"},
-		"all reasons at once": {func(h *proxmoxHost) { h.arch, h.missing = "arm64", []string{"systemctl"} }, nil, "its architecture is arm64, the package is for amd64; it has no systemd"},
-		"no Debian":           {func(h *proxmoxHost) { h.missing = []string{"dpkg"} }, nil, "it has no dpkg"},
-		"not root":            {func(h *proxmoxHost) { h.UID = "1000" }, nil, "is not root (uid 1000)"},
-		"no name":             {func(h *proxmoxHost) { h.hostname = "PVE_1" }, nil, "--name NAME"},
-		"not its address":     {func(*proxmoxHost) {}, []string{"--address", "192.0.2.7"}, "192.0.2.7 is no address of the host itself, which has 127.0.0.1, 10.9.9.9"},
-		"another fleet's": {func(h *proxmoxHost) {
+		"no Proxmox":          {func(h *onhosttest.Host) { h.Missing = []string{"pveversion"} }, nil, "there is no Proxmox VE on it (no pveversion)"},
+		"no qm":               {func(h *onhosttest.Host) { h.Missing = []string{"qm"} }, nil, "there is no Proxmox VE on it (no command -v qm)"},
+		"all reasons at once": {func(h *onhosttest.Host) { h.Arch, h.Missing = "arm64", []string{"systemctl"} }, nil, "its architecture is arm64, the package is for amd64; it has no systemd"},
+		"no Debian":           {func(h *onhosttest.Host) { h.Missing = []string{"dpkg"} }, nil, "it has no dpkg"},
+		"not root":            {func(h *onhosttest.Host) { h.UID = "1000" }, nil, "is not root (uid 1000)"},
+		"no name":             {func(h *onhosttest.Host) { h.Hostname = "PVE_1" }, nil, "--name NAME"},
+		"not its address":     {func(*onhosttest.Host) {}, []string{"--address", "192.0.2.7"}, "192.0.2.7 is no address of the host itself, which has 127.0.0.1, 10.9.9.9"},
+		"another fleet's": {func(h *onhosttest.Host) {
 			ca, err := rpc.NewCA("elsewhere", 1e12, noon)
 			if err != nil {
 				panic(err)
@@ -169,20 +157,16 @@ func TestWhatIsNoHostForUsIsRefusedAndLeftAsItIs(t *testing.T) {
 			if err != nil {
 				panic(err)
 			}
-			h.files[onhost.AgentConfig], h.files["/etc/homelab/a.crt"] = "name: pve1\ncert: a.crt\n", string(pair.Cert)
+			h.Files[onhost.AgentConfig], h.Files["/etc/homelab/a.crt"] = "name: pve1\ncert: a.crt\n", string(pair.Cert)
 		}, nil, "it is enrolled in another fleet, elsewhere"},
-		"another name": {func(h *proxmoxHost) { h.files[onhost.AgentConfig] = "name: old\n" }, []string{"--name", "new"}, "a host keeps its name"},
+		"another name": {func(h *onhosttest.Host) { h.Files[onhost.AgentConfig] = "name: old\n" }, []string{"--name", "new"}, "a host keeps its name"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := newAdder(t)
-			h := newHost(t, a.registry)
-			h.know(t, a.home)
+			a, h := adding(t)
 			c.change(h)
-			before := maps.Clone(h.files)
-			if got := a.add(h, c.args...); got.code != 1 || !strings.Contains(got.err, c.says) {
-				t.Errorf("%+v", got)
-			}
-			if left := h.ran(); len(left) > 0 || !maps.Equal(before, h.files) || len(a.registry.made) > 0 {
+			before := maps.Clone(h.Files)
+			fails(t, a.add(h, c.args...), c.says)
+			if left := h.Ran(); len(left) > 0 || !maps.Equal(before, h.Files) || len(a.registry.made) > 0 {
 				t.Error(left)
 			}
 		})
@@ -190,25 +174,21 @@ func TestWhatIsNoHostForUsIsRefusedAndLeftAsItIs(t *testing.T) {
 }
 
 func TestAPackageThatIsNotTheRightOneGoesNowhere(t *testing.T) {
-	a := newAdder(t)
-	h := newHost(t, a.registry)
-	h.know(t, a.home)
+	a, h := adding(t)
 	a.write("dist/homelab_1.2.3_amd64.deb", "!<arch>\nsomething else")
-	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "no package in dist has the checksum "+a.sum) || len(h.calls) > 0 {
-		t.Errorf("%+v %v", got, h.calls)
+	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "no package in dist has the checksum "+a.sum) || len(h.Calls) > 0 {
+		t.Errorf("%+v %v", got, h.Calls)
 	}
 }
 
 func TestTheTokenIsInNoArgumentAndNoError(t *testing.T) {
-	a := newAdder(t)
-	h := newHost(t, a.registry)
-	h.know(t, a.home)
-	h.fails["/usr/sbin/hl-agent enrol"] = "hl-agent: enrol at 192.0.2.10:8402: connection refused"
+	a, h := adding(t)
+	h.Fails["/usr/sbin/hl-agent enrol"] = "hl-agent: enrol at 192.0.2.10:8402: connection refused"
 	got := a.add(h)
 	if got.code != 1 || !strings.Contains(got.err, "connection refused") || !strings.Contains(got.err, "hlctl hosts add root@HOST") {
 		t.Errorf("%+v", got)
 	}
-	delete(h.fails, "/usr/sbin/hl-agent enrol")
+	delete(h.Fails, "/usr/sbin/hl-agent enrol")
 	again := a.add(h)
 	if again.code != 0 {
 		t.Errorf("%+v", again)
@@ -218,7 +198,7 @@ func TestTheTokenIsInNoArgumentAndNoError(t *testing.T) {
 		t.Fatal(len(texts))
 	}
 	for _, text := range texts {
-		for what, is := range map[string]string{"the host's arguments and files": h.everything(), "what is shown": got.out + got.err + again.out + again.err} {
+		for what, is := range map[string]string{"the host's arguments and files": h.Everything(), "what is shown": got.out + got.err + again.out + again.err} {
 			if strings.Contains(is, text) || strings.Contains(is, strings.TrimPrefix(text, "hl1_")) {
 				t.Errorf("a token is in %s", what)
 			}
@@ -229,31 +209,25 @@ func TestTheTokenIsInNoArgumentAndNoError(t *testing.T) {
 // Wherever it is cut off, the second time finishes it, and does nothing twice.
 func TestAnAddThatIsCutOffIsFinishedByTheNext(t *testing.T) {
 	for _, at := range []string{
-		"hostname", "put /var/cache/homelab/homelab_1.2.3_amd64.deb", strings.Join(onhost.DpkgArgv(), " "), "/usr/sbin/hl-agent enrol", "systemctl enable --now hl-agent", "power",
+		"hostname", "put /var/cache/homelab/homelab_1.2.3_amd64.deb", "dpkg --install", "/usr/sbin/hl-agent enrol", "systemctl enable --now hl-agent", onhosttest.PowerFails,
 	} {
 		t.Run(strings.SplitN(at, "\n", 2)[0], func(t *testing.T) {
-			a := newAdder(t)
-			h := newHost(t, a.registry)
-			h.know(t, a.home)
-			h.cutAt = at
-			if got := a.add(h); got.code != 1 {
-				t.Fatalf("%+v", got)
-			}
-			h.mu.Lock()
-			h.cutAt = ""
-			key := h.files["/var/lib/hl-agent/agent.key"]
-			h.mu.Unlock()
-			if got := a.add(h); got.code != 0 || !strings.Contains(got.out, "pve1  looked") {
-				t.Fatalf("%+v", got)
-			}
-			if _, _, up := h.agent(); !up || len(a.registry.held(rpc.RoleAgent, "pve1")) != 1 {
+			a, h := adding(t)
+			h.CutAt = at
+			fails(t, a.add(h))
+			h.Lock()
+			h.CutAt = ""
+			key := h.Files["/var/lib/hl-agent/agent.key"]
+			h.Unlock()
+			succeeds(t, a.add(h), "pve1  looked")
+			if h.Daemon(onhost.AgentService).Version == "" || len(a.registry.held(rpc.RoleAgent, "pve1")) != 1 {
 				t.Error("it is not online with one certificate")
 			}
-			if key != "" && h.files["/var/lib/hl-agent/agent.key"] != key {
+			if key != "" && h.Files["/var/lib/hl-agent/agent.key"] != key {
 				t.Error("the key is another one")
 			}
-			h.ran()
-			if got := a.add(h); got.code != 0 || len(h.ran()) > 0 {
+			h.Ran()
+			if got := a.add(h); got.code != 0 || len(h.Ran()) > 0 {
 				t.Errorf("%+v", got)
 			}
 		})
@@ -262,105 +236,76 @@ func TestAnAddThatIsCutOffIsFinishedByTheNext(t *testing.T) {
 
 func TestANameThatSomebodyElseHoldsIsTakenOnPurposeOnly(t *testing.T) {
 	a := newAdder(t)
-	old := newHost(t, a.registry)
-	old.know(t, a.home)
-	if got := a.add(old); got.code != 0 {
-		t.Fatalf("%+v", got)
-	}
+	old := a.host("pve1")
+	old.Know(t, a.dir)
+	succeeds(t, a.add(old))
 	// Another machine of that hostname and address, or the same one installed anew: one
 	// that was cut off would have a key.
-	h := newHost(t, a.registry)
-	h.know(t, a.home)
-	got := a.add(h)
-	if got.code != 1 || !strings.Contains(got.err, "hlctl hosts add root@HOST --replace") {
-		t.Fatalf("%+v", got)
-	}
+	h := a.host("pve1")
+	h.Know(t, a.dir)
+	fails(t, a.add(h), "hlctl hosts add root@HOST --replace")
 	// A key is not enough while the other one answers.
-	h.files[onhost.AgentKey] = old.files[onhost.AgentKey]
-	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "--replace") {
-		t.Fatalf("%+v", got)
-	}
-	if got := a.add(h, "--replace"); got.code != 0 || !strings.Contains(got.out, "what it had before is taken back") {
-		t.Fatalf("%+v", got)
-	}
+	h.Files[onhost.AgentKey] = old.Files[onhost.AgentKey]
+	fails(t, a.add(h), "--replace")
+	succeeds(t, a.add(h, "--replace"), "what it had before is taken back")
 	if held := a.registry.held(rpc.RoleAgent, "pve1"); len(held) != 1 {
 		t.Error(held)
 	}
 	// The old one is out, and taken in again only in its own right.
-	if got := a.add(old, "--name", "pve1"); got.code != 1 || !strings.Contains(got.err, "--replace") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, a.add(old, "--name", "pve1"), "--replace")
 	// On purpose also for one that is well: it gets another certificate, and is started anew.
-	h.ran()
-	if got := a.add(h, "--replace"); got.code != 0 || !slices.Contains(h.ran(), "systemctl restart hl-agent.service") {
+	h.Ran()
+	if got := a.add(h, "--replace"); got.code != 0 || !slices.Contains(h.Ran(), "systemctl restart hl-agent.service") {
 		t.Errorf("%+v", got)
 	}
 }
 
 func TestAHostAtWorkIsNotUpgradedByTheWay(t *testing.T) {
-	a := newAdder(t)
-	h := newHost(t, a.registry)
-	h.know(t, a.home)
-	if got := a.add(h); got.code != 0 {
-		t.Fatalf("%+v", got)
-	}
-	h.installed = "1.2.2"
-	h.ran()
-	if got := a.add(h); got.code != 0 || len(h.ran()) > 0 || !strings.Contains(got.out, "! pve1: homelab 1.2.2 is at work there, and this hlctl brings 1.2.3: hlctl hosts upgrade pve1") {
+	a, h := adding(t)
+	succeeds(t, a.add(h))
+	h.Installed = "1.2.2"
+	h.Ran()
+	if got := a.add(h); got.code != 0 || len(h.Ran()) > 0 || !strings.Contains(got.out, "! pve1: homelab 1.2.2 is at work there, and this hlctl brings 1.2.3: hlctl hosts upgrade pve1") {
 		t.Errorf("%+v", got)
 	}
 	// One that does not run is nobody's work.
-	h.units[onhost.AgentService].Active = false
-	if got := a.add(h); got.code != 0 || h.installed != "1.2.3" {
+	h.Units[onhost.AgentService].Active = false
+	if got := a.add(h); got.code != 0 || h.Installed != "1.2.3" {
 		t.Errorf("%+v", got)
 	}
 }
 
 func TestAnAgentThatDoesNotComeIsToldWithItsLastWords(t *testing.T) {
-	a := newAdder(t)
-	h := newHost(t, a.registry)
-	h.know(t, a.home)
-	h.onStart = func(string) error { return errors.New("Job for hl-agent.service failed") }
-	got := a.add(h)
-	if got.code != 1 || !strings.Contains(got.err, "Job for hl-agent.service failed") || !strings.Contains(got.err, "it went ?[31mwrong") || !strings.Contains(got.err, "journalctl -u hl-agent") {
-		t.Errorf("%+v", got)
-	}
-	h.onStart = nil
+	a, h := adding(t)
+	h.Sick["1.2.3"] = true
+	fails(t, a.add(h), "Job for hl-agent.service failed", "it went ?[31mwrong", "journalctl -u hl-agent")
+	delete(h.Sick, "1.2.3")
 	if got := a.add(h); got.code != 0 || strings.Contains(got.out, "enrolled") {
 		t.Errorf("%+v", got)
 	}
 }
 
 func TestAnAgentThatIsNotSeenIsTold(t *testing.T) {
-	a := newAdder(t)
-	h := newHost(t, a.registry)
-	h.know(t, a.home)
-	a.registry.known = nil
-	got := a.further(h, func(o *hostsAdd) { o.wantController, o.etcd, o.limit = false, etcdFlags{}, 20*time.Millisecond })
-	if got.code != 1 || !strings.Contains(got.err, "not online after 0 s: the controller has not heard of it") || !strings.Contains(got.err, "it went ?[31mwrong") {
-		t.Errorf("%+v", got)
-	}
+	a, h := adding(t)
+	a.hosts = nil
+	fails(t, a.further(h, func(o *hostsAdd) { o.wantController, o.etcd, o.limit = false, etcdFlags{}, 20*time.Millisecond }), "not online after 0 s: the controller has not heard of it", "hl-agent[12]: ?[1mv1.2.3 begins")
 }
 
 func TestSeveralHostsGoOneByOneAndOneThatFailsHoldsUpNoOther(t *testing.T) {
 	a := newAdder(t)
-	one, two, three := newHost(t, a.registry), newHost(t, a.registry), newHost(t, a.registry)
-	one.hostname, two.hostname, three.hostname = "pve1", "pve2", "pve3"
-	for _, h := range []*proxmoxHost{one, two, three} {
-		h.know(t, a.home)
-		h.Authorized = append(h.Authorized, one.Authorized...)
+	one, two, three := a.host("pve1"), a.host("pve2"), a.host("pve3")
+	for _, h := range []*onhosttest.Host{one, two, three} {
+		h.Know(t, a.dir)
 	}
-	two.arch = "arm64"
-	got := a.add(one, two.target(), three.target())
+	two.Arch = "arm64"
+	got := a.add(one, two.Target(), three.Target())
 	if got.code != exitPartial || !strings.Contains(got.out, "pve1 is online.") || !strings.Contains(got.out, "pve3 is online.") || !strings.Contains(got.err, "pve2 is no host for agents") {
 		t.Errorf("%+v", got)
 	}
 	for _, args := range [][]string{{"--name", "x"}, {"--address", "127.0.0.1"}, {"--host-key", "SHA256:x"}} {
-		if got := a.add(one, append(args, two.target())...); got.code != 1 || !strings.Contains(got.err, args[0]+" is of one host") {
+		if got := a.add(one, append(args, two.Target())...); got.code != 1 || !strings.Contains(got.err, args[0]+" is of one host") {
 			t.Errorf("%+v", got)
 		}
 	}
-	if got := a.add(one, "root@"); got.code != 1 || !strings.Contains(got.err, "is no root@HOST") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, a.add(one, "root@"), "is no root@HOST")
 }

@@ -18,7 +18,6 @@ import (
 )
 
 const (
-	enrolLimit = time.Minute
 	// degradedLimit is how long an agent that has just begun may be without its Proxmox.
 	degradedLimit = 15 * time.Second
 	// enrolToken is how long a token of ours is good for.
@@ -74,9 +73,7 @@ func (h *addedHost) enrol(ctx context.Context) (string, bool, error) {
 	if err != nil {
 		return "", false, err
 	}
-	// Through stdin: arguments are in the list of processes.
-	_, err = h.on.Do(ctx, enrolLimit, strings.NewReader(resp.GetToken()+"\n"), "/usr/sbin/hl-agent", "enrol", "--controller", resp.GetEnrol(), "--token", "-")
-	if err != nil {
+	if err := h.on.Enrol(ctx, rpc.RoleAgent, resp.GetEnrol(), resp.GetToken()); err != nil {
 		return "", false, fmt.Errorf("enrol: %w\n  the host must reach the controller at %s; then again: hlctl hosts add %s", err, resp.GetEnrol(), h.target)
 	}
 	h.fresh = true
@@ -123,10 +120,7 @@ func (h *addedHost) agentCutOff(ctx context.Context) (bool, error) {
 	if h.seen.Cert != nil {
 		return false, nil
 	}
-	if _, err := h.on.Look(ctx, "test", "-s", onhost.AgentKey); err != nil {
-		if onhost.Failed(err) {
-			err = nil
-		}
+	if has, err := h.on.HasAgentKey(ctx); err != nil || !has {
 		return false, err
 	}
 	status, err := ask(ctx, h.conn.Status, &controllerv1.StatusRequest{Fresh: true})
@@ -171,17 +165,10 @@ func (h *addedHost) start(ctx context.Context) (string, bool, error) {
 	return "hl-agent, now and at each boot", true, nil
 }
 
-// begin enables and starts a service, or starts it anew. systemctl returns when the
-// service says that it is ready.
+// begin starts a service, now and at each boot, or starts it anew.
 func (h *addedHost) begin(ctx context.Context, service string, active bool) error {
-	commands := [][]string{{"systemctl", "enable", "--now", service}}
-	if active {
-		commands = [][]string{{"systemctl", "enable", service}, {"systemctl", "restart", service}}
-	}
-	for _, argv := range commands {
-		if _, err := h.on.Do(ctx, onhost.ServiceLimit, nil, argv...); err != nil {
-			return fmt.Errorf("%w%s\n  on the host: journalctl -u %s; then again: hlctl hosts add %s", err, h.on.Journal(ctx, service), service, h.target)
-		}
+	if err := h.on.Begin(ctx, service, active); err != nil {
+		return fmt.Errorf("%w\n  on the host: journalctl -u %s; then again: hlctl hosts add %s", err, service, h.target)
 	}
 	return nil
 }

@@ -351,25 +351,13 @@ func (r *removal) uninstall(ctx context.Context) error {
 	if r.on.Installed == "" && !r.purge {
 		return nil
 	}
-	if r.on.Installed != "" {
-		if err := r.on.Disable(ctx); err != nil {
-			return err
-		}
-	}
-	how, done := "--remove", "removed"
-	if r.purge {
-		how, done = "--purge", "purged"
-	}
-	said, err := r.on.Dpkg(ctx, how, "homelab")
+	kept, err := r.on.Remove(ctx, r.purge)
 	if err != nil {
 		return err
 	}
-	r.doc.Package = done
-	// What purge does not delete it names, a path on a line.
-	for line := range strings.Lines(said) {
-		if line = strings.TrimSpace(line); strings.HasPrefix(line, "/") {
-			r.doc.Kept = append(r.doc.Kept, line)
-		}
+	r.doc.Package, r.doc.Kept = "removed", append(r.doc.Kept, kept...)
+	if r.purge {
+		r.doc.Package = "purged"
 	}
 	return nil
 }

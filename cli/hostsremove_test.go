@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/homeiac/homelab/cli/onhost/onhosttest"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
@@ -18,10 +19,10 @@ import (
 
 // leaving is a fleet of two hosts whose certificates count, each of one serial number,
 // and a controller that is on neither.
-func leaving(t *testing.T) (*rig, []*machine) {
+func leaving(t *testing.T) (*rig, []*onhosttest.Host) {
 	t.Helper()
 	r := newRig(t)
-	hosts := []*machine{r.machine("pve1", "1.2.0"), r.machine("pve2", "1.2.0")}
+	hosts := []*onhosttest.Host{r.member("pve1", "1.2.0"), r.member("pve2", "1.2.0")}
 	r.trust = &controllerv1.TrustResponse{Certificates: []*controllerv1.CertificateStatus{
 		{Role: "admin", Name: "laptop", Serial: "1a"}, {Role: "agent", Name: "pve1", Serial: "1b"},
 		{Role: "agent", Name: "pve2", Serial: "1c"}, {Role: "controller", Name: "controller-1", Serial: "1d"},
@@ -36,25 +37,23 @@ func leaving(t *testing.T) (*rig, []*machine) {
 }
 
 // remove runs it with the host's SSH address.
-func (r *rig) remove(m *machine, args ...string) ran {
-	return r.run(append([]string{"hosts", "remove", m.name, "--ssh", "root@" + m.At()}, args...)...)
+func (r *rig) remove(m *onhosttest.Host, args ...string) ran {
+	return r.run(append([]string{"hosts", "remove", m.Hostname, "--ssh", m.Target()}, args...)...)
 }
 
 // untouched fails the test unless nothing was done to the fleet.
-func (r *rig) untouched(m *machine) {
+func (r *rig) untouched(m *onhosttest.Host) {
 	r.t.Helper()
-	if did := m.changed(); did != "" || r.rotated != 0 || r.paused != "" || len(r.takenBack) != 0 {
+	if did := m.Done(); did != "" || r.rotated != 0 || r.paused != "" || len(r.takenBack) != 0 {
 		r.t.Errorf("done: %s, rotated: %d, revoked: %v, paused: %q", did, r.rotated, r.takenBack, r.paused)
 	}
 }
 
 func TestARemovedHostHasNoPackageNoCertificateAndNoGossipKey(t *testing.T) {
 	r, hosts := leaving(t)
-	if got := r.remove(hosts[1]); got.code != 1 || !strings.Contains(got.err, "confirm with --yes") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.remove(hosts[1]), "confirm with --yes")
 	r.untouched(hosts[1])
-	hosts[1].at = func(argv []string) {
+	hosts[1].Before = func(argv []string) {
 		if r.rotated != 0 || len(r.takenBack) != 0 {
 			t.Errorf("%v runs when it is locked out already", argv)
 		}
@@ -73,29 +72,26 @@ The Spec names it still: take hosts.pve2 and the guests on it out of it, and app
 	if got.code != 0 || got.out != want || got.err != "" {
 		t.Errorf("%d\n%s%s", got.code, got.out, got.err)
 	}
-	if did := hosts[1].changed(); did != "disable, remove homelab" || r.rotated != 1 || !slices.Equal(r.takenBack, []string{"agent@pve2"}) || r.paused != "" {
+	if did := hosts[1].Done(); did != "disable, remove homelab" || r.rotated != 1 || !slices.Equal(r.takenBack, []string{"agent@pve2"}) || r.paused != "" {
 		t.Errorf("done: %s, rotated: %d, revoked: %v, paused: %q", did, r.rotated, r.takenBack, r.paused)
 	}
 	// Again: there is nothing left but its data, and an earlier attempt may have ended
 	// before the rotation.
-	hosts[1].at = nil
+	hosts[1].Before = nil
 	got = r.remove(hosts[1], "--yes", "--purge", "-o", "json")
 	var doc removalDoc
 	if err := json.Unmarshal([]byte(got.out), &doc); err != nil || got.code != 0 || doc.Package != "purged" || len(doc.Revoked) != 0 || len(doc.Kept) != 1 {
 		t.Errorf("%v, %+v", doc, got)
 	}
-	if did := hosts[1].changed(); did != "purge homelab" || r.rotated != 2 {
+	if did := hosts[1].Done(); did != "purge homelab" || r.rotated != 2 {
 		t.Errorf("again: %s, rotated %d", did, r.rotated)
 	}
-	if got := r.run("hosts", "remove", "pve9"); got.code != 1 || !strings.Contains(got.err, "no host pve9 is known (there are pve1, pve2)") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.run("hosts", "remove", "pve9"), "no host pve9 is known (there are pve1, pve2)")
 }
 
 func TestASilentHostIsLockedOutOnly(t *testing.T) {
 	r, hosts := leaving(t)
-	hosts[1].Stop()
-	r.status.Hosts[1].State = homelabv1.HostState_HOST_STATE_SILENT
+	hosts[1].PowerOff()
 	got := r.remove(hosts[1], "--yes")
 	if !strings.Contains(got.out, "no longer looked after (as they were seen last):\n    k3s-1 (VM 201), running\n") {
 		t.Errorf("what is not seen now is said to be so: %s", got.out)
@@ -121,19 +117,13 @@ func TestASilentHostIsLockedOutOnly(t *testing.T) {
 
 func TestTheLastControllerIsNotRemoved(t *testing.T) {
 	r, hosts := leaving(t)
-	hosts[0].controller = "controller-1"
-	hosts[0].files["/etc/homelab/controller.yaml"] = "name: controller-1\n"
-	got := r.remove(hosts[0], "--yes")
-	if got.code != 1 || !strings.Contains(got.err, "nothing was done: pve1 has the last controller that answers (controller-1)") || !strings.Contains(got.err, "hlctl hosts add --controller") {
-		t.Errorf("%+v", got)
-	}
+	hosts[0].HaveController("controller-1")
+	fails(t, r.remove(hosts[0], "--yes"), "nothing was done: pve1 has the last controller that answers (controller-1)", "hlctl hosts add --controller")
 	r.untouched(hosts[0])
 	// Silent, it is known by its address, or by its name.
 	address, _, _ := strings.Cut(r.address, ":")
 	r.status.Hosts[0].Address = address + ":8400"
-	if got := r.run("hosts", "remove", "pve1", "--yes", "--no-ssh"); got.code != 1 || !strings.Contains(got.err, "the last controller") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.run("hosts", "remove", "pve1", "--yes", "--no-ssh"), "the last controller")
 	r.untouched(hosts[0])
 }
 
@@ -150,8 +140,7 @@ func (second) RevokeCertificate(context.Context, *controllerv1.RevokeCertificate
 
 func TestOneOfTwoControllersIsRemovedByTheOther(t *testing.T) {
 	r, hosts := leaving(t)
-	hosts[0].controller = "controller-2"
-	hosts[0].files["/etc/homelab/controller.yaml"] = "name: controller-2\n"
+	hosts[0].HaveController("controller-2")
 	r.issue("second", rpc.Identity{Role: rpc.RoleController, Name: "controller-2"}, time.Hour)
 	r.trust.Certificates = append(r.trust.Certificates, &controllerv1.CertificateStatus{Role: "controller", Name: "controller-2", Serial: "1e"})
 	other := r.serve("second", second{r.fake})
@@ -169,31 +158,27 @@ func TestOneOfTwoControllersIsRemovedByTheOther(t *testing.T) {
 func TestNoHostIsRemovedDuringARun(t *testing.T) {
 	r, hosts := leaving(t)
 	r.status.Run = 7
-	if got := r.remove(hosts[1], "--yes"); got.code != 1 || !strings.Contains(got.err, "nothing was done: run 7 is going on") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.remove(hosts[1], "--yes"), "nothing was done: run 7 is going on")
 	r.untouched(hosts[1])
 	// One that begins at the last moment.
 	r.status.Run = 0
-	hosts[1].at = func([]string) {
+	hosts[1].Before = func([]string) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.status.Run = 8
 	}
-	if got := r.remove(hosts[1], "--yes"); got.code != 1 || !strings.Contains(got.err, "nothing was done: run 8 is going on") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.remove(hosts[1], "--yes"), "nothing was done: run 8 is going on")
 	r.untouched(hosts[1])
 }
 
 func TestARemovalThatFailsOnTheHostTakesNothingBack(t *testing.T) {
 	r, hosts := leaving(t)
-	hosts[1].breaksDpkg["--remove"] = true
+	hosts[1].Fails["dpkg --remove"] = "dpkg: error: the archive is damaged"
 	got := r.remove(hosts[1], "--yes")
 	if got.code != 1 || !strings.Contains(got.err, "dpkg --remove: exit 2: dpkg: error: the archive is damaged\n  its daemons may be ended, and its certificates were not taken back yet; again: hlctl hosts remove pve2") || r.rotated != 0 || len(r.takenBack) != 0 || r.paused != "" {
 		t.Errorf("%+v", got)
 	}
-	hosts[1].breaksDpkg = nil
+	delete(hosts[1].Fails, "dpkg --remove")
 	if got := r.remove(hosts[1], "--yes"); got.code != 0 || r.rotated != 1 {
 		t.Errorf("%+v", got)
 	}
@@ -207,12 +192,9 @@ func TestCtrlCAtTheQuestionRemovesNothing(t *testing.T) {
 			stop()
 		}
 	}}
-	got := r.runWith(ctx, forever{}, func(a *app) { a.inIsTerm, a.errw = true, question }, "hosts", "remove", "pve2", "--ssh", "root@"+hosts[1].At())
-	if got.code != 1 {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.runWith(ctx, forever{}, func(a *app) { a.inIsTerm, a.errw = true, question }, "hosts", "remove", "pve2", "--ssh", hosts[1].Target()))
 	r.untouched(hosts[1])
-	got = r.runWith(t.Context(), strings.NewReader("y\n"), func(a *app) { a.inIsTerm = true }, "hosts", "remove", "pve2", "--ssh", "root@"+hosts[1].At())
+	got := r.runWith(t.Context(), strings.NewReader("y\n"), func(a *app) { a.inIsTerm = true }, "hosts", "remove", "pve2", "--ssh", hosts[1].Target())
 	if got.code != 0 || r.rotated != 1 {
 		t.Errorf("%+v", got)
 	}

@@ -11,67 +11,55 @@ import (
 	"time"
 
 	"github.com/homeiac/homelab/cli/onhost"
+	"github.com/homeiac/homelab/cli/onhost/onhosttest"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 )
 
 // upgrading is a fleet of three, with the controller on the first, and hlctl with a
 // package of version 1.3.0.
-func upgrading(t *testing.T) (*rig, []*machine) {
+func upgrading(t *testing.T) (*rig, []*onhosttest.Host) {
 	t.Helper()
 	r := newRig(t)
-	hosts := []*machine{r.machine("pve1", "1.2.0"), r.machine("pve2", "1.2.0"), r.machine("pve3", "1.2.0")}
-	hosts[0].Lock()
-	hosts[0].controller = "controller-1"
-	hosts[0].files["/etc/homelab/controller.yaml"] = "name: controller-1\nadvertise: 127.0.0.1\n"
-	hosts[0].tell()
-	hosts[0].Unlock()
+	hosts := []*onhosttest.Host{r.member("pve1", "1.2.0"), r.member("pve2", "1.2.0"), r.member("pve3", "1.2.0")}
+	hosts[0].HaveController("controller-1")
 	if err := os.Mkdir(r.path("packages"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	r.write("packages/homelab_1.3.0_amd64.deb", "1.3.0")
+	r.write("packages/homelab_1.3.0_amd64.deb", onhosttest.Deb("1.3.0"))
 	return r, hosts
 }
 
 // upgrade runs it on the hosts, or with other arguments than their SSH addresses.
-func (r *rig) upgrade(ctx context.Context, hosts []*machine, args ...string) ran {
-	args = append([]string{"hosts", "upgrade", "--from", r.path("packages"), "--checksum", onhost.SHA256([]byte("1.3.0"))}, args...)
+func (r *rig) upgrade(ctx context.Context, hosts []*onhosttest.Host, args ...string) ran {
+	args = append([]string{"hosts", "upgrade", "--from", r.path("packages"), "--checksum", onhost.SHA256([]byte(onhosttest.Deb("1.3.0")))}, args...)
 	for _, m := range hosts {
-		args = append(args, "--ssh", m.ssh())
+		args = append(args, "--ssh", sshTo(m))
 	}
 	return r.runWith(ctx, strings.NewReader(""), nil, args...)
 }
 
 // ailing makes hosts that do not get well with 1.3.0, which are given up on soon. Those
 // that do have as long.
-func (r *rig) ailing(hosts ...*machine) {
+func (r *rig) ailing(hosts ...*onhosttest.Host) {
 	r.ready.limit = time.Second
 	for _, m := range hosts {
-		m.breaks["1.3.0"] = true
+		m.Sick["1.3.0"] = true
 	}
-}
-
-// changedOn is what was done on each of the hosts.
-func changedOn(hosts []*machine) []string {
-	var all []string
-	for _, m := range hosts {
-		all = append(all, m.changed())
-	}
-	return all
 }
 
 func TestHostsAreUpgradedOneAfterTheOtherWithTheControllerLast(t *testing.T) {
 	r, hosts := upgrading(t)
 	var order []string
 	for _, m := range hosts {
-		m.at = func(argv []string) {
+		m.Before = func(argv []string) {
 			if !slices.Contains(argv, "--install") {
 				return
 			}
-			order = append(order, m.name)
+			order = append(order, m.Hostname)
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			if !strings.Contains(r.paused, "hlctl hosts upgrade of pve2, pve3, pve1 to 1.3.0") {
-				t.Errorf("%s is upgraded, and runs may begin: %q", m.name, r.paused)
+				t.Errorf("%s is upgraded, and runs may begin: %q", m.Hostname, r.paused)
 			}
 		}
 	}
@@ -85,7 +73,7 @@ func TestHostsAreUpgradedOneAfterTheOtherWithTheControllerLast(t *testing.T) {
 	}
 	for i, did := range changedOn(hosts) {
 		if did != "install homelab_1.3.0_amd64.deb" {
-			t.Errorf("%s: %s", hosts[i].name, did)
+			t.Errorf("%s: %s", hosts[i].Hostname, did)
 		}
 	}
 	if got := r.upgrade(t.Context(), hosts); got.code != 0 || strings.Join(changedOn(hosts), "") != "" || strings.Contains(got.out, "Paused") {
@@ -117,19 +105,13 @@ func TestAHostThatIsNotReadyGetsItsOldPackageAndNoOtherIsTouched(t *testing.T) {
 func TestAControllerThatDoesNotComeBackGetsItsOldPackageToo(t *testing.T) {
 	r, hosts := upgrading(t)
 	r.ailing(hosts[0])
-	got := r.upgrade(t.Context(), hosts[:1], "pve1")
-	if got.code != 1 || !strings.Contains(got.err, "controller controller-1 says that it is version v1.2.0, and not v1.3.0") || !strings.Contains(got.err, "it has 1.2.0 again, and is online with it") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.upgrade(t.Context(), hosts[:1], "pve1"), "controller controller-1 says that it is version v1.2.0, and not v1.3.0", "it has 1.2.0 again, and is online with it")
 }
 
 func TestAPackageThatDpkgRefusesChangesNothing(t *testing.T) {
 	r, hosts := upgrading(t)
-	hosts[1].breaksDpkg["1.3.0"] = true
-	got := r.upgrade(t.Context(), hosts)
-	if got.code != 1 || !strings.Contains(got.err, "it has 1.2.0 as before: ") || !strings.Contains(got.err, "the archive is damaged") || !strings.Contains(got.err, "not touched: pve3, pve1") {
-		t.Errorf("%+v", got)
-	}
+	hosts[1].Fails["dpkg --install "+onhost.KeptAt("1.3.0")] = "dpkg: error: the archive is damaged"
+	fails(t, r.upgrade(t.Context(), hosts), "it has 1.2.0 as before: ", "the archive is damaged", "not touched: pve3, pve1")
 	if did := strings.Join(changedOn(hosts), ""); did != "" || r.paused != "" {
 		t.Errorf("done: %s, paused: %s", did, r.paused)
 	}
@@ -137,17 +119,14 @@ func TestAPackageThatDpkgRefusesChangesNothing(t *testing.T) {
 
 func TestWithoutAWayBackItAsksFirst(t *testing.T) {
 	r, hosts := upgrading(t)
-	delete(hosts[2].files, onhost.KeptAt("1.2.0"))
-	hosts[1].files[onhost.KeptAt("1.2.0")] = "1.1.0" // another one than its name says
-	got := r.upgrade(t.Context(), hosts)
-	if got.code != 1 || !strings.Contains(got.err, "on pve2 and pve3 the package that is installed is not in /var/cache/homelab") || !strings.Contains(got.err, "--no-way-back") {
-		t.Errorf("%+v", got)
-	}
+	delete(hosts[2].Files, onhost.KeptAt("1.2.0"))
+	hosts[1].Files[onhost.KeptAt("1.2.0")] = onhosttest.Deb("1.1.0") // another one than its name says
+	fails(t, r.upgrade(t.Context(), hosts), "on pve2 and pve3 the package that is installed is not in /var/cache/homelab", "--no-way-back")
 	if did := strings.Join(changedOn(hosts), ""); did != "" || r.paused != "" {
 		t.Errorf("done: %s, paused: %s", did, r.paused)
 	}
 	r.ailing(hosts[2])
-	got = r.upgrade(t.Context(), hosts, "--no-way-back")
+	got := r.upgrade(t.Context(), hosts, "--no-way-back")
 	if got.code != 1 || !strings.Contains(got.err, "there is no old package on it to go back to") || strings.Join(changedOn(hosts), ",") != ",install homelab_1.3.0_amd64.deb,install homelab_1.3.0_amd64.deb" {
 		t.Errorf("%+v", got)
 	}
@@ -156,18 +135,15 @@ func TestWithoutAWayBackItAsksFirst(t *testing.T) {
 func TestNoHostIsUpgradedDuringARun(t *testing.T) {
 	r, hosts := upgrading(t)
 	r.status.Run = 7
-	got := r.upgrade(t.Context(), hosts)
-	if got.code != 1 || !strings.Contains(got.err, "nothing was done: run 7 is going on; wait for its end with: hlctl runs follow") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.upgrade(t.Context(), hosts), "nothing was done: run 7 is going on; wait for its end with: hlctl runs follow")
 	// One that begins when all was looked at, and before the pause.
 	r.status.Run = 0
-	hosts[2].at = func([]string) {
+	hosts[2].Before = func([]string) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.status.Run = 8
 	}
-	got = r.upgrade(t.Context(), hosts)
+	got := r.upgrade(t.Context(), hosts)
 	if got.code != 1 || !strings.Contains(got.err, "nothing was done: run 8 is going on") || r.paused != "" {
 		t.Errorf("%+v, paused %q", got, r.paused)
 	}
@@ -190,15 +166,12 @@ func TestAPauseOfAPersonServesAndStays(t *testing.T) {
 
 func TestTheUpgradeStopsWhenSomebodyEndsItsPause(t *testing.T) {
 	r, hosts := upgrading(t)
-	hosts[1].at = func(argv []string) {
+	hosts[1].Before = func(argv []string) {
 		if slices.Contains(argv, "--install") {
 			_, _ = r.Resume(t.Context(), &controllerv1.ResumeRequest{})
 		}
 	}
-	got := r.upgrade(t.Context(), hosts)
-	if got.code != 1 || !strings.Contains(got.err, "somebody ended the pause (hlctl resume), and runs may begin\n  not touched: pve3, pve1") {
-		t.Errorf("%+v", got)
-	}
+	fails(t, r.upgrade(t.Context(), hosts), "somebody ended the pause (hlctl resume), and runs may begin\n  not touched: pve3, pve1")
 	if got := changedOn(hosts); got[1] == "" || got[0]+got[2] != "" {
 		t.Errorf("%q", got)
 	}
@@ -207,7 +180,7 @@ func TestTheUpgradeStopsWhenSomebodyEndsItsPause(t *testing.T) {
 func TestCtrlCEndsAnUpgradeAfterTheHostThatItIsAt(t *testing.T) {
 	r, hosts := upgrading(t)
 	ctx, stop := context.WithCancel(t.Context())
-	hosts[1].at = func(argv []string) {
+	hosts[1].Before = func(argv []string) {
 		if slices.Contains(argv, "--install") {
 			stop()
 		}
@@ -227,15 +200,13 @@ func TestCtrlCEndsAnUpgradeAfterTheHostThatItIsAt(t *testing.T) {
 func TestAConnectionThatBreaksDuringDpkgIsMadeAgain(t *testing.T) {
 	r, hosts := upgrading(t)
 	cut := false
-	hosts[1].at = func(argv []string) {
+	hosts[1].Before = func(argv []string) {
 		if slices.Contains(argv, "--install") && !cut {
 			cut = true
 			hosts[1].Cut()
 		}
 	}
-	if got := r.upgrade(t.Context(), hosts[1:2], "pve2"); got.code != 0 || !strings.Contains(got.out, "connecting again") {
-		t.Errorf("%+v", got)
-	}
+	succeeds(t, r.upgrade(t.Context(), hosts[1:2], "pve2"), "connecting again")
 }
 
 func TestAHostThatDoesNotAnswerIsSkipped(t *testing.T) {
@@ -245,9 +216,7 @@ func TestAHostThatDoesNotAnswerIsSkipped(t *testing.T) {
 	if got.code != 3 || !strings.Contains(got.out, "pve2 was left alone: ssh to 127.0.0.1:") {
 		t.Errorf("%+v", got)
 	}
-	if got := r.upgrade(t.Context(), hosts[1:2], "pve2"); got.code != 1 {
-		t.Errorf("alone: %+v", got)
-	}
+	fails(t, r.upgrade(t.Context(), hosts[1:2], "pve2"))
 	if got := changedOn(hosts); got[0] == "" || got[2] == "" {
 		t.Errorf("%q", got)
 	}
@@ -255,8 +224,7 @@ func TestAHostThatDoesNotAnswerIsSkipped(t *testing.T) {
 
 func TestAnEarlierPackageIsInstalledOnRequestOnly(t *testing.T) {
 	r, hosts := upgrading(t)
-	hosts[2].installed = "1.4.0"
-	hosts[2].files[onhost.KeptAt("1.4.0")] = "1.4.0"
+	hosts[2].Have("1.4.0")
 	got := r.upgrade(t.Context(), hosts)
 	if got.code != 1 || !strings.Contains(got.err, "host pve3: it has package 1.4.0, which is later than 1.3.0") || strings.Join(changedOn(hosts), "") != "" {
 		t.Errorf("%+v", got)

@@ -119,7 +119,8 @@ func TestRunThatDestroysMoreIsLeft(t *testing.T) {
 	r.plan, r.drifts, r.rash = partial(), []*homelabv1.Plan{recreation()}, true
 	left := make(chan struct{})
 	r.hold = func(ctx context.Context, part *controllerv1.ApplyResponse) {
-		if part.GetEvent().GetKind() == homelabv1.EventKind_EVENT_KIND_STEP_STARTED {
+		// The first after the plan: when it is left by then, no later one is tried.
+		if part.GetEvent().GetKind() == homelabv1.EventKind_EVENT_KIND_RUN_STARTED {
 			<-ctx.Done()
 			close(left)
 		}

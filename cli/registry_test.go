@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/homeiac/homelab/cli/onhost/onhosttest"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
-	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -24,9 +24,6 @@ type registry struct {
 	root   string // its hash
 	made   []*given
 	issued []*controllerv1.CertificateStatus
-	// known are the hosts that the controller would find; they say themselves whether
-	// their agent is there.
-	known []*proxmoxHost
 	// alone is a controller with a store of its own.
 	alone bool
 }
@@ -147,21 +144,9 @@ func (r *registry) texts() (list []string) {
 	return list
 }
 
-// hosts are those whose agents run with a certificate that counts.
-func (r *registry) hosts() (list []*homelabv1.HostStatus) {
+// counts says whether an agent has the certificate of its name.
+func (r *registry) counts(agent onhosttest.Daemon) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, h := range r.known {
-		name, serial, up := h.agent()
-		if name == "" {
-			continue
-		}
-		s := &homelabv1.HostStatus{Name: name, State: homelabv1.HostState_HOST_STATE_AGENT_GONE, Address: "127.0.0.1"}
-		counts := slices.ContainsFunc(r.held(rpc.RoleAgent, name), func(c *controllerv1.CertificateStatus) bool { return c.GetSerial() == serial })
-		if up && counts {
-			s.State, s.Version = homelabv1.HostState_HOST_STATE_ONLINE, "v1.2.3"
-		}
-		list = append(list, s)
-	}
-	return list
+	return slices.ContainsFunc(r.held(rpc.RoleAgent, agent.Name), func(c *controllerv1.CertificateStatus) bool { return c.GetSerial() == agent.Serial })
 }

@@ -27,7 +27,7 @@ var folders = []string{
 	"agent", "agent/hl-agent", "agent/host", "agent/driver", "agent/driver/drivertest", "agent/driver/proxmox",
 	"agent/driver/proxmox/args", "agent/driver/proxmox/parse", "agent/guest", "agent/guest/guesttest", "agent/image",
 	"controller", "controller/hl-controller", "controller/plan", "controller/plan/plantest", "controller/store",
-	"cli", "cli/discover", "cli/hlctl", "cli/onhost", "cli/remote", "cli/remote/remotetest",
+	"cli", "cli/discover", "cli/hlctl", "cli/onhost", "cli/onhost/onhosttest", "cli/remote", "cli/remote/remotetest",
 	"lab", "lab/hl-lab", "lab/disk", "lab/pve", "lab/wan",
 	"lab/guest", "lab/guest/cloudinit", "lab/guest/k3s", "lab/guest/qga", "lab/guest/qmp", "lab/guest/shell",
 	"lab/guest/sshd", "lab/guest/system", "lab/guest/tree",

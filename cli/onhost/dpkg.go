@@ -2,6 +2,7 @@ package onhost
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"path"
@@ -98,7 +99,7 @@ func (r Root) Dpkg(ctx context.Context, args ...string) (string, error) {
 		if errors.As(err, &exit) {
 			exit.Program = "dpkg " + args[0]
 		}
-		if !Failed(err) || !strings.Contains(err.Error(), "lock") || !strings.Contains(err.Error(), "another process") || !pause.For(patient, lockPoll) {
+		if !Failed(err) || !strings.Contains(err.Error(), "lock") || !strings.Contains(err.Error(), "another process") || !pause.For(patient, cmp.Or(r.poll, lockPoll)) {
 			return clean(out), err
 		}
 	}

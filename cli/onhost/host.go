@@ -36,7 +36,7 @@ func Open(ctx context.Context, dial func(context.Context) (*remote.Host, error))
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{Root: Root{shell}, dial: dial}
+	h := &Host{Root: Root{Host: shell}, dial: dial}
 	if err := h.inspect(ctx); err != nil {
 		_ = h.Close()
 		return nil, err

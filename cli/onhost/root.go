@@ -33,7 +33,10 @@ const (
 )
 
 // Root runs programs on a host, in English.
-type Root struct{ *remote.Host }
+type Root struct {
+	*remote.Host
+	poll time.Duration // how often dpkg's lock is tried; 0 is lockPoll
+}
 
 // Do runs a program within a limit and gives what it printed, without blanks around it.
 func (r Root) Do(ctx context.Context, limit time.Duration, stdin io.Reader, argv ...string) (string, error) {

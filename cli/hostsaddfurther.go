@@ -12,12 +12,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/homeiac/homelab/cli/onhost"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
-	"github.com/homeiac/homelab/internal/durable"
 	"github.com/homeiac/homelab/internal/pause"
 	"github.com/homeiac/homelab/internal/rpc"
 )
@@ -69,7 +67,7 @@ func (f *etcdFlags) check(controller bool) error {
 // issuing CA is signed here, with the root's key, and its fleet key is the admin's copy:
 // neither is anything that one controller could get from another.
 func (h *addedHost) furtherController(ctx context.Context) (string, bool, error) {
-	there, err := h.controllerState(ctx)
+	there, err := h.on.ControllerFiles(ctx)
 	if err != nil {
 		return "", false, err
 	}
@@ -116,9 +114,7 @@ func (h *addedHost) enrolFurther(ctx context.Context, there []string) error {
 	if err := h.putFurther(ctx, there, files); err != nil {
 		return err
 	}
-	_, err = h.on.Do(ctx, enrolLimit, strings.NewReader(resp.GetToken()+"\n"), "/usr/sbin/hl-controller", "enrol", "--controller", resp.GetEnrol(), "--token", "-",
-		"--advertise", h.address, "--etcd-endpoints", strings.Join(h.etcd.endpoints, ","))
-	if err != nil {
+	if err := h.on.Enrol(ctx, rpc.RoleController, resp.GetEnrol(), resp.GetToken(), "--advertise", h.address, "--etcd-endpoints", strings.Join(h.etcd.endpoints, ",")); err != nil {
 		return fmt.Errorf("enrol the controller: %w\n  the host must reach the controller at %s; then again: hlctl hosts add %s --controller", err, resp.GetEnrol(), h.target)
 	}
 	return nil
@@ -183,7 +179,7 @@ func (h *addedHost) putFurther(ctx context.Context, there []string, files map[st
 			return err
 		}
 	}
-	return h.putState(ctx, put, files)
+	return h.on.PutControllerFiles(ctx, put, files)
 }
 
 // answersAt waits until the controller at IP:PORT answers.
@@ -207,54 +203,4 @@ func (h *addedHost) answersAt(ctx context.Context, at string) error {
 			return fmt.Errorf("hl-controller is started and does not answer at %s after %.0f s: %s%s", at, h.limit.Seconds(), cause(err), h.on.Journal(ctx, onhost.ControllerService))
 		}
 	}
-}
-
-// addController adds an address to the controllers of a context in hlctl's
-// configuration, unless it is there, and leaves all else in it.
-func addController(c clientContext, address string) (added bool, err error) {
-	return changeControllers(c, func(list *yaml.Node) {
-		if slices.ContainsFunc(list.Content, func(n *yaml.Node) bool { return n.Value == address }) {
-			return
-		}
-		entry := new(yaml.Node)
-		entry.SetString(address)
-		list.Content = append(list.Content, entry)
-	})
-}
-
-// dropController takes an address out of them, but never the last one.
-func dropController(c clientContext, address string) (dropped bool, err error) {
-	return changeControllers(c, func(list *yaml.Node) {
-		if len(list.Content) > 1 {
-			list.Content = slices.DeleteFunc(list.Content, func(n *yaml.Node) bool { return n.Value == address })
-		}
-	})
-}
-
-// changeControllers changes the list of controllers of a context, and says whether that
-// changed its length.
-func changeControllers(c clientContext, change func(list *yaml.Node)) (changed bool, err error) {
-	data, err := os.ReadFile(c.where)
-	if err != nil {
-		return false, err
-	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(data, &doc); err != nil {
-		return false, err
-	}
-	if len(doc.Content) == 0 {
-		return false, errors.New("it is empty")
-	}
-	list := under(under(under(doc.Content[0], "contexts"), c.name), "controllers")
-	if list.Kind != yaml.SequenceNode {
-		return false, fmt.Errorf("contexts.%s.controllers is no list", c.name)
-	}
-	before := len(list.Content)
-	if change(list); len(list.Content) == before {
-		return false, nil
-	}
-	if data, err = yaml.Marshal(&doc); err != nil {
-		return false, err
-	}
-	return true, durable.Write(c.where, data)
 }

@@ -12,15 +12,14 @@ import (
 	"time"
 
 	"github.com/homeiac/homelab/cli/onhost"
+	"github.com/homeiac/homelab/cli/onhost/onhosttest"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
 // newBeginning is a fleet that init has made, whose controller is set up nowhere yet:
 // it answers as soon as the host starts its service.
-func newBeginning(t *testing.T) (*adder, *proxmoxHost) {
-	a := newAdder(t)
-	h := newHost(t, a.registry)
-	h.know(t, a.home)
+func newBeginning(t *testing.T) (*adder, *onhosttest.Host) {
+	a, h := adding(t)
 	// The context's address is the real one; until the service runs nobody answers there.
 	at := a.address
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
@@ -40,11 +39,10 @@ func newBeginning(t *testing.T) (*adder, *proxmoxHost) {
 	}
 	// 8401 is where the folder's controller would be; a test has no port of its own.
 	a.configure(silent, "127.0.0.1:8401")
-	h.onStart = func(service string) error {
-		if service == onhost.ControllerService {
+	h.Before = func(argv []string) {
+		if strings.Join(argv, " ") == "systemctl enable --now "+onhost.ControllerService {
 			a.configure(at, "127.0.0.1:8401")
 		}
-		return nil
 	}
 	return a, h
 }
@@ -59,16 +57,16 @@ func TestTheFirstHostGetsTheControllerToo(t *testing.T) {
 	for _, name := range controllerFiles {
 		file := "/var/lib/hl-controller/" + name
 		local, err := os.ReadFile(filepath.Join(a.dir, "controller-c1", name))
-		if err != nil || h.files[file] != string(local) || h.modes[file] != "0600" {
-			t.Error(name, h.modes[file], err)
+		if err != nil || h.Files[file] != string(local) || h.Modes[file] != "0600" {
+			t.Error(name, h.Modes[file], err)
 		}
 	}
-	if !strings.Contains(h.files[onhost.ControllerConfig], "name: c1\n") || h.modes[onhost.ControllerConfig] != "0644" || !h.units[onhost.ControllerService].Enabled {
-		t.Error(h.files[onhost.ControllerConfig])
+	if !strings.Contains(h.Files[onhost.ControllerConfig], "name: c1\n") || h.Modes[onhost.ControllerConfig] != "0644" || !h.Units[onhost.ControllerService].Enabled {
+		t.Error(h.Files[onhost.ControllerConfig])
 	}
-	before := maps.Clone(h.files)
-	h.ran()
-	if got := a.add(h); got.code != 0 || !strings.Contains(got.out, "nothing to do") || len(h.ran()) > 0 || !maps.Equal(before, h.files) {
+	before := maps.Clone(h.Files)
+	h.Ran()
+	if got := a.add(h); got.code != 0 || !strings.Contains(got.out, "nothing to do") || len(h.Ran()) > 0 || !maps.Equal(before, h.Files) {
 		t.Errorf("%+v", got)
 	}
 }
@@ -77,23 +75,19 @@ func TestAFirstControllerThatIsCutOffIsFinishedAndKeepsWhatItHas(t *testing.T) {
 	for _, at := range []string{"put /var/lib/hl-controller/issuing-ca.key", "put /etc/homelab/controller.yaml", "systemctl enable --now hl-controller"} {
 		t.Run(filepath.Base(at), func(t *testing.T) {
 			a, h := newBeginning(t)
-			h.cutAt = at
-			if got := a.add(h); got.code != 1 {
-				t.Fatalf("%+v", got)
-			}
-			h.mu.Lock()
-			h.cutAt = ""
+			h.CutAt = at
+			fails(t, a.add(h))
+			h.Lock()
+			h.CutAt = ""
 			// A controller that ran already has renewed its certificate.
 			const cert = "/var/lib/hl-controller/controller.crt"
-			if h.files[cert] != "" {
-				h.files[cert] = "renewed"
+			if h.Files[cert] != "" {
+				h.Files[cert] = "renewed"
 			}
-			renewed := h.files[cert]
-			h.mu.Unlock()
-			if got := a.add(h); got.code != 0 || !strings.Contains(got.out, "pve1 is online.") {
-				t.Fatalf("%+v", got)
-			}
-			if renewed != "" && h.files[cert] != "renewed" {
+			renewed := h.Files[cert]
+			h.Unlock()
+			succeeds(t, a.add(h), "pve1 is online.")
+			if renewed != "" && h.Files[cert] != "renewed" {
 				t.Error("its certificate was put over the one that it has")
 			}
 		})
@@ -107,16 +101,16 @@ func TestAControllerOfAnotherFleetIsNotPutOver(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, h := newBeginning(t)
-			maps.Copy(h.files, files)
+			maps.Copy(h.Files, files)
 			if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "another controller") && !strings.Contains(got.err, "that of a controller other") {
 				t.Errorf("%+v", got)
 			}
 			for file, text := range files {
-				if h.files[file] != text {
+				if h.Files[file] != text {
 					t.Error(file)
 				}
 			}
-			if slices.ContainsFunc(h.ran(), func(c string) bool { return strings.Contains(c, "hl-controller.service") }) {
+			if slices.ContainsFunc(h.Ran(), func(c string) bool { return strings.Contains(c, "hl-controller.service") }) {
 				t.Error("it was started")
 			}
 		})
@@ -134,40 +128,40 @@ func TestWithoutAControllerOnlyItsOwnHostCanBeAdded(t *testing.T) {
 	a.write("controller-c1/controller.yaml", strings.ReplaceAll(string(data), "127.0.0.1", "127.0.0.2"))
 	a.configure("127.0.0.1:1", "127.0.0.2:8401")
 	got := a.add(h)
-	if got.code != 1 || !strings.Contains(got.err, "no controller answers") || !strings.Contains(got.err, "begin with its host: hlctl hosts add root@127.0.0.2") || len(h.ran()) > 0 {
+	if got.code != 1 || !strings.Contains(got.err, "no controller answers") || !strings.Contains(got.err, "begin with its host: hlctl hosts add root@127.0.0.2") || len(h.Ran()) > 0 {
 		t.Errorf("%+v", got)
 	}
 	// Without a folder it is the controller's own trouble.
 	if err := os.RemoveAll(filepath.Join(a.dir, "controller-c1")); err != nil {
 		t.Fatal(err)
 	}
-	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "no controller answers") || strings.Contains(got.err, "begin with its host") || len(h.ran()) > 0 {
+	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "no controller answers") || strings.Contains(got.err, "begin with its host") || len(h.Ran()) > 0 {
 		t.Errorf("%+v", got)
 	}
 	// A certificate that nobody takes is no reason to set anything up.
 	a.configure(a.address)
 	a.issue("admin", rpc.Identity{Role: rpc.RoleAdmin, Name: "laptop"}, -time.Minute)
-	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "hlctl trust renew") || len(h.calls) > 0 {
+	if got := a.add(h); got.code != 1 || !strings.Contains(got.err, "hlctl trust renew") || len(h.Calls) > 0 {
 		t.Errorf("%+v", got)
 	}
 }
 
 // further has hosts add --controller for a host on which the rig's controller would be.
-func (a *adder) further(h *proxmoxHost, change func(*hostsAdd)) ran {
+func (a *adder) further(h *onhosttest.Host, change func(*hostsAdd)) ran {
 	a.t.Helper()
 	a.t.Chdir(a.dir)
 	var out, errw buffer
 	app := a.app(strings.NewReader(""), &out, &errw)
 	app.config, app.format = a.path("hlctl.yaml"), "table"
 	o := &hostsAdd{
-		a: app, ssh: sshFlags{identity: h.identity, config: "none"}, from: "dist", checksum: a.sum, wantController: true,
+		a: app, ssh: sshFlags{identity: a.path(".ssh/id_ed25519"), config: "none"}, from: "dist", checksum: a.sum, wantController: true,
 		limit: 10 * time.Second, poll: time.Millisecond, port: netip.MustParseAddrPort(a.address).Port(),
 		etcd: etcdFlags{endpoints: []string{"https://192.0.2.20:2379"}, ca: "e-ca", cert: "e-cert", key: "e-key"},
 	}
 	if change != nil {
 		change(o)
 	}
-	err := o.run(a.t.Context(), []string{h.target()})
+	err := o.run(a.t.Context(), []string{h.Target()})
 	text := errw.String()
 	if err != nil {
 		text += err.Error()
@@ -176,11 +170,10 @@ func (a *adder) further(h *proxmoxHost, change func(*hostsAdd)) ran {
 }
 
 // newSecond is a fleet with a controller, and a host for another one.
-func newSecond(t *testing.T) (*adder, *proxmoxHost) {
+func newSecond(t *testing.T) (*adder, *onhosttest.Host) {
 	a := newAdder(t)
-	h := newHost(t, a.registry)
-	h.hostname = "pve2"
-	h.know(t, a.home)
+	h := a.host("pve2")
+	h.Know(t, a.dir)
 	for _, name := range []string{"e-ca", "e-cert", "e-key"} {
 		a.write(name, name)
 	}
@@ -197,48 +190,43 @@ func newSecond(t *testing.T) (*adder, *proxmoxHost) {
 
 func TestAFurtherControllerGetsAnIssuingCAOfItsOwn(t *testing.T) {
 	a, h := newSecond(t)
-	got := a.further(h, nil)
-	if got.code != 0 || !strings.Contains(got.out, "pve2  controller   0.0 s  pve2, answers at 127.0.0.1:8401, and is in DIR/hlctl.yaml") || !strings.Contains(got.out, "pve2 is online.") {
-		t.Fatalf("%+v", got)
-	}
+	succeeds(t, a.further(h, nil), "pve2  controller   0.0 s  pve2, answers at 127.0.0.1:8401, and is in DIR/hlctl.yaml", "pve2 is online.")
 	const state = "/var/lib/hl-controller/"
 	key, err := os.ReadFile(a.path(fleetKeyFile))
-	if err != nil || h.files[state+fleetKeyFile] != string(key) || h.files[state+"etcd.key"] != "e-key" || h.modes[state+"issuing-ca.key"] != "0600" {
-		t.Error(err, h.modes)
+	if err != nil || h.Files[state+fleetKeyFile] != string(key) || h.Files[state+"etcd.key"] != "e-key" || h.Modes[state+"issuing-ca.key"] != "0600" {
+		t.Error(err, h.Modes)
 	}
-	a.write("i.pem", h.files[state+"issuing-ca.pem"])
-	a.write("i.key", h.files[state+"issuing-ca.key"])
+	a.write("i.pem", h.Files[state+"issuing-ca.pem"])
+	a.write("i.key", h.Files[state+"issuing-ca.key"])
 	ca, err := rpc.LoadCA(a.path("i.pem"), a.path("i.key"), nil)
 	if err != nil || ca.IsRoot() || ca.Fleet() != "homelab" {
 		t.Error(ca, err)
 	}
-	if !strings.Contains(h.files[onhost.ControllerConfig], "--advertise 127.0.0.1 --etcd-endpoints https://192.0.2.20:2379") {
-		t.Error(h.files[onhost.ControllerConfig])
+	if !strings.Contains(h.Files[onhost.ControllerConfig], "--advertise 127.0.0.1 --etcd-endpoints https://192.0.2.20:2379") {
+		t.Error(h.Files[onhost.ControllerConfig])
 	}
 	// Nothing of that key stays here.
 	left, err := filepath.Glob(filepath.Join(a.dir, "controller-*"))
 	if err != nil || len(left) > 0 {
 		t.Error(left, err)
 	}
-	h.ran()
-	before := maps.Clone(h.files)
-	if got := a.further(h, nil); got.code != 0 || len(h.ran()) > 0 || !maps.Equal(before, h.files) || !strings.Contains(got.out, "nothing to do") {
+	h.Ran()
+	before := maps.Clone(h.Files)
+	if got := a.further(h, nil); got.code != 0 || len(h.Ran()) > 0 || !maps.Equal(before, h.Files) || !strings.Contains(got.out, "nothing to do") {
 		t.Errorf("%+v", got)
 	}
 }
 
 func TestAFurtherControllerThatIsCutOffIsFinishedByTheNext(t *testing.T) {
-	for _, at := range []string{"put /var/lib/hl-controller/issuing-ca.key", "/usr/sbin/hl-controller enrol", "systemctl enable --now hl-controller", "power"} {
+	for _, at := range []string{"put /var/lib/hl-controller/issuing-ca.key", "/usr/sbin/hl-controller enrol", "systemctl enable --now hl-controller", onhosttest.PowerFails} {
 		t.Run(filepath.Base(at), func(t *testing.T) {
 			a, h := newSecond(t)
-			h.cutAt = at
-			if got := a.further(h, nil); got.code != 1 {
-				t.Fatalf("%+v", got)
-			}
-			h.mu.Lock()
-			h.cutAt = ""
-			h.mu.Unlock()
-			if got := a.further(h, nil); got.code != 0 || !h.units[onhost.ControllerService].Active || len(a.registry.held(rpc.RoleController, "pve2")) != 1 {
+			h.CutAt = at
+			fails(t, a.further(h, nil))
+			h.Lock()
+			h.CutAt = ""
+			h.Unlock()
+			if got := a.further(h, nil); got.code != 0 || !h.Units[onhost.ControllerService].Active || len(a.registry.held(rpc.RoleController, "pve2")) != 1 {
 				t.Fatalf("%+v", got)
 			}
 		})
@@ -263,7 +251,7 @@ func TestAFurtherControllerIsRefusedBeforeAnythingOfItIsThere(t *testing.T) {
 			if got.code != 1 || !strings.Contains(got.err, c.says) {
 				t.Errorf("%+v", got)
 			}
-			for file := range h.files {
+			for file := range h.Files {
 				if strings.HasPrefix(file, "/var/lib/hl-controller") {
 					t.Error(file)
 				}

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"go.yaml.in/yaml/v3"
 
@@ -128,7 +127,7 @@ func (h *addedHost) firstController(ctx context.Context) (string, bool, error) {
 // putController puts the files that are not there yet, after it has made sure that what
 // is there is of the same controller.
 func (h *addedHost) putController(ctx context.Context, f *controllerFolder) error {
-	there, err := h.controllerState(ctx)
+	there, err := h.on.ControllerFiles(ctx)
 	if err != nil {
 		return err
 	}
@@ -159,50 +158,17 @@ func (h *addedHost) putController(ctx context.Context, f *controllerFolder) erro
 			put = append(put, name)
 		}
 	}
-	return h.putState(ctx, put, local)
+	return h.on.PutControllerFiles(ctx, put, local)
 }
 
 // sameOn refuses a file in the controller's state that is another one than ours.
 func (h *addedHost) sameOn(ctx context.Context, name string, ours []byte, of string) error {
-	out, err := h.on.Look(ctx, "sha256sum", "--", controllerState+"/"+name)
-	if err != nil {
+	same, err := h.on.HasControllerFile(ctx, name, ours)
+	if err != nil || same {
 		return err
-	}
-	if is, _, _ := strings.Cut(out, " "); is == onhost.SHA256(ours) {
-		return nil
 	}
 	return rpc.Errorf(rpc.ErrRefused, "%s/%s on the host is of another controller than %s; if that is not needed any more, on the host: apt-get purge homelab (it keeps such keys in /var/lib/homelab-keep)",
 		controllerState, name, of)
-}
-
-// controllerState are the files in the controller's state folder on the host.
-func (h *addedHost) controllerState(ctx context.Context) ([]string, error) {
-	out, err := h.on.Look(ctx, "ls", "-A", "--", controllerState+"/")
-	if onhost.Failed(err) && strings.Contains(err.Error(), "No such file or directory") {
-		return nil, nil
-	}
-	return strings.Fields(out), err
-}
-
-// putState puts files into the controller's state folder, whose user reads them: root
-// before its first start, when systemd gives it the folder, a user of its own later.
-func (h *addedHost) putState(ctx context.Context, names []string, files map[string][]byte) error {
-	if len(names) == 0 {
-		return nil
-	}
-	if _, err := h.on.Look(ctx, "mkdir", "-p", "-m", "700", "--", controllerState); err != nil {
-		return err
-	}
-	chown := []string{"chown", "--reference=" + controllerState + "/", "--"}
-	for _, name := range names {
-		file := controllerState + "/" + name
-		if err := h.on.Put(ctx, file, 0o600, bytes.NewReader(files[name]), int64(len(files[name]))); err != nil {
-			return err
-		}
-		chown = append(chown, file)
-	}
-	_, err := h.on.Look(ctx, chown...)
-	return err
 }
 
 // answers waits until a controller answers, and keeps the connection.
