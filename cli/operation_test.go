@@ -119,10 +119,11 @@ func TestRunThatDestroysMoreIsLeft(t *testing.T) {
 	r.plan, r.drifts, r.rash = partial(), []*homelabv1.Plan{recreation()}, true
 	left := make(chan struct{})
 	r.hold = func(ctx context.Context, part *controllerv1.ApplyResponse) {
-		// The first after the plan: when it is left by then, no later one is tried.
-		if part.GetEvent().GetKind() == homelabv1.EventKind_EVENT_KIND_RUN_STARTED {
+		switch {
+		case part.GetPlan() != nil:
+			context.AfterFunc(ctx, func() { close(left) }) // maybe before any step is told
+		case part.GetEvent().GetKind() == homelabv1.EventKind_EVENT_KIND_STEP_STARTED:
 			<-ctx.Done()
-			close(left)
 		}
 	}
 	wants(t, r.run("apply", "--yes"), 1, "destroys more than the one that was confirmed (of k3s-2)")

@@ -104,6 +104,23 @@ func TestAVMThatPausesAgainIsNotResumed(t *testing.T) {
 	}
 }
 
+// TestAStartIsNoLessDoneWhenQEMUIsBusy and lets the last question wait for too long, as
+// on a host under load.
+func TestAStartIsNoLessDoneWhenQEMUIsBusy(t *testing.T) {
+	h := newHost(t)
+	d := started(t, h)
+	h.side("busy-201", "1") // that it runs is answered, the look at the whole of it is not
+	vm, err := d.Start(t.Context(), &driverv1.StartRequest{Identity: drivertest.Identity(201)}, quiet)
+	if err != nil || vm.GetPower() != homelabv1.Power_POWER_RUNNING {
+		t.Errorf("start: %v %v", vm, err)
+	}
+	h.side("busy-201", "1")
+	vm, err = d.Reset(t.Context(), &driverv1.ResetRequest{Identity: drivertest.Identity(201)}, quiet)
+	if err != nil || vm.GetPower() != homelabv1.Power_POWER_RUNNING {
+		t.Errorf("reset: %v %v", vm, err)
+	}
+}
+
 func TestAGuestThatDoesNotShutDownRunsOn(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

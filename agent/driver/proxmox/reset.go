@@ -37,6 +37,6 @@ func (d *Driver) Reset(ctx context.Context, req *driverv1.ResetRequest, report d
 			if pid, err := d.process(vmid); err != nil || pid == 0 {
 				return nil, rpc.Errorf(rpc.ErrUnavailable, "VM %d does not run after its reset (qm start %d)", vmid, vmid)
 			}
-			return d.look(ctx, vmid)
+			return d.lookKnown(ctx, vmid)
 		})
 }

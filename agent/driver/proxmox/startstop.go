@@ -33,7 +33,7 @@ func (d *Driver) Start(ctx context.Context, req *driverv1.StartRequest, report d
 			if err := s.start(ctx, req.GetResume()); err != nil {
 				return nil, err
 			}
-			return d.look(ctx, s.id.GetVmid())
+			return d.lookKnown(ctx, s.id.GetVmid())
 		})
 }
 
@@ -96,6 +96,17 @@ func (s *session) start(ctx context.Context, resume bool) error {
 		why += "; " + now.reason
 	}
 	return rpc.Errorf(rpc.ErrUnavailable, "VM %d does not run after its start: %s (%s)", vmid, why, words(ran))
+}
+
+// lookKnown looks at a VM that was seen to run until QEMU says how it is: on a busy
+// host it may let one question wait for too long, and the VM runs no less.
+func (d *Driver) lookKnown(ctx context.Context, vmid int32) (*homelabv1.VirtualMachine, error) {
+	for limit := time.Now().Add(settleLimit); ; {
+		vm, err := d.look(ctx, vmid)
+		if err != nil || vm.GetPower() != homelabv1.Power_POWER_UNSPECIFIED || time.Now().After(limit) || !pause.For(ctx, lookAgain) {
+			return vm, err
+		}
+	}
 }
 
 // steady looks for steadyFor whether a resumed VM goes on: one that was paused for a

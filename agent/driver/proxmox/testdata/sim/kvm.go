@@ -19,7 +19,8 @@ import (
 // status-N beside the host's root is what query-status says; mute-qmp-N and
 // mute-qga-N silence the sockets, and deaf-N makes the guest not shut down. stop and
 // cont change the status, but not for longer than the next question when there is a
-// file sticky-N; resets-N holds a letter for each reset.
+// file sticky-N; resets-N holds a letter for each reset. Of as many conversations of
+// QMP as busy-N says, and one more, the last gets no answer.
 func kvm(argv []string) int {
 	flag := func(name string) string {
 		for i, a := range argv[:len(argv)-1] {
@@ -76,6 +77,13 @@ func kvm(argv []string) int {
 					_, _ = bufio.NewReader(c).ReadString(0)
 					c.Close()
 					continue
+				}
+				if n, err := strconv.Atoi(strings.TrimSpace(say("busy"))); err == nil && kind == "qmp" {
+					if set("busy", strconv.Itoa(n-1), os.O_TRUNC); n == 0 {
+						_, _ = bufio.NewReader(c).ReadString(0)
+						c.Close()
+						continue
+					}
 				}
 				fmt.Fprint(c, greeting)
 				in := bufio.NewScanner(c)
