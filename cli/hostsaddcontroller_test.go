@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/homeiac/homelab/cli/onhost"
 	"github.com/homeiac/homelab/cli/onhost/onhosttest"
 	"github.com/homeiac/homelab/internal/rpc"
@@ -230,6 +232,31 @@ func TestAFurtherControllerThatIsCutOffIsFinishedByTheNext(t *testing.T) {
 				t.Fatalf("%+v", got)
 			}
 		})
+	}
+}
+
+// What is left of it on the host is of no use to anybody, but for the fleet's key.
+func TestAControllerThatWasRemovedComesBackWithAnotherIssuingCA(t *testing.T) {
+	a, h := newSecond(t)
+	succeeds(t, a.further(h, nil))
+	const state = "/var/lib/hl-controller/"
+	before := maps.Clone(h.Files)
+	for _, c := range a.registry.issued {
+		if c.GetRole() == rpc.RoleController {
+			c.Revoked = timestamppb.Now()
+		}
+	}
+	h.Lock()
+	h.Units[onhost.ControllerService].Active = false
+	h.Unlock()
+	succeeds(t, a.further(h, nil), "pve2, answers at 127.0.0.1:8401", "pve2 is online.")
+	for _, name := range []string{"controller.crt", "issuing-ca.pem", "issuing-ca.key"} {
+		if h.Files[state+name] == before[state+name] {
+			t.Errorf("%s is as it was", name)
+		}
+	}
+	if h.Files[state+fleetKeyFile] != before[state+fleetKeyFile] || len(a.registry.held(rpc.RoleController, "pve2")) != 1 {
+		t.Error("the fleet's key is another one, or it has no certificate")
 	}
 }
 

@@ -73,6 +73,13 @@ func (h *addedHost) furtherController(ctx context.Context) (string, bool, error)
 	}
 	began := !h.seen.Controller.Active
 	if began {
+		anew, err := h.takenBack(ctx, there)
+		if err != nil {
+			return "", false, err
+		}
+		if anew || h.replace {
+			there = slices.DeleteFunc(there, func(name string) bool { return name == "controller.crt" || strings.HasPrefix(name, "issuing-ca.") })
+		}
 		if h.seen.ControllerName == "" || !slices.Contains(there, "controller.crt") {
 			if err := h.enrolFurther(ctx, there); err != nil {
 				return "", false, err
@@ -95,6 +102,23 @@ func (h *addedHost) furtherController(ctx context.Context) (string, bool, error)
 		return "", false, fmt.Errorf("%s answers, and could not be added to the controllers in %s: %w", at, h.context.where, err)
 	}
 	return fmt.Sprintf("%s, answers at %s, and is in %s", h.name, at, h.context.where), began || added, nil
+}
+
+// takenBack says whether the certificate of a controller that was on the host was taken
+// back, and with it its issuing CA: it was removed, and gets others.
+func (h *addedHost) takenBack(ctx context.Context, there []string) (bool, error) {
+	if !slices.Contains(there, "controller.crt") {
+		return false, nil
+	}
+	text, err := h.on.ReadFile(ctx, onhost.ControllerState+"/controller.crt")
+	if err != nil {
+		return false, err
+	}
+	cert, _ := onhost.CertificateIn(text)
+	if cert == nil {
+		return false, nil // what is wrong with it the controller says
+	}
+	return h.revoked(ctx, rpc.Serial(cert))
 }
 
 func (h *addedHost) enrolFurther(ctx context.Context, there []string) error {

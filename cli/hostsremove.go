@@ -51,6 +51,8 @@ type removalDoc struct {
 	Left    []leftDoc `json:"left"`
 	// Kept are files that purge moved away and did not delete.
 	Kept []string `json:"kept"`
+	// Needed says of the controller's issuing CA that it stays good, and for whom.
+	Needed string `json:"needed"`
 }
 
 // leftDoc is a VM of ours that is left on the host.
@@ -342,7 +344,12 @@ func (r *removal) carryOut(ctx context.Context) error {
 	}
 	r.doc.Late = append(r.doc.Late, rotated.GetLate()...)
 	r.dropAddress()
-	return nil
+	if r.controller == "" {
+		return nil
+	}
+	trust, err := ask(ctx, c.Trust, &controllerv1.TrustRequest{})
+	r.doc.Needed = stillIssuing(trust, r.controller)
+	return err
 }
 
 // uninstall ends the daemons and removes the package.
@@ -388,6 +395,9 @@ func (r *removal) tell() {
 		next = r.address + " is taken out of " + r.dropped
 	}
 	r.say("Controller %s is gone: %s. Others name it still when it is among their seeds.", r.controller, next)
+	if r.doc.Needed != "" {
+		r.say("%s", r.doc.Needed)
+	}
 	if r.doc.Package != "purged" {
 		r.say("The fleet's key and its issuing CA's are in its state folder on the host; when others may have read them: hlctl trust rotate-ca")
 	}

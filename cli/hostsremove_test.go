@@ -143,9 +143,15 @@ func TestOneOfTwoControllersIsRemovedByTheOther(t *testing.T) {
 	hosts[0].HaveController("controller-2")
 	r.issue("second", rpc.Identity{Role: rpc.RoleController, Name: "controller-2"}, time.Hour)
 	r.trust.Certificates = append(r.trust.Certificates, &controllerv1.CertificateStatus{Role: "controller", Name: "controller-2", Serial: "1e"})
+	issuing := rpc.IssuingName("controller-2", "homelab")
+	r.trust.Authorities = append(r.trust.Authorities, &controllerv1.CertificateStatus{Role: "issuing", Name: issuing, Serial: "1f"})
+	r.trust.Certificates = append(r.trust.Certificates, &controllerv1.CertificateStatus{Role: "agent", Name: "pve2", Serial: "20", Issuer: issuing})
 	other := r.serve("second", second{r.fake})
 	r.configure(other, r.address)
 	got := r.remove(hosts[0], "--yes")
+	if !strings.Contains(got.out, "Its issuing CA stays good, since it signed the certificates of agent@pve2") {
+		t.Errorf("%+v", got)
+	}
 	if got.code != 0 || !strings.Contains(got.out, "Controller controller-2 is gone: "+other+" is taken out of DIR/hlctl.yaml") || !slices.Equal(r.takenBack, []string{"agent@pve1", "controller@controller-2"}) {
 		t.Errorf("%v: %+v", r.takenBack, got)
 	}
