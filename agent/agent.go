@@ -93,7 +93,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	trust.setRing(peers.SetKeys)
 	life, whole := daemon.Begin(a.cfg.State, a.log), ctx
 	defer func() { life.End(whole, err) }()
-	a.log.Info("agent starts", "because", life.Because, "name", a.cfg.Name, "fleet", id.Fleet, "address", address, "version", version.String())
+	a.log.Info("agent starts", "name", a.cfg.Name, "fleet", id.Fleet, "address", address, "version", version.String(), "because", life.Because)
 	supervisor := daemon.Supervised(a.log)
 	service.flights.supervisor = supervisor
 	g, ctx := errgroup.WithContext(ctx)

@@ -191,7 +191,7 @@ func (c *Controller) Run(ctx context.Context) (err error) {
 	close(c.listens)
 	began, whole := daemon.Begin(c.cfg.State, c.log), ctx
 	defer func() { began.End(whole, err) }()
-	c.log.Info("serving", "because", began.Because, "name", c.cfg.Name, "address", server.Addr().String(), "fleet", c.fleet, "version", c.version)
+	c.log.Info("serving", "name", c.cfg.Name, "address", server.Addr().String(), "fleet", c.fleet, "version", c.version, "because", began.Because)
 	supervisor := daemon.Supervised(c.log)
 	supervisor.Ready(fmt.Sprintf("controller %s of fleet %s, serving on %s", c.cfg.Name, c.fleet, server.Addr()))
 	context.AfterFunc(ctx, func() {

@@ -22,6 +22,7 @@ func TestAGuestIsMadeAnewWithItsData(t *testing.T) {
 	for i, guest := range names(3) {
 		before, rest := l.portrait(guest), l.still(l.others(guest)...)
 		l.fault([]string{"guest-stop", "guest-crash", "guest-pause"}[i], guest)
+		l.agreeOnALeader(l.others(guest)...)
 		a := l.mustApply(spec, 0)
 		for _, verb := range []string{"detach", "destroy", "create", "attach"} {
 			if !strings.Contains(strings.Join(a.steps(), " "), fmt.Sprintf("%s/%s/%s", verb, before.host, guest)) {

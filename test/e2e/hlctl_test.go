@@ -346,6 +346,20 @@ func (l *lab) mustBeHealthy(names ...string) {
 	}
 }
 
+// agreeOnALeader waits until guests are healthy again whose leader may just have gone.
+func (l *lab) agreeOnALeader(names ...string) {
+	l.t.Helper()
+	l.eventually(20*time.Second, fmt.Sprintf("%s to be healthy", names), func() (bool, string) {
+		guests := l.guests()
+		for _, name := range names {
+			if g := guests[name]; g.Health != "healthy" {
+				return false, name + ": " + g.Reason
+			}
+		}
+		return true, ""
+	})
+}
+
 // awaitState waits until hlctl hosts shows a host in a state.
 func (l *lab) awaitState(host, state string, limit time.Duration) hostDoc {
 	l.t.Helper()
