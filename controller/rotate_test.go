@@ -134,7 +134,7 @@ func TestARootGivesWayToAnotherAndNobodyIsLost(t *testing.T) {
 	clk := &clock{t: time.Now()}
 	f.twoLevels(clk)
 	c := f.up()
-	c.revokeNow(t, "abc")
+	c.revokeNow(t, unknown)
 	f.within(1, "pve1", "pve2", "pve3")
 	f.stop("pve3")
 	lost := f.creds("pve3")

@@ -55,6 +55,23 @@ func (f *fleet) revoking() {
 	f.told = make(chan string, 1000)
 }
 
+// unknown is the serial number of a certificate that nobody has seen.
+const unknown = "abcabcabcabcabcabcabcabcabc"
+
+// toldUntil waits for what holds some time after an agent was told the trust in force, and
+// the controller has learned from its answer.
+func (c *Controller) toldUntil(holds func() bool) {
+	for {
+		c.pusher.mu.Lock()
+		took := c.pusher.took
+		c.pusher.mu.Unlock()
+		if holds() {
+			return
+		}
+		<-took
+	}
+}
+
 func (c *Controller) useIssuing(ca *rpc.CA) {
 	if err := c.setIssuing(ca); err != nil {
 		panic(err)
@@ -165,7 +182,7 @@ func TestAControllerTakesNothingBackThatItStandsOn(t *testing.T) {
 	if n := c.creds.Revocations().Number(); n != 0 {
 		t.Errorf("list %d", n)
 	}
-	c.revokeNow(t, strings.Repeat("abc", 9))
+	c.revokeNow(t, unknown)
 	f.within(1, "pve1")
 }
 
@@ -276,12 +293,10 @@ func TestTheListOutlivesTheLossOfTheStore(t *testing.T) {
 				t.Fatal(err)
 			}
 			two := f.up()
-			for two.creds.Revocations().Number() == 0 { // its own file, or the agent's answer
-				<-f.told
-			}
+			two.toldUntil(func() bool { return two.creds.Revocations().Number() > 0 }) // its own file, or the agent's answer
 			// What is revoked next is beside what was.
-			two.revokeNow(t, "abc")
-			if got := two.creds.Revocations(); !got.Has("abc") || !got.Has(f.serial("viewer-1")) {
+			two.revokeNow(t, unknown)
+			if got := two.creds.Revocations(); !got.Has(unknown) || !got.Has(f.serial("viewer-1")) {
 				t.Errorf("list %d: %v", got.Number(), got.Serials())
 			}
 			f.within(two.creds.Revocations().Number(), "pve1")
@@ -297,10 +312,10 @@ func TestAControllerThatLostItsListAddsToWhatTheAgentsHave(t *testing.T) {
 	must(f.agents["pve1"].creds.Revoke(theirs.PEM()))
 	f.stop("pve1")
 	c := f.up()
-	c.revokeNow(t, strings.Repeat("abc", 9)) // number 1, older than what the agent goes by
+	c.revokeNow(t, unknown) // number 1, older than what the agent goes by
 	f.start("pve1")
 	f.within(8, "pve1")
-	if got := f.agents["pve1"].creds.Revocations(); !got.Has("abc") || !got.Has("def") {
+	if got := f.agents["pve1"].creds.Revocations(); !got.Has(unknown) || !got.Has("def") {
 		t.Errorf("list %d: %v", got.Number(), got.Serials())
 	}
 }

@@ -300,7 +300,7 @@ func sign(t *testing.T, template *x509.Certificate, issuer *tls.Certificate) tls
 	if err != nil {
 		t.Fatal(err)
 	}
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127)) // as ours have it
 	if err != nil {
 		t.Fatal(err)
 	}
