@@ -226,6 +226,9 @@ func (g *testGuest) runIn(cmd, stdin string) (string, int) {
 	defer s.Close()
 	out := &safeBuffer{}
 	s.Stdin, s.Stdout, s.Stderr = strings.NewReader(stdin), out, out
+	// One that never ends is told with what it said, before the limit of all tests.
+	late := time.AfterFunc(3*patience, func() { c.Close() })
+	defer late.Stop()
 	err = s.Run(cmd)
 	var ee *ssh.ExitError
 	switch {

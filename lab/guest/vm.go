@@ -331,6 +331,25 @@ func (v *vm) Status() string {
 	return v.status
 }
 
+// still waits until the guest stands still: a thread of it that runs on another core
+// goes on for a moment after the signal, and could still answer.
+func (v *vm) still() {
+	v.mu.Lock()
+	ch := v.child
+	v.mu.Unlock()
+	if ch == nil {
+		return
+	}
+	for range 500 {
+		var info unix.Siginfo
+		err := unix.Waitid(unix.P_PID, ch.proc.Pid, &info, unix.WSTOPPED|unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if err != nil && !errors.Is(err, unix.EINTR) || info.Signo != 0 {
+			return // or it is gone
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
 // Stop implements qmp.VM: the guest stands still.
 func (v *vm) Stop() error {
 	if v.Status() != "running" {
@@ -339,6 +358,7 @@ func (v *vm) Stop() error {
 	if err := v.signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
+	v.still()
 	v.setStatus("paused")
 	v.event("STOP", nil)
 	return nil
