@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"errors"
+	"strings"
+	"syscall"
 	"time"
 
 	trustv1 "github.com/homeiac/homelab/gen/homelab/trust/v1"
@@ -19,6 +21,8 @@ const renewTimeout = 3 * time.Second
 const (
 	askAgain = 5 * time.Minute
 	askSoon  = 5 * time.Second
+	// wayPoll is how often one asks who has no network yet.
+	wayPoll = 200 * time.Millisecond
 	// settleTimeout bounds one round of it, with a few controllers that are off.
 	settleTimeout = 30 * time.Second
 )
@@ -28,10 +32,34 @@ const (
 func (t *trust) begin(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 2*askTimeout)
 	defer cancel()
-	if err := t.settle(ctx); err != nil {
+	if err := onceThereIsANetwork(ctx, t.settle); err != nil {
 		// It is tried again while we serve.
 		t.log.Warn("no controller told who is trusted now, what was known before holds", "ends", t.creds.NotAfter(), "error", err)
 	}
+}
+
+// onceThereIsANetwork asks again for askTimeout as long as there is no way to those who are
+// asked: a host that boots may be faster than its bridge or the switch. Whoever is there and
+// does not answer is no reason to wait.
+func onceThereIsANetwork(ctx context.Context, ask func(context.Context) error) error {
+	patient, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	for {
+		err := ask(ctx)
+		if err == nil || !noWay(err) || !pause.For(patient, wayPoll) {
+			return err
+		}
+	}
+}
+
+// noWay says whether the kernel knows no way to an address. gRPC hands on the text alone.
+func noWay(err error) bool {
+	for _, e := range []syscall.Errno{syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EADDRNOTAVAIL} {
+		if strings.Contains(err.Error(), e.Error()) {
+			return true
+		}
+	}
+	return false
 }
 
 // settle asks who is trusted. Where our certificate has expired, or a controller and we

@@ -332,9 +332,10 @@ func (s *site) removesSilent() {
 	m.powerOn()
 	m.awaitUp()
 	m.awaitUnit("hl-agent", 30*time.Second, "ActiveState=active")
-	if said := m.root("journalctl --no-pager --boot -o cat -u hl-agent"); !strings.Contains(said, "was revoked") {
-		t.Errorf("its agent is not told that it was removed:\n%s", said)
-	}
+	s.eventually(20*time.Second, "its agent to be told that it was removed", func() (bool, string) {
+		said := m.root("journalctl --no-pager --boot -o cat -u hl-agent")
+		return strings.Contains(said, "was revoked"), said
+	})
 	if r := s.hlctl("hosts", "-o", "json"); !strings.Contains(r.stdout, "removed: its certificate was taken back") || s.hosts()[m.name].State == "online" {
 		t.Errorf("it is back: %s", r)
 	}
