@@ -252,10 +252,8 @@ func (v *vm) powerOn() error {
 func (v *vm) ended(ch *child, channel net.Conn, st *os.ProcessState) {
 	ch.control.Close()
 	channel.Close()
+	v.forget(ch)
 	v.mu.Lock()
-	if v.child == ch {
-		v.child, v.channel = nil, nil
-	}
 	expected := ch.expect
 	v.mu.Unlock()
 	if expected {
@@ -298,6 +296,17 @@ func (v *vm) powerOff() {
 	}
 	_ = ch.proc.Kill() // gone already is fine
 	<-ch.done
+	// Here too, and not a moment later: whoever switches it on next must find it off.
+	v.forget(ch)
+}
+
+// forget drops a guest OS that has gone.
+func (v *vm) forget(ch *child) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.child == ch {
+		v.child, v.channel = nil, nil
+	}
 }
 
 func (v *vm) event(name string, data any) {
