@@ -95,6 +95,7 @@ type timeouts struct {
 	qmpQuit    time.Duration // the same for qm stop
 	agent      time.Duration // until a guest agent answers a ping
 	kvmReady   time.Duration // from exec of kvm to its pid file and QMP
+	scopeGone  time.Duration // from the stop of a VM's scope until systemd knows of none
 }
 
 // Open reads a host that NewHost made. hostDir is DIR/hosts/NAME.
@@ -115,7 +116,7 @@ func Open(hostDir string) (*Host, error) {
 		dir: abs, newUUID: randomUUID, newMAC: randomMAC,
 		times: timeouts{
 			qmpConnect: 5 * time.Second, qmpStatus: 3 * time.Second, qmpQuit: 5 * time.Second,
-			agent: 3 * time.Second, kvmReady: 30 * time.Second,
+			agent: 3 * time.Second, kvmReady: 30 * time.Second, scopeGone: 20 * time.Second,
 		},
 	}
 	if err := json.Unmarshal(data, &h.cfg); err != nil {

@@ -153,6 +153,39 @@ func (r *run) kvmRefusal(vmid string, s section) string {
 	return ""
 }
 
+// inScope is what a command is put behind that shall run in the VM's scope, which has the
+// properties that the real qm gives it. systemd-run becomes the command.
+func inScope(vmid string) []string {
+	return []string{"systemd-run", "--quiet", "--scope", "--collect", "--slice=qemu", "--unit=" + vmid,
+		"-p", "KillMode=process", "-p", "SendSIGKILL=no", "-p", "TimeoutStopSec=infinity", "--"}
+}
+
+// freeScope ends what is left of the VM's scope, as the real qm does before each start: a
+// start that was killed between asking for the scope and being in it leaves an empty one,
+// which systemd keeps where the kernel does not tell it so (cgroup v1 in a container).
+func (r *run) freeScope(vmid string) error {
+	scope := vmid + ".scope"
+	for _, verb := range []string{"reset-failed", "stop"} {
+		_ = exec.CommandContext(r.ctx, "systemctl", verb, scope).Run() // mostly there is none
+	}
+	deadline := r.clock.Now().Add(r.times.scopeGone)
+	for {
+		state, err := exec.CommandContext(r.ctx, "systemctl", "show", "--property=LoadState", "--value", scope).Output()
+		if err != nil {
+			return fail(255, "systemctl show %s: %v", scope, err)
+		}
+		if strings.TrimSpace(string(state)) != "loaded" {
+			return nil
+		}
+		if r.clock.Now().After(deadline) {
+			return fail(255, "timeout waiting on systemd")
+		}
+		if err := r.clock.Sleep(r.ctx, 20*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
 // execKVM starts the host's usr/bin/kvm in a session of its own and returns
 // when its pid file and its QMP socket are there.
 func (r *run) execKVM(vmid string, args []string) (pid int, err error) {
@@ -167,8 +200,10 @@ func (r *run) execKVM(vmid string, args []string) (pid int, err error) {
 	defer log.Close()
 	kvm := append([]string{r.path("usr/bin/kvm")}, args[1:]...)
 	if r.cfg.Own {
-		// As on a real host, where qm asks systemd for it; systemd-run becomes kvm.
-		kvm = append([]string{"systemd-run", "--quiet", "--scope", "--collect", "--slice=qemu", "--unit=" + vmid, "--"}, kvm...)
+		if err := r.freeScope(vmid); err != nil {
+			return 0, err
+		}
+		kvm = append(inScope(vmid), kvm...)
 	}
 	cmd := exec.Command(kvm[0], kvm[1:]...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}

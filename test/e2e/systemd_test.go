@@ -37,6 +37,7 @@ func TestTheUnitsUnderARealSystemd(t *testing.T) {
 		{"root on its host can issue an admin's certificate", (*machine).issuesAdmin},
 		{"with a watchdog that waits for nothing", (*machine).impatient},
 		{"an agent that is restarted waits for its qm, and the watchdog does not mind", (*machine).restartWaitsForQM},
+		{"what is left of an earlier start is no hindrance", (*machine).startsAfterAKilledStart},
 		{"what it starts is like what root starts", (*machine).childrenAreLikeRoots},
 		{"killed, both come back", (*machine).comesBack},
 		{"the watchdog ends one that is stuck", (*machine).watchdog},
@@ -359,6 +360,21 @@ func (m *machine) childrenAreLikeRoots() {
 			m.s.t.Errorf("that a unit sets %s is not seen:\n%s", word, seen)
 		}
 	}
+}
+
+// startsAfterAKilledStart is about the lab's qm, which has to cope, as the real one has,
+// with a scope whose start was killed: one that is empty, and one in which something lives.
+func (m *machine) startsAfterAKilledStart() {
+	const vmid = 900
+	m.root("qm create 900 --name left --memory 64")
+	for _, left := range []string{"kill -9 $!; wait $! || true", "true"} {
+		m.root("systemd-run --quiet --scope --slice=qemu --unit=900 sleep infinity >/dev/null 2>&1 & " +
+			"until systemctl is-active --quiet 900.scope && pgrep -x sleep; do sleep 0.1; done; " + left)
+		m.root("qm start 900")
+		m.kvm(vmid)
+		m.root("qm stop 900")
+	}
+	m.root("qm destroy 900")
 }
 
 func (m *machine) comesBack() {
