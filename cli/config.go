@@ -85,6 +85,9 @@ func (a *app) loadContext() (clientContext, error) {
 	return ctx, nil
 }
 
+// beside is a file of that name in the folder of the configuration.
+func (c clientContext) beside(name string) string { return filepath.Join(filepath.Dir(c.where), name) }
+
 // besideFile is a path that stands in a file: ~ is the user's home, and what is
 // relative is relative to that file.
 func besideFile(file, path string) string {

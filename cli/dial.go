@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -86,7 +85,7 @@ func (a *app) credentials() (clientContext, *rpc.Credentials, error) {
 // keepRevocations has the credentials go by the list of revoked certificates that is kept
 // beside the configuration.
 func (c clientContext) keepRevocations(creds *rpc.Credentials) error {
-	return creds.KeepRevocations(filepath.Join(filepath.Dir(c.where), "revocations-"+creds.Identity().Fleet+".pem"))
+	return creds.KeepRevocations(c.beside("revocations-" + creds.Identity().Fleet + ".pem"))
 }
 
 // warnOfEnd says that our own certificate ends soon, while it is easy to renew.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -147,14 +148,7 @@ func (h *addedHost) enrolFurther(ctx context.Context, there []string) error {
 // furtherFiles are what its state folder must have before it enrols. The issuing CA is
 // made for this time only, and nothing of its key stays here.
 func (h *addedHost) furtherFiles(ctx context.Context) (map[string][]byte, error) {
-	dir := filepath.Dir(h.context.where)
-	rootCert, rootKey := h.etcd.rootCert, h.etcd.rootKey
-	if rootCert == "" {
-		rootCert = filepath.Join(dir, rootCertFile)
-	}
-	if rootKey == "" {
-		rootKey = filepath.Join(dir, rootKeyFile)
-	}
+	rootCert, rootKey := cmp.Or(h.etcd.rootCert, h.context.beside(rootCertFile)), cmp.Or(h.etcd.rootKey, h.context.beside(rootKeyFile))
 	h.clear()
 	root, err := h.a.loader(ctx, h.etcd.rootPassphraseInFile)(rootCert, rootKey)
 	if err != nil {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/x509"
@@ -8,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -98,11 +98,8 @@ stays good: look through hlctl trust and hlctl audit, and revoke what you do not
 			if r.c, err = a.loadContext(); err != nil {
 				return err
 			}
-			dir := filepath.Dir(r.c.where)
 			for flag, name := range map[*string]string{&r.files.cert: rootCertFile, &r.files.key: rootKeyFile, &r.fleetKey: fleetKeyFile} {
-				if *flag == "" {
-					*flag = filepath.Join(dir, name)
-				}
+				*flag = cmp.Or(*flag, r.c.beside(name))
 			}
 			return r.run(cmd.Context())
 		},

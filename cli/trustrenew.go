@@ -1,18 +1,17 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/homeiac/homelab/internal/durable"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 )
 
 // renewHint is how an error about our own certificate ends: both ways out.
@@ -42,14 +41,7 @@ hl-controller issue-admin.`,
 			if err != nil {
 				return err
 			}
-			dir := filepath.Dir(c.where)
-			if root == "" {
-				root = filepath.Join(dir, rootCertFile)
-			}
-			if key == "" {
-				key = filepath.Join(dir, rootKeyFile)
-			}
-			ca, err := a.loadRoot(cmd.Context(), root, key)
+			ca, err := a.loadRoot(cmd.Context(), cmp.Or(root, c.beside(rootCertFile)), cmp.Or(key, c.beside(rootKeyFile)))
 			if err != nil {
 				return err
 			}
@@ -83,17 +75,15 @@ func (a *app) openRoot(ctx context.Context, cert, key string) (*rpc.CA, []byte, 
 	if !errors.Is(err, rpc.ErrDenied) {
 		return ca, nil, err
 	}
-	fmt.Fprintf(a.errw, "Passphrase of %s: ", key)
-	var passphrase string
-	if in, ok := a.in.(*os.File); ok && a.inIsTerm {
-		passphrase, err = patiently(ctx, func() (string, error) {
-			text, err := term.ReadPassword(int(in.Fd()))
-			return string(text), err
-		})
-	} else {
-		passphrase, err = a.readLine(ctx)
+	question, ask := "Passphrase of "+key+": ", a.secret()
+	if ask == nil {
+		ask = func(ctx context.Context, question string) (string, error) {
+			fmt.Fprint(a.errw, question)
+			defer fmt.Fprintln(a.errw)
+			return a.readLine(ctx)
+		}
 	}
-	fmt.Fprintln(a.errw)
+	passphrase, err := ask(ctx, question)
 	if err != nil {
 		return nil, nil, err
 	}

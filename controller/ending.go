@@ -31,16 +31,14 @@ func (c *Controller) ending(ctx context.Context) ([]*controllerv1.CertificateSta
 		}
 	}
 	authority(latest, "root")
-	told, err := c.store.Issuing(ctx)
+	issuing, err := c.allIssuing(ctx)
 	if err != nil {
 		return nil, err
 	}
 	revoked := c.creds.Revocations()
-	for _, i := range told {
-		for _, ca := range certificatesIn(i.Certificates) {
-			if ca.CheckSignatureFrom(latest) == nil && !revoked.Has(rpc.Serial(ca)) {
-				authority(ca, "issuing")
-			}
+	for _, ca := range issuing {
+		if ca.CheckSignatureFrom(latest) == nil && !revoked.Has(rpc.Serial(ca)) {
+			authority(ca, "issuing")
 		}
 	}
 	issued, err := c.issued(ctx)

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -15,7 +16,7 @@ import (
 // is revoked is denied all the same.
 func (c *Controller) removed(ctx context.Context) map[string]bool {
 	list := c.creds.Revocations()
-	if len(list.Serials()) == 0 {
+	if list.Number() == 0 {
 		return nil
 	}
 	issued, err := c.store.Issued(ctx)
@@ -32,11 +33,7 @@ func (c *Controller) removed(ctx context.Context) map[string]bool {
 			hosts[i.Name] = list.Has(i.Serial)
 		}
 	}
-	for name, gone := range hosts {
-		if !gone {
-			delete(hosts, name)
-		}
-	}
+	maps.DeleteFunc(hosts, func(_ string, gone bool) bool { return !gone })
 	return hosts
 }
 

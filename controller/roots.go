@@ -174,8 +174,8 @@ func (c *Controller) takeGiven(ctx context.Context, offered *x509.Certificate) e
 	if offered != nil {
 		roots = append(roots, offered)
 	}
-	by := slices.IndexFunc(roots, func(r *x509.Certificate) bool { return cert.CheckSignatureFrom(r) == nil })
-	if by < 0 || slices.ContainsFunc(ca.Certificates(), func(have *x509.Certificate) bool { return have.CheckSignatureFrom(roots[by]) == nil }) {
+	by := issuerIn(cert, roots)
+	if by < 0 || anyBelow(ca.Certificates(), roots[by]) {
 		return nil // of another time, or it has one
 	}
 	more, err := ca.With(cert)
@@ -241,27 +241,22 @@ func (c *Controller) tellIssuing(ctx context.Context, offer string) error {
 	if err := c.store.PutIssued(ctx, c.issuedOf(c.creds.Shown(), c.creds.Identity(), "own")); err != nil {
 		return err
 	}
-	var between []*x509.Certificate
-	if ca != nil {
-		between = ca.Certificates()
-	}
-	all, err := c.store.Issuing(ctx)
+	between, err := c.issuingWith(ctx, ca)
 	if err != nil {
 		return err
-	}
-	roots, err := c.roots()
-	if err != nil {
-		return err
-	}
-	for _, other := range all {
-		for _, cert := range certificatesIn(other.Certificates) {
-			if !slices.ContainsFunc(between, cert.Equal) && slices.ContainsFunc(roots, func(r *x509.Certificate) bool { return cert.CheckSignatureFrom(r) == nil }) {
-				between = append(between, cert)
-			}
-		}
 	}
 	c.creds.SetBetween(between)
 	return nil
+}
+
+// issuerIn is which of the CAs has signed a certificate; -1 is none.
+func issuerIn(cert *x509.Certificate, cas []*x509.Certificate) int {
+	return slices.IndexFunc(cas, func(ca *x509.Certificate) bool { return cert.CheckSignatureFrom(ca) == nil })
+}
+
+// anyBelow says whether a root has signed any of the certificates.
+func anyBelow(certs []*x509.Certificate, root *x509.Certificate) bool {
+	return slices.ContainsFunc(certs, func(cert *x509.Certificate) bool { return cert.CheckSignatureFrom(root) == nil })
 }
 
 func certificateIn(text []byte) (*x509.Certificate, error) {

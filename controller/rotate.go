@@ -138,16 +138,21 @@ func (c *Controller) awaitControllers(ctx context.Context, done func(store.Issui
 		strings.Join(missing, ", "), missing[0])
 }
 
+// awaitBelow waits until the issuing CAs of all controllers are below a root too.
+func (c *Controller) awaitBelow(ctx context.Context, root *x509.Certificate) error {
+	_, err := c.awaitControllers(ctx, func(i store.Issuing) bool { return anyBelow(certificatesIn(i.Certificates), root) })
+	return err
+}
+
 // controllers are the names of all that are known and not revoked.
 func (c *Controller) controllers(ctx context.Context) ([]string, error) {
-	all, err := c.issued(ctx)
+	all, err := c.inForce(ctx)
 	if err != nil {
 		return nil, err
 	}
-	list := c.creds.Revocations()
 	var names []string
 	for _, i := range all {
-		if i.Role == rpc.RoleController && !list.Has(i.Serial) && !slices.Contains(names, i.Name) {
+		if i.Role == rpc.RoleController && !slices.Contains(names, i.Name) {
 			names = append(names, i.Name)
 		}
 	}
@@ -182,9 +187,7 @@ func (s *service) AddRoot(ctx context.Context, req *controllerv1.AddRootRequest)
 		return nil, err
 	}
 	// Before anybody trusts the new root: what is renewed from here on is below both.
-	if _, err := c.awaitControllers(ctx, func(i store.Issuing) bool {
-		return slices.ContainsFunc(certificatesIn(i.Certificates), func(cert *x509.Certificate) bool { return cert.CheckSignatureFrom(root) == nil })
-	}); err != nil {
+	if err := c.awaitBelow(ctx, root); err != nil {
 		return nil, err
 	}
 	err = c.changeRoots(ctx, func(roots []*x509.Certificate) []*x509.Certificate {
@@ -306,10 +309,7 @@ func (c *Controller) dropRoots(ctx context.Context, but *x509.Certificate) error
 	if run, err := c.goingOn(ctx); err != nil || run != 0 {
 		return cmp.Or(err, rpc.Errorf(rpc.ErrBusy, "run %d is going on; the old root goes when it has ended: hlctl trust rotate-ca", run))
 	}
-	below := func(i store.Issuing) bool {
-		return slices.ContainsFunc(certificatesIn(i.Certificates), func(cert *x509.Certificate) bool { return cert.CheckSignatureFrom(but) == nil })
-	}
-	if _, err := c.awaitControllers(ctx, below); err != nil {
+	if err := c.awaitBelow(ctx, but); err != nil {
 		return err
 	}
 	// Signed below the new root, for who trusts no other.
@@ -328,12 +328,10 @@ func (c *Controller) dropRoots(ctx context.Context, but *x509.Certificate) error
 
 // standings are all whose certificates are known, and how far they are.
 func (c *Controller) standings(ctx context.Context, root *x509.Certificate) ([]*controllerv1.TrustHolder, error) {
-	all, err := c.issued(ctx)
+	all, err := c.inForce(ctx)
 	if err != nil {
 		return nil, err
 	}
-	list := c.creds.Revocations()
-	all = slices.DeleteFunc(all, func(i store.Issued) bool { return list.Has(i.Serial) })
 	alive := make(map[string]bool)
 	for name, p := range c.seeing.agentPeers() {
 		alive[name] = p.Alive

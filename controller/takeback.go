@@ -142,9 +142,14 @@ func (c *Controller) dropOpenTokens(ctx context.Context, role, name string) erro
 
 // allIssuing are the certificates of the issuing CAs of all controllers, ours first.
 func (c *Controller) allIssuing(ctx context.Context) ([]*x509.Certificate, error) {
+	return c.issuingWith(ctx, c.issuing.inUse())
+}
+
+// issuingWith are our own certificates, and those of the other controllers' issuing CAs.
+func (c *Controller) issuingWith(ctx context.Context, own *rpc.CA) ([]*x509.Certificate, error) {
 	var all []*x509.Certificate
-	if ca := c.issuing.inUse(); ca != nil {
-		all = append(all, ca.Certificates()...)
+	if own != nil {
+		all = append(all, own.Certificates()...)
 	}
 	told, err := c.store.Issuing(ctx)
 	if err != nil {
@@ -157,7 +162,7 @@ func (c *Controller) allIssuing(ctx context.Context) ([]*x509.Certificate, error
 	for _, i := range told {
 		for _, cert := range certificatesIn(i.Certificates) {
 			// Those of roots that are gone count for nothing.
-			if !slices.ContainsFunc(all, cert.Equal) && slices.ContainsFunc(roots, func(r *x509.Certificate) bool { return cert.CheckSignatureFrom(r) == nil }) {
+			if !slices.ContainsFunc(all, cert.Equal) && issuerIn(cert, roots) >= 0 {
 				all = append(all, cert)
 			}
 		}
@@ -178,14 +183,14 @@ func (c *Controller) revokeIssuing(ctx context.Context, name string) ([]string, 
 	if i < 0 {
 		return nil, nil
 	}
-	issued, err := c.issued(ctx)
+	inForce, err := c.inForce(ctx)
 	if err != nil {
 		return nil, err
 	}
-	list, last := c.creds.Revocations(), ""
-	for _, cert := range issued {
+	last := ""
+	for _, cert := range inForce {
 		holder := cert.Role + "@" + cert.Name
-		if holder == last || list.Has(cert.Serial) {
+		if holder == last {
 			continue
 		}
 		if last = holder; cert.Issuer == title {

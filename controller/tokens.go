@@ -176,11 +176,7 @@ func (s *service) Trust(ctx context.Context, _ *controllerv1.TrustRequest) (*con
 	if err := c.noteSeen(ctx); err != nil {
 		return nil, err
 	}
-	bundle, err := c.creds.Roots()
-	if err != nil {
-		return nil, err
-	}
-	roots, err := rpc.ParseRoots(bundle, c.fleet)
+	roots, err := c.roots()
 	if err != nil {
 		return nil, err
 	}
@@ -303,15 +299,19 @@ func (c *Controller) issued(ctx context.Context) ([]store.Issued, error) {
 	return kept, nil
 }
 
-// valid are the certificates with which a name can still get in, one that has
-// expired too: it can be renewed.
-func (c *Controller) valid(ctx context.Context, role, name string) ([]store.Issued, error) {
+// inForce are those of them that are not revoked.
+func (c *Controller) inForce(ctx context.Context) ([]store.Issued, error) {
 	all, err := c.issued(ctx)
 	if err != nil {
 		return nil, err
 	}
 	list := c.creds.Revocations()
-	return slices.DeleteFunc(all, func(i store.Issued) bool {
-		return i.Role != role || i.Name != name || list.Has(i.Serial)
-	}), nil
+	return slices.DeleteFunc(all, func(i store.Issued) bool { return list.Has(i.Serial) }), nil
+}
+
+// valid are the certificates with which a name can still get in, one that has
+// expired too: it can be renewed.
+func (c *Controller) valid(ctx context.Context, role, name string) ([]store.Issued, error) {
+	all, err := c.inForce(ctx)
+	return slices.DeleteFunc(all, func(i store.Issued) bool { return i.Role != role || i.Name != name }), err
 }
