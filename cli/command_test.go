@@ -208,7 +208,7 @@ func TestConfigurationIsStrict(t *testing.T) {
 		if err := os.Remove(r.path("hlctl.yaml")); err != nil {
 			t.Fatal(err)
 		}
-		wants(t, r.run("hosts"), 1, "there is no client configuration DIR/hlctl.yaml; give another with --config FILE", "contexts:")
+		wants(t, r.run("hosts"), 1, "there is no client configuration DIR/hlctl.yaml", "hlctl init", "--config FILE", "contexts:")
 	})
 }
 

@@ -66,7 +66,9 @@ func (a *app) loadContext() (clientContext, error) {
 	var c clientConfig
 	f, err := config.Read(path, &c)
 	if errors.Is(err, fs.ErrNotExist) {
-		return clientContext{}, fmt.Errorf("there is no client configuration %s; give another with --config FILE, or write it:%s", path, configExample)
+		return clientContext{}, fmt.Errorf("there is no client configuration %s\n"+
+			"  a new fleet gets one by hlctl init (hlctl init --help tells how)\n"+
+			"  for a fleet that is there, give its with --config FILE, or write it:%s", path, configExample)
 	}
 	if err == nil {
 		err = f.Err()
