@@ -31,6 +31,23 @@ func vmdk(description string) []byte {
 	return b
 }
 
+// listing is a VMDK whose header gives no size, so that QEMU opens the files that its
+// description names, of the first type that stands there.
+func listing() []byte {
+	b := vmdk("# createType=\"monolithicFlat\"\n" + strings.Replace(fmt.Sprintf(goodVMDK, "monolithicSparse"), "SPARSE \"noble.vmdk\"", "FLAT \"/etc/shadow\" 0", 1))
+	binary.LittleEndian.PutUint64(b[12:], 0)
+	return b
+}
+
+// aside is a VMDK with a good description, and another text where QEMU looks for the
+// name of a parent.
+func aside(text string) []byte {
+	b := vmdk(text)
+	binary.LittleEndian.PutUint64(b[28:], 40)
+	copy(b[40*512:], fmt.Sprintf(goodVMDK, "monolithicSparse"))
+	return b
+}
+
 const goodVMDK = "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"%s\"\n\n# Extent description\nRW 2048 SPARSE \"noble.vmdk\"\n"
 
 func gpt(at int) []byte {
@@ -88,6 +105,9 @@ func TestTheFormatComesFromTheContent(t *testing.T) {
 		"two extents":                 {content: vmdk(fmt.Sprintf(goodVMDK, "monolithicSparse") + "RW 1 SPARSE \"/etc/shadow\"\n"), why: "names 2 files"},
 		"a parent":                    {content: vmdk(strings.Replace(fmt.Sprintf(goodVMDK, "monolithicSparse"), "ffffffff", "12345678", 1)), why: "stands on another"},
 		"a parent's name":             {content: vmdk(fmt.Sprintf(goodVMDK, "monolithicSparse") + "parentFileNameHint=\"/x\"\n"), why: "stands on another"},
+		"a parent in a comment":       {content: vmdk(fmt.Sprintf(goodVMDK, "monolithicSparse") + "#parentFileNameHint=\"/x\"\n"), why: "stands on another"},
+		"a parent elsewhere":          {content: aside("parentFileNameHint=\"/x\"\n"), why: "stands on another"},
+		"a list of files":             {content: listing(), why: "other files"},
 		"an extent without its words": {content: append(vmdk("")[:28], make([]byte, 4096)...), why: "one of several"},
 		"descriptor":                  {content: []byte("# Disk DescriptorFile\nversion=1\n"), why: "other files"},
 		"zip":                         {content: []byte("PK\x03\x04...."), why: "unpack it first"},

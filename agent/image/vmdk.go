@@ -27,6 +27,11 @@ func readVMDK(head []byte) (Head, error) {
 	if capacity > 1<<50 {
 		return Head{}, rpc.Errorf(rpc.ErrRefused, "its VMDK header says that the disk has %d sectors", capacity)
 	}
+	// QEMU then takes all from the description on for a list of files, up to 1 MiB and
+	// by rules of its own (block/vmdk.c, vmdk_open_vmdk4).
+	if capacity == 0 {
+		return Head{}, rpc.Errorf(rpc.ErrRefused, "it is a VMDK without a size, whose data lies in other files")
+	}
 	if offset == 0 || size == 0 {
 		return Head{}, rpc.Errorf(rpc.ErrRefused, "it is one of several files of a VMDK")
 	}
@@ -36,7 +41,23 @@ func readVMDK(head []byte) (Head, error) {
 	if err := checkDescription(head[offset*sector : (offset+size)*sector]); err != nil {
 		return Head{}, err
 	}
+	if namesParent(head[sector:]) {
+		return Head{}, errParent
+	}
 	return Head{Format: formatVMDK, VirtualBytes: int64(capacity) * sector}, nil
+}
+
+var errParent = rpc.Errorf(rpc.ErrRefused, "it is a VMDK that stands on another (its parent)")
+
+// namesParent says whether QEMU would find a parent in what begins with the second
+// sector. It looks there, in twenty sectors, wherever the header says that the
+// description is, and for the word alone, in a comment too (vmdk_parent_open).
+func namesParent(text []byte) bool {
+	text = text[:min(len(text), 20*512)]
+	if i := bytes.IndexByte(text, 0); i >= 0 {
+		text = text[:i]
+	}
+	return bytes.Contains(text, []byte("parentFileNameHint"))
 }
 
 // checkDescription refuses a description that names another file than its own.
@@ -60,10 +81,10 @@ func checkDescription(text []byte) error {
 			kind = value
 		case "parentcid":
 			if value != "ffffffff" {
-				return rpc.Errorf(rpc.ErrRefused, "it is a VMDK that stands on another (its parent)")
+				return errParent
 			}
 		case "parentfilenamehint":
-			return rpc.Errorf(rpc.ErrRefused, "it is a VMDK that stands on another (its parent)")
+			return errParent
 		}
 	}
 	switch {
