@@ -3,6 +3,7 @@ package controller
 import (
 	"cmp"
 	"slices"
+	"strings"
 
 	"github.com/homeiac/homelab/controller/plan"
 	"github.com/homeiac/homelab/controller/store"
@@ -71,7 +72,10 @@ func isOf(held *homelabv1.ImageCopy, i *spec.Image, present plan.Image) bool {
 	case i.Checksums != "" && !held.GetVerified():
 		return false
 	}
-	return slices.ContainsFunc(append([]string{i.URL}, i.Mirrors...), func(url string) bool { return held.GetUrl() == plan.Address(url) })
+	return slices.ContainsFunc(append([]string{i.URL}, i.Mirrors...), func(url string) bool {
+		// A file is not known by its query, and the query may be what says which file it is.
+		return held.GetUrl() == plan.Address(url) && !strings.Contains(url, "?")
+	})
 }
 
 // imageStatuses are the image files on the hosts that answer, for people.

@@ -7,11 +7,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/homeiac/homelab/controller/plan"
 	"github.com/homeiac/homelab/controller/store"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/mark"
+	"github.com/homeiac/homelab/internal/spec"
 )
 
 var (
@@ -233,4 +235,14 @@ func TestPruneRemovesATemplateAndAFileThatNobodyNeeds(t *testing.T) {
 
 func storeTemplate(digest string, vmid int32) store.Guest {
 	return store.Guest{Name: mark.TemplateName(digest), VMID: vmid, UUID: fmt.Sprintf("55555555-0000-4000-8000-%012d", vmid), Generation: 1}
+}
+
+func TestAFileIsNotKnownByAnAddressWithAQuery(t *testing.T) {
+	held := &homelabv1.ImageCopy{Name: "noble", Url: "https://images.example/get"}
+	if i := (&spec.Image{Name: "noble", URL: "https://me:secret@images.example/get"}); !isOf(held, i, plan.Image{}) {
+		t.Error("the file of this very address is not known by it")
+	}
+	if i := (&spec.Image{Name: "noble", URL: "https://images.example/get?file=noble"}); isOf(held, i, plan.Image{}) {
+		t.Error("a file is taken for that of an address of which nobody knows whether it came from there")
+	}
 }

@@ -290,7 +290,7 @@ func (f *fetch) keep(got Digests, head Head, size int64) (Image, error) {
 	f.p.settle()
 	file := fmt.Sprintf("%s-%s.%s", f.p.name, got.SHA256[:12], head.Format)
 	rec := Record{
-		Name: f.p.name, URL: Masked(f.url), SHA256: got.SHA256, SHA512: got.SHA512,
+		Name: f.p.name, URL: Masked(f.url), Query: queryOf(f.url), SHA256: got.SHA256, SHA512: got.SHA512,
 		Verified: f.proof != homelabv1.Verification_VERIFICATION_NO, Verification: proofText(f.proof),
 		Format: head.Format, Compression: head.Compression, Bytes: size, Virtual: head.VirtualBytes, Unpacked: head.UnpackedBytes, File: file,
 	}

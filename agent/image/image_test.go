@@ -386,3 +386,25 @@ func TestTheSourceIsReadAnewWhenThatIsAskedFor(t *testing.T) {
 		t.Errorf("under another name: %v %v", img.Record, ok)
 	}
 }
+
+func TestTwoAddressesThatDifferInTheirQueryAreTwoFiles(t *testing.T) {
+	files := map[string][]byte{"file=a": noise(1<<20, 1), "file=b": noise(1<<20, 2)}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = w.Write(files[r.URL.RawQuery]) }))
+	defer srv.Close()
+	g := newGround(t)
+	for query, content := range files {
+		src := from(srv.URL + "/get?" + query)
+		if img, err := g.fetch(src); err != nil || img.Record.SHA256 != sum(content) {
+			t.Errorf("%s: %+v, %v", query, img.Record, err)
+		}
+		g.holds(src, content)
+	}
+	for _, c := range image.List([]image.Folder{g.to}) {
+		if c.GetUrl() != "" {
+			t.Errorf("it is said to be the file of %s", c.GetUrl())
+		}
+	}
+	if _, ok := image.Find(from(srv.URL+"/get"), g.to); ok {
+		t.Error("one of them is taken for the file of the address without a query")
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"hash"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,8 +23,11 @@ import (
 // is there before its file is, so that no file is without one; a record whose file
 // is not there, or has another size, says nothing.
 type Record struct {
-	Name   string `json:"name"`
-	URL    string `json:"url"` // without user, password and query
+	Name string `json:"name"`
+	URL  string `json:"url"` // without user, password and query
+	// Query stands for the query, which URL is without; empty when there was none. Two
+	// files may differ in nothing else.
+	Query  string `json:"query,omitempty"`
 	SHA256 string `json:"sha256"`
 	SHA512 string `json:"sha512,omitempty"` // only when it was asked for
 	// Verified is whether it was compared with a checksum; Verification with which:
@@ -82,6 +86,9 @@ func (r Record) Copy(storage string) *homelabv1.ImageCopy {
 		Name: r.Name, Storage: storage, Sha256: r.SHA256, Sha512: r.SHA512, Bytes: r.Bytes, Verified: r.Verified, Url: r.URL,
 		Format: r.Format, Compression: r.Compression, Verification: r.Proof(), Type: homelabv1.ImageType_IMAGE_TYPE_DISK,
 		VirtualBytes: r.Virtual, UnpackedBytes: r.Unpacked,
+	}
+	if r.Query != "" {
+		c.Url = "" // nobody else could tell by it which file this is
 	}
 	if r.Type == typeISO {
 		c.Type = homelabv1.ImageType_IMAGE_TYPE_ISO
@@ -180,7 +187,7 @@ func (r Record) answers(src *homelabv1.ImageSource, in Folder) bool {
 		return false
 	}
 	for _, address := range addresses(src) {
-		if r.URL == Masked(address) {
+		if r.URL == Masked(address) && r.Query == queryOf(address) {
 			return true
 		}
 	}
@@ -190,6 +197,16 @@ func (r Record) answers(src *homelabv1.ImageSource, in Folder) bool {
 // addresses are those that a source has, in order.
 func addresses(src *homelabv1.ImageSource) []string {
 	return append([]string{src.GetUrl()}, src.GetMirrors()...)
+}
+
+// queryOf stands for the query of an address, which may hold a signature; empty when
+// it has none.
+func queryOf(address string) string {
+	u, err := url.Parse(address)
+	if err != nil || u.RawQuery == "" {
+		return ""
+	}
+	return hashText(u.RawQuery)
 }
 
 // sha512 is computed now when nobody asked for it before.
