@@ -108,7 +108,9 @@ func (p *parser) url(n *yaml.Node, path string) string {
 	if holdsUser(s) {
 		p.warn(n, path, "holds a user or a password: the controller stores the Spec with it, and shows it nowhere")
 	}
-	return s
+	// Agents know the schemes by how they are usually written.
+	scheme, rest, _ := strings.Cut(s, ":")
+	return strings.ToLower(scheme) + ":" + rest
 }
 
 func badURL(s string) string {

@@ -86,6 +86,18 @@ func TestTheExampleIsReadWhole(t *testing.T) {
 	}
 }
 
+func TestASchemeIsASchemeHoweverItIsWritten(t *testing.T) {
+	text := strings.Replace(exampleOdd, ", existing: 1", "", 1)
+	text = strings.Replace(text, `"https://example.org/a"`, `"HTTPS://example.org/A", mirrors: ["File:/srv/A"]`, 1)
+	s, faults := Parse("homelab.yaml", []byte(text))
+	if err := faults.Err(); err != nil {
+		t.Fatal(err)
+	}
+	if i := s.Images["1"]; i.URL != "https://example.org/A" || i.Mirrors[0] != "file:/srv/A" {
+		t.Errorf("agents would not know %s, %s", i.URL, i.Mirrors)
+	}
+}
+
 const exampleOdd = `apiVersion: homelab/v1
 name: "123"
 vmids: 200-299
