@@ -141,7 +141,7 @@ func (r room) check(seen image.Seen) (int64, error) {
 				human.Size(st.GetFreeBytes()), st.GetFreeBytes(), human.Size(sum(needs)), sum(needs), texts(needs))
 		}
 		if r.onRoot[st.GetName()] {
-			root = append(root, written(needs, at == st.GetName(), max(seen.Bytes, seen.UnpackedBytes))...)
+			root = append(root, written(needs, at == st.GetName(), max(seen.Bytes, seen.UnpackedBytes, seen.VirtualBytes))...)
 		}
 	}
 	if r.rootAll > 0 && len(root) > 0 {
@@ -161,8 +161,9 @@ func (r room) check(seen image.Seen) (int64, error) {
 }
 
 // written is what of the needs is really written at once: disks are files with holes,
-// into which no more comes than the image has. Its own files, which come first where
-// they lie, are written whole.
+// into which no more comes than the image has: at most its own disk, since what is in a
+// qcow2, a VMDK or a packed file may be larger than that. Its own files, which come first
+// where they lie, are written whole.
 func written(needs []need, images bool, content int64) []need {
 	var out []need
 	for _, n := range needs {

@@ -36,7 +36,11 @@ func TestTheRoomForAnImageAndWhatIsMadeOfIt(t *testing.T) {
 		"a disk too small":               {seen: image.Seen{Head: qcow2, Bytes: gib}, disk: 2 * gib, why: "its disk has 4 GiB, and a guest of it has only disk: 2 GiB"},
 		"a disk that is large enough":    {seen: image.Seen{Head: qcow2, Bytes: gib}, disk: 4 * gib, allowed: 10 * gib},
 		"the root file system gets full": {seen: image.Seen{Head: qcow2, Bytes: 2 * gib}, root: [2]int64{18 * gib, 20 * gib}, why: "would be 100 % full (at most 95 %)"},
-		"and so it is bounded":           {seen: image.Seen{Head: qcow2}, root: [2]int64{90 * gib, 100 * gib}, allowed: 5 * gib},
+		"a guest fills the root file system": {
+			seen: image.Seen{Head: qcow2, Bytes: gib}, needs: []*agentv1.StorageNeed{{Storage: "local", Bytes: 8 * gib, What: "a guest"}},
+			root: [2]int64{91 * gib, 100 * gib}, why: "would be 96 % full (at most 95 %): 5 GiB are needed of it: the image 1 GiB, a guest 4 GiB",
+		},
+		"and so it is bounded": {seen: image.Seen{Head: qcow2}, root: [2]int64{90 * gib, 100 * gib}, allowed: 5 * gib},
 	} {
 		r := room{
 			req:      &agentv1.RunRequest{ImagesStorage: "local", Needs: tc.needs, DiskBytes: tc.disk},
