@@ -60,3 +60,17 @@ func TestTheRoomForAnImageAndWhatIsMadeOfIt(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestAnUnpackedCopyLeavesTheRootFileSystemItsRoom(t *testing.T) {
+	for name, tc := range map[string]struct{ free, used, want int64 }{
+		"the storage has less":                 {3, 50, 3},
+		"the storage has more":                 {10, 90, 5},
+		"what the storage has is not known":    {-1, 90, 5},
+		"the root file system is full already": {2, 98, 0},
+	} {
+		const gib = 1 << 30
+		if got := unpackRoom(tc.free*gib, tc.used*gib, 100*gib); got/gib != tc.want {
+			t.Errorf("%s: %d bytes are allowed, want %d GiB", name, got, tc.want)
+		}
+	}
+}

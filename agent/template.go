@@ -139,7 +139,21 @@ func (s *Service) importable(ctx context.Context, o *homelabv1.Observation, img 
 	if err != nil {
 		return "", nil, err
 	}
+	if used, all, ok := s.host.RootSpace(); ok && s.host.OnRoot(img.Path) {
+		free = unpackRoom(free, used, all)
+	}
 	return s.images.Importable(ctx, img, free)
+}
+
+// unpackRoom is how many bytes an unpacked copy may have on the root file system, of
+// which used of all bytes are used: how large it gets is often not known before. What
+// is free on its storage is negative when that is not known.
+func unpackRoom(free, used, all int64) int64 {
+	room := max(0, all/100*fullRoot-used)
+	if free < 0 {
+		return room
+	}
+	return min(free, room)
 }
 
 // isoVolume is how Proxmox names an ISO file that we keep on a storage.
