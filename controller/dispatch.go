@@ -102,6 +102,9 @@ func (d *dispatch) request(ctx context.Context, s *homelabv1.Step) (*agentv1.Run
 	case homelabv1.Action_ACTION_DESTROY:
 		req.DataDisks = d.dataDisks(s.GetGuest(), append(slotsOf(rec.DataDisks), s.GetSlots()...))
 		req.Named, req.Purge = d.named(s.GetGuest()), d.purges(s.GetGuest())
+		err = d.remadeOf(s, rec, req.GetWant())
+	case homelabv1.Action_ACTION_SAVE:
+		err = d.remadeOf(s, rec, req.GetWant())
 	case homelabv1.Action_ACTION_ROLLBACK:
 		// Asked for by name, also what a person left of it when he removed the VM.
 		req.Named = d.world.asked.op != nil && d.world.asked.op.Kind == plan.OpClearOrphans

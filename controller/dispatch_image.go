@@ -275,6 +275,22 @@ func (d *dispatch) madeOf(s *homelabv1.Step, rec store.Guest, want *homelabv1.Gu
 	return rpc.Errorf(rpc.ErrUnavailable, "template %d was not made in this run", s.GetTemplateVmid())
 }
 
+// remadeOf fills in what a guest that is made again is made of, for the steps that look
+// whether it can be before anything of it goes: it need not be what the Spec says now.
+func (d *dispatch) remadeOf(s *homelabv1.Step, rec store.Guest, want *homelabv1.GuestWant) error {
+	i := slices.IndexFunc(d.steps, func(o *homelabv1.Step) bool {
+		return o.GetAction() == homelabv1.Action_ACTION_CREATE && o.GetGuest() == s.GetGuest() && o.GetHost() == s.GetHost()
+	})
+	g := d.sp.Guests[s.GetGuest()]
+	if i < 0 || g == nil {
+		return nil
+	}
+	d.mu.Lock()
+	rec.ImageSHA256, rec.CDROMSHA256 = d.digestOf(d.steps[i]), d.cdromDigest(s.GetHost(), g, rec)
+	d.mu.Unlock()
+	return d.madeOf(d.steps[i], rec, want)
+}
+
 // imageLearned remembers what a fetch found out, before anybody else builds on it.
 // d.mu is held.
 func (d *dispatch) imageLearned(ctx context.Context, s *homelabv1.Step, l *agentv1.Learned) error {

@@ -120,6 +120,21 @@ func TestNewestResolvesANameAnewAndLeavesGuestsAsTheyAre(t *testing.T) {
 	}
 }
 
+func TestAGuestIsMadeAnewOfWhatItIsMadeOfAlsoWhenTheSpecHasAnotherDigest(t *testing.T) {
+	f := newFleet(t, hostNames(3)...)
+	c := f.up()
+	c.apply(t.Context(), specOf(3), "", true).did(t)
+	f.mu.Lock()
+	f.agents["pve3"].vms[203].power = homelabv1.Power_POWER_STOPPED
+	f.mu.Unlock()
+	c.apply(t.Context(), bytes.Replace(specOf(3), []byte(strings.Repeat("b", 64)), []byte(newDigest), 1), "", true).did(t)
+	for _, step := range []string{"save", "destroy", "create"} {
+		if req := f.agents["pve3"].asked[step+"/pve3/k3s-3"]; req.GetWant().GetImage().GetSha256() != strings.Repeat("b", 64) {
+			t.Errorf("%s is told of %v", step, req.GetWant().GetImage())
+		}
+	}
+}
+
 func TestWhatNobodyHoldsIsMadeOfWhatTheNameStandsForNow(t *testing.T) {
 	f := newFleet(t, hostNames(3)...)
 	f.source = oldDigest
