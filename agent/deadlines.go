@@ -29,6 +29,8 @@ func deadline(req *agentv1.RunRequest) time.Duration {
 		return 10 * time.Minute
 	case homelabv1.Action_ACTION_CREATE, homelabv1.Action_ACTION_TEMPLATE:
 		return time.Hour // copying the image onto a slow disk
+	case homelabv1.Action_ACTION_SAVE:
+		return time.Hour // a compressed image is unpacked to its end
 	case homelabv1.Action_ACTION_START:
 		return 10 * time.Minute
 	case homelabv1.Action_ACTION_BOOT:
@@ -52,7 +54,7 @@ func deadline(req *agentv1.RunRequest) time.Duration {
 		return 15 * time.Minute // of waiting for locks: each is quick in itself
 	case homelabv1.Action_ACTION_SOAK:
 		return req.GetSoak().AsDuration() + slack
-	case homelabv1.Action_ACTION_SAVE, homelabv1.Action_ACTION_RESET, homelabv1.Action_ACTION_RESUME, homelabv1.Action_ACTION_ADOPT:
+	case homelabv1.Action_ACTION_RESET, homelabv1.Action_ACTION_RESUME, homelabv1.Action_ACTION_ADOPT:
 		return slack
 	}
 	return slack

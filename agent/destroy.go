@@ -13,6 +13,7 @@ import (
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	driverv1 "github.com/homeiac/homelab/gen/homelab/driver/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/human"
 	"github.com/homeiac/homelab/internal/rpc"
 )
 
@@ -43,7 +44,11 @@ func (s *Service) destroy(ctx context.Context, req *agentv1.RunRequest, e emit) 
 		}
 		return done(false, "there is no VM %d", id.GetVmid()), s.dropSnippet(req.GetWant(), e)
 	}
-	if err := s.mayDestroy(s.host.Observe(s.now()), seen, vm, req); err != nil {
+	o := s.host.Observe(s.now())
+	if err := s.mayDestroy(o, seen, vm, req); err != nil {
+		return nil, err
+	}
+	if err := s.sound(ctx, o, req.GetWant()); err != nil {
 		return nil, err
 	}
 	intent, err := s.intendDestroy(ctx, id, req.GetStep().GetId(), open)
@@ -153,6 +158,28 @@ func (s *Service) remakable(o *homelabv1.Observation, seen *driverv1.ObserveResp
 	}()
 	if err != nil {
 		return fmt.Errorf("it could not be made again, so it is not destroyed: %w", err)
+	}
+	return nil
+}
+
+// sound says whether a guest's disk can be made of its image, for a guest that is made
+// again: of a compressed file that is known only when it was unpacked to its end, and
+// afterwards is too late. Whether the image has to be there it leaves to remakable.
+func (s *Service) sound(ctx context.Context, o *homelabv1.Observation, want *homelabv1.GuestWant) error {
+	if want.GetClone() == homelabv1.CloneKind_CLONE_KIND_UNSPECIFIED {
+		return nil // it is not made again
+	}
+	img, err := s.imageOn(o, want.GetImage(), want.GetImagesStorage())
+	if err != nil {
+		return nil
+	}
+	disk := want.GetHardware().GetSystemDisk().GetSizeBytes()
+	img, err = s.images.Prove(ctx, img, disk)
+	if err == nil && img.Record.Virtual > disk {
+		err = rpc.Errorf(rpc.ErrRefused, "its disk has %s", human.Size(img.Record.Virtual))
+	}
+	if err != nil {
+		return fmt.Errorf("it could not be made again with a disk of %s, so nothing of it is touched: image %s: %w", human.Size(disk), img.Record.Name, err)
 	}
 	return nil
 }

@@ -37,6 +37,9 @@ func (s *Service) save(ctx context.Context, req *agentv1.RunRequest) (*agentv1.S
 	if !filepath.IsLocal(name) || strings.ContainsRune(name, filepath.Separator) {
 		return nil, rpc.Errorf(rpc.ErrInvalid, "guest %q", id.GetGuest())
 	}
+	if err := s.sound(ctx, s.host.Observe(s.now()), req.GetWant()); err != nil {
+		return nil, err
+	}
 	path := filepath.Join(s.saved, name)
 	old, oldErr := os.ReadFile(path)
 	text, err := s.driver.Config(ctx, id)

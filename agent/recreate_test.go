@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"os"
@@ -285,5 +286,47 @@ func TestAHostThatIsNotSettledIsNotChanged(t *testing.T) {
 		if !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "no quorum") || len(s.calls()) != 0 || len(w.hyp.calls) != 0 || len(w.svc.intents.list()) != 0 {
 			t.Errorf("%s: got %v, calls %v", a, err, w.hyp.calls)
 		}
+	}
+}
+
+func TestAGuestOfAPackedImageThatCannotBeUnpackedIsNotTouched(t *testing.T) {
+	w := newDataWorld(t)
+	packed := new(strings.Builder)
+	z := gzip.NewWriter(packed)
+	noise := make([]byte, 1<<20)
+	copy(noise, imageFile())
+	for i := 1 << 16; i < len(noise); i++ {
+		noise[i] = byte(i * i >> 7)
+	}
+	if _, err := z.Write(noise); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.put("../files/noble.img", packed.String()[:packed.Len()/2]) // as a download that was cut off
+	fetch := w.request(fetchStep)
+	fetch.Step.Newest = true
+	fetched, err := w.do(fetch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := fetched.result.GetLearned().GetImageSha256()
+	for _, a := range []homelabv1.Action{saveStep, stopStep, detachStep, destroyStep} {
+		req := w.recreate(a)
+		req.Want.Image.Sha256, req.Want.Clone = digest, homelabv1.CloneKind_CLONE_KIND_IMPORT
+		s, err := w.do(req)
+		if a == stopStep || a == detachStep {
+			if err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "cannot be unpacked") || len(s.calls()) > 0 {
+			t.Errorf("%s: %v, calls %v", a, err, s.calls())
+		}
+	}
+	if w.hyp.vms[201] == nil {
+		t.Error("it was destroyed")
 	}
 }

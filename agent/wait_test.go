@@ -124,7 +124,7 @@ func TestMutatingCallsCountAndOthersDoNot(t *testing.T) {
 
 func TestEveryActionHasADeadline(t *testing.T) {
 	short := []homelabv1.Action{
-		homelabv1.Action_ACTION_SAVE, homelabv1.Action_ACTION_RESET, homelabv1.Action_ACTION_RESUME, homelabv1.Action_ACTION_ADOPT,
+		homelabv1.Action_ACTION_RESET, homelabv1.Action_ACTION_RESUME, homelabv1.Action_ACTION_ADOPT,
 	}
 	for n, name := range homelabv1.Action_name {
 		a := homelabv1.Action(n)

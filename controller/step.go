@@ -57,7 +57,7 @@ func limit(req *agentv1.RunRequest) time.Duration {
 	switch req.GetStep().GetAction() {
 	case homelabv1.Action_ACTION_FETCH:
 		return 31 * 24 * time.Hour // whatever a line takes; the agent ends one that stands still
-	case homelabv1.Action_ACTION_CREATE, homelabv1.Action_ACTION_TEMPLATE:
+	case homelabv1.Action_ACTION_CREATE, homelabv1.Action_ACTION_TEMPLATE, homelabv1.Action_ACTION_SAVE:
 		return 2 * time.Hour
 	case homelabv1.Action_ACTION_DETACH, homelabv1.Action_ACTION_ATTACH:
 		return 6 * time.Hour // a disk that changes its storage is copied

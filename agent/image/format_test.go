@@ -241,6 +241,38 @@ func TestWhatIsInACompressedFileIsJudged(t *testing.T) {
 	}
 }
 
+func TestACompressedFileIsProvedOnceAndNothingOfItKept(t *testing.T) {
+	content := append(noise(1<<20, 1), make([]byte, 1<<20)...)
+	g := newGround(t)
+	img, err := g.fetch(from(serve(t, wan.New(with(t, "xz", content)))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.s.Prove(t.Context(), img, 1<<20); !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "more than 1 MiB") {
+		t.Errorf("a disk that is too large: %v", err)
+	}
+	for range 2 { // also when it was proved already
+		img, err = g.s.Prove(t.Context(), img, 4<<20)
+		if err != nil || img.Record.Virtual != 2<<20 || !img.Record.Proved {
+			t.Errorf("got %+v, %v", img.Record, err)
+		}
+	}
+	if c := image.List([]image.Folder{g.to}); len(c) != 1 || c[0].GetVirtualBytes() != 2<<20 {
+		t.Errorf("list %v", c)
+	}
+	if left, _ := filepath.Glob(filepath.Join(g.to.Local, "*.unpacked.*")); len(left) > 0 {
+		t.Errorf("left over: %v", left)
+	}
+	packed := with(t, "xz", content)
+	cut, err := newGround(t).fetch(from(serve(t, wan.New(packed[:len(packed)/2]))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.s.Prove(t.Context(), cut, 4<<20); !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "cannot be unpacked") {
+		t.Errorf("a file that is cut off: %v", err)
+	}
+}
+
 func TestAnISOFileLiesWhereProxmoxLooksForIt(t *testing.T) {
 	content := noise(megs, 1)
 	copy(content[32769:], "CD001")

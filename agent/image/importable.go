@@ -138,11 +138,8 @@ func (s *Store) unpack(ctx context.Context, img Image, local string, room int64)
 	if err := to.Sync(); err != nil {
 		return err
 	}
-	if r := img.Record; r.Unpacked != size {
-		r.Unpacked = size
-		if r.Format == formatRaw {
-			r.Virtual = size
-		}
+	if r := img.Record; r.Unpacked != size || !r.Proved {
+		r.unpacked(size)
 		_ = r.write(img.in.Local) // else it is learned again next time
 	}
 	return durable.Sync(img.in.Local)
@@ -169,6 +166,47 @@ func unpackInto(ctx context.Context, to *os.File, z io.Reader, room int64) (int6
 			return at, err
 		}
 	}
+}
+
+// Prove unpacks a compressed file to its end, once, and keeps nothing of it: only then
+// is known that it can be unpacked, and how large it gets. A raw disk of more than most
+// bytes is Refused, since more of it need not be known; so is what cannot be unpacked.
+// A file that is not compressed gives nothing to prove.
+func (s *Store) Prove(ctx context.Context, img Image, most int64) (Image, error) {
+	r := img.Record
+	if r.Compression == "" || r.Proved {
+		return img, nil
+	}
+	packed, err := os.Open(img.local)
+	if err != nil {
+		return img, err
+	}
+	defer packed.Close()
+	z, err := unpacker(r.Compression, packed)
+	if err != nil {
+		return img, err
+	}
+	defer z.Close()
+	buf, size := make([]byte, burst), int64(0)
+	for {
+		if err := ctx.Err(); err != nil {
+			return img, err
+		}
+		n, err := z.Read(buf)
+		size += int64(n)
+		if r.Format == formatRaw && size > most {
+			return img, rpc.Errorf(rpc.ErrRefused, "its disk has more than %s", human.Size(most))
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return img, err
+		}
+	}
+	img.Record.unpacked(size)
+	_ = img.Record.write(img.in.Local) // else it is learned again next time
+	return img, nil
 }
 
 // Where is the file with that SHA-256, as the host names it; empty when there is

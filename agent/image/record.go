@@ -40,6 +40,8 @@ type Record struct {
 	Bytes        int64  `json:"bytes"`
 	Virtual      int64  `json:"virtual,omitempty"`  // size of the disk in it
 	Unpacked     int64  `json:"unpacked,omitempty"` // size of what is in it, when it is compressed
+	// Proved is whether a compressed file was unpacked to its end, here.
+	Proved bool `json:"proved,omitempty"`
 	// File is its name, in the folder for images; an ISO file's is in the storage's
 	// own folder for them.
 	File    string    `json:"file"`
@@ -70,6 +72,14 @@ func proofText(v homelabv1.Verification) string {
 		return "list"
 	}
 	return "no"
+}
+
+// unpacked notes how large the file got when it was unpacked to its end.
+func (r *Record) unpacked(size int64) {
+	r.Unpacked, r.Proved = size, true
+	if r.Format == formatRaw {
+		r.Virtual = size
+	}
 }
 
 func (r Record) write(dir string) error {
