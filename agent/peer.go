@@ -37,6 +37,12 @@ func (p *peerService) Pull(req *agentv1.PullRequest, stream grpc.ServerStreaming
 		return err
 	}
 	defer file.Close()
+	if err := file.Ready(ctx); err != nil {
+		if s.flights.ends() {
+			return rpc.Errorf(rpc.ErrUnavailable, "%w", errEnding) // whoever asked goes on with another host
+		}
+		return err
+	}
 	head := &agentv1.PullHead{Bytes: file.Bytes, Whole: file.Whole}
 	if err := stream.Send(&agentv1.PullResponse{Part: &agentv1.PullResponse_Head{Head: head}}); err != nil {
 		return err

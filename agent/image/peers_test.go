@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -428,5 +430,40 @@ func TestWhatIsDroppedAsWrongIsKeptByNobody(t *testing.T) {
 		if parts := g.s.Parts([]image.Folder{g.to}); len(parts) > 0 {
 			t.Errorf("kept %v", parts)
 		}
+	}
+}
+
+func TestWhoAsksBeforeTheSourceAnsweredIsToldHowLargeTheFileIs(t *testing.T) {
+	content := noise(megs, 1)
+	asked, answer := make(chan struct{}), make(chan struct{})
+	files := wan.New(content)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(asked)
+		<-answer
+		files.ServeHTTP(w, r)
+	}))
+	defer srv.Close()
+	g, src := newGround(t), known(content)
+	src.Url, src.Bytes = srv.URL, 0
+	fetched := make(chan error, 1)
+	go func() {
+		_, err := g.fetch(src)
+		fetched <- err
+	}()
+	<-asked
+	file, err := g.s.Pass(image.Digests{SHA256: sum(content)}, 0, []image.Folder{g.to})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if file.Bytes != 0 {
+		t.Errorf("%d bytes are known before the source answered", file.Bytes)
+	}
+	close(answer)
+	if err := file.Ready(t.Context()); err != nil || file.Bytes != megs {
+		t.Errorf("%d bytes, %v", file.Bytes, err)
+	}
+	if err := <-fetched; err != nil {
+		t.Error(err)
 	}
 }

@@ -101,6 +101,20 @@ func (s *Store) partOf(want Digests) *part {
 	return nil
 }
 
+// Ready waits until the file's size is known, or that of a source which states none is
+// not: a host that asks as soon as this one would else never know how much is left.
+// It fails as Next does.
+func (t *Passing) Ready(ctx context.Context) error {
+	if t.p == nil || t.Bytes > 0 {
+		return nil
+	}
+	if _, err := t.p.after(ctx, t.at, t.began, t.s.dry); err != nil {
+		return err
+	}
+	_, t.Bytes = t.p.size()
+	return nil
+}
+
 // Next reads the next bytes into buf, and waits for them when the file is still
 // being fetched. It ends in io.EOF, or in Unavailable when that fetch failed.
 func (t *Passing) Next(ctx context.Context, buf []byte) (int, error) {
