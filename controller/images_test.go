@@ -261,3 +261,20 @@ func TestAFileIsNotKnownByAnAddressWithAQuery(t *testing.T) {
 		t.Error("a file is taken for that of an address of which nobody knows whether it came from there")
 	}
 }
+
+func TestAnImageThatNoAppliedSpecNamesIsWhatWasFetchedLast(t *testing.T) {
+	c := newFleet(t, hostNames(1)...).up()
+	sp, faults := spec.Parse("homelab.yaml", specOf(1))
+	if err := faults.Err(); err != nil {
+		t.Fatal(err)
+	}
+	o := &homelabv1.Observation{Images: []*homelabv1.ImageCopy{{Name: "ahead", Sha256: oldDigest}, {Name: "ahead", Sha256: newDigest}}}
+	w := world{
+		sights:       map[string]sight{"pve1": {state: homelabv1.HostState_HOST_STATE_ONLINE, obs: o}},
+		recollection: recollection{images: map[string]store.Image{"ahead": {Name: "ahead", SHA256: newDigest}}},
+	}
+	list := c.imageStatuses(sp, w)
+	if len(list) != 2 || list[0].GetCurrent() || !list[1].GetCurrent() {
+		t.Errorf("got %v", list)
+	}
+}
