@@ -185,3 +185,16 @@ func TestInterruptedPruneNamesWhatIsLeftAtWork(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestWhatWasWaitedForIsNotCalledBusyInTheEnd: a plan without steps has the same digest
+// before and after the wait.
+func TestWhatWasWaitedForIsNotCalledBusyInTheEnd(t *testing.T) {
+	r := newRig(t)
+	r.plan = &homelabv1.Plan{Digest: "none", Notes: []*homelabv1.Note{note(homelabv1.NoteKind_NOTE_KIND_BUSY, "", "pve1", "step fetch/pve1/noble is in flight")}}
+	r.drifts = []*homelabv1.Plan{{Digest: "none", Notes: []*homelabv1.Note{note(homelabv1.NoteKind_NOTE_KIND_UNCHANGED, "", "pve1", "holds image noble already")}}}
+	got := r.run("images", "fetch", "--yes")
+	wants(t, got, 0, "pve1: holds image noble already", "Nothing to do.")
+	if strings.Contains(got.out, "busy") || strings.Contains(got.out, "skipped") {
+		t.Error(got.out)
+	}
+}

@@ -104,6 +104,16 @@ func newStory(p *homelabv1.Plan) *story {
 	return s
 }
 
+// replan takes the plan that is carried out in place of the one that was shown. Its
+// steps are the same ones, but what it says of the rest is newer: somebody who was busy
+// may have been waited for.
+func (s *story) replan(p *homelabv1.Plan) {
+	now := newStory(p)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.order, s.guests, s.steps, s.over, s.warnings, s.told, s.wide = now.order, now.guests, now.steps, now.over, now.warnings, now.told, now.wide
+}
+
 // heldText says where data disks are after a DETACH.
 func heldText(s *homelabv1.Step) string {
 	verb := "stay"
