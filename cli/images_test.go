@@ -198,3 +198,11 @@ func TestWhatWasWaitedForIsNotCalledBusyInTheEnd(t *testing.T) {
 		t.Error(got.out)
 	}
 }
+
+// TestWhatADegradedHostHoldsIsNotCalledNothing: without /etc/pve it cannot tell what
+// storages it has.
+func TestWhatADegradedHostHoldsIsNotCalledNothing(t *testing.T) {
+	r := newRig(t)
+	r.status = &controllerv1.StatusResponse{Fleet: "homelab", Hosts: []*homelabv1.HostStatus{{Name: "pve1", State: homelabv1.HostState_HOST_STATE_DEGRADED}}}
+	succeeds(t, r.run("images"), "! pve1 degraded", "its images are not shown")
+}
