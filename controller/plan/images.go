@@ -13,9 +13,10 @@ import (
 // planFetchImages brings images to hosts without making anything of them. With
 // newest their names are resolved anew; guests that exist stay what they are.
 func (m *model) planFetchImages(op Operation) {
-	names := op.Images
+	names, cannot := op.Images, homelabv1.NoteKind_NOTE_KIND_REFUSED
 	if len(names) == 0 {
-		names = m.spec.ImageNames()
+		// Of all there are, one for which there is nothing to do is no refusal.
+		names, cannot = m.spec.ImageNames(), homelabv1.NoteKind_NOTE_KIND_INFO
 	}
 	for _, name := range names {
 		image := m.spec.Images[name]
@@ -24,12 +25,16 @@ func (m *model) planFetchImages(op Operation) {
 			m.note(homelabv1.NoteKind_NOTE_KIND_REFUSED, "", "", fmt.Sprintf("there is no image %s in the Spec (there are %s)", name, list(m.spec.ImageNames())))
 			continue
 		case op.Newest && (image.SHA256 != "" || image.SHA512 != ""):
-			m.note(homelabv1.NoteKind_NOTE_KIND_REFUSED, "", "", fmt.Sprintf("image %s has its digest in the Spec (%s): write the new one there, then hlctl images fetch %s", name, m.at("images."+name), name))
+			m.note(cannot, "", "", fmt.Sprintf("image %s has its digest in the Spec (%s): write the new one there, then hlctl images fetch %s", name, m.at("images."+name), name))
 			continue
 		}
 		hosts := m.hostsOf(name, op.Host)
-		if len(hosts) == 0 {
-			m.note(homelabv1.NoteKind_NOTE_KIND_REFUSED, "", op.Host, fmt.Sprintf("no guest on a host that is enabled is made of image %s; name a host: hlctl images fetch %s --host HOST", name, name))
+		switch h := m.hosts[op.Host]; {
+		case len(hosts) > 0:
+		case h != nil && !h.want.Enabled:
+			m.note(homelabv1.NoteKind_NOTE_KIND_REFUSED, "", h.name, fmt.Sprintf("host %s is disabled, so image %s is not fetched to it\n  %s", h.name, name, m.correct("hosts."+h.name+".enabled")))
+		default:
+			m.note(cannot, "", op.Host, fmt.Sprintf("no guest on a host that is enabled is made of image %s; name a host: hlctl images fetch %s --host HOST", name, name))
 		}
 		for _, h := range hosts {
 			m.planFetchTo(h, &choice{image: image, Image: m.present(image)}, op.Newest)
