@@ -79,11 +79,11 @@ func (c *Controller) imageStatuses(sp *spec.Spec, w world) []*controllerv1.Image
 	want := plan.Want{Images: recalledImages(w.images)}
 	verify := plan.VerifyWith(c.signer.key, c.fleet)
 	current := func(name, sha256 string) bool {
-		if sp == nil { // nothing was applied yet: what was fetched last counts
+		// A name that no Spec that was applied has stands for what was fetched last.
+		if sp == nil || sp.Images[name] == nil {
 			return w.images[name].SHA256 == sha256
 		}
-		i := sp.Images[name]
-		return i != nil && sha256 != "" && want.Present(i).SHA256 == sha256
+		return sha256 != "" && want.Present(sp.Images[name]).SHA256 == sha256
 	}
 	var list []*controllerv1.ImageStatus
 	for host, s := range w.sights {

@@ -234,3 +234,33 @@ func TestPruneRemovesATemplateAndAFileThatNobodyNeeds(t *testing.T) {
 func storeTemplate(digest string, vmid int32) store.Guest {
 	return store.Guest{Name: mark.TemplateName(digest), VMID: vmid, UUID: fmt.Sprintf("55555555-0000-4000-8000-%012d", vmid), Generation: 1}
 }
+
+// TestAnImageThatNoAppliedSpecHasIsWhatItsNameStandsFor: it was fetched ahead, for a Spec
+// that is still to be applied.
+func TestAnImageThatNoAppliedSpecHasIsWhatItsNameStandsFor(t *testing.T) {
+	f := newFleet(t, hostNames(1)...)
+	c := f.up()
+	c.apply(t.Context(), specOf(1), "", true).did(t)
+	f.source = newDigest
+	ahead := bytes.Replace(moving(1), []byte("images:\n"), []byte("images:\n  ahead: {url: \"http://images.lan/ahead.img\"}\n"), 1)
+	c.ask(t.Context(), &controllerv1.ApplyRequest{
+		Spec: ahead, Yes: true,
+		Operation: &controllerv1.Operation{Kind: controllerv1.OperationKind_OPERATION_KIND_FETCH_IMAGES, Images: []string{"ahead"}, Host: "pve1"},
+	}).did(t)
+	status, err := c.viewer.Status(t.Context(), &controllerv1.StatusRequest{Fresh: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, i := range status.GetImages() {
+		if i.GetName() == "ahead" {
+			seen++
+			if !i.GetCurrent() {
+				t.Errorf("older than what its name stands for: %v", i)
+			}
+		}
+	}
+	if seen != 1 {
+		t.Errorf("%v", status.GetImages())
+	}
+}
