@@ -31,8 +31,8 @@ func (s *Service) pruneImage(req *agentv1.RunRequest, e emit) (*agentv1.StepResu
 	if err != nil {
 		return nil, err
 	}
-	path := s.images.Where(src.GetSha256(), folder)
-	if path == "" {
+	paths := s.images.Where(src.GetSha256(), folder)
+	if len(paths) == 0 {
 		return done(false, "image %s is gone from storage %s", src.GetName(), folder.Storage), nil
 	}
 	if err := s.settled(o); err != nil {
@@ -41,10 +41,12 @@ func (s *Service) pruneImage(req *agentv1.RunRequest, e emit) (*agentv1.StepResu
 	if s.images.Fetching(src.GetSha256()) {
 		return nil, rpc.Errorf(rpc.ErrBusy, "image %s is being fetched", src.GetName())
 	}
-	if err := s.inNoDrive(o, src, folder, path); err != nil {
-		return nil, err
+	for _, path := range paths {
+		if err := s.inNoDrive(o, src, folder, path); err != nil {
+			return nil, err
+		}
 	}
-	err = e.call(callImage, []string{"remove", path}, func() (int, error) {
+	err = e.call(callImage, append([]string{"remove"}, paths...), func() (int, error) {
 		return 0, s.images.Remove(src.GetSha256(), folder)
 	})
 	if err != nil {

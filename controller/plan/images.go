@@ -72,7 +72,7 @@ func (m *model) planFetchTo(h *hostView, c *choice, newest bool) {
 		v = refused(fmt.Sprintf("storage %s is not there on %s; it has %s\n  %s", storage, h.name, storageList(h.obs.GetStorages()), m.correct("hosts."+h.name+".storage.images")))
 	case !yes(s.GetActive()):
 		v = skipped(fmt.Sprintf("whether storage %s of %s is active is not known%s", storage, h.name, because(s.GetActive())))
-	case !newest && h.holds(c.SHA256, storage):
+	case !newest && h.holds(c):
 		v = verdict{homelabv1.NoteKind_NOTE_KIND_UNCHANGED, "holds image " + c.image.Name + " already"}
 	}
 	if v.against() {
