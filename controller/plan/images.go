@@ -108,12 +108,18 @@ func (m *model) planPruneImages() {
 			m.note(homelabv1.NoteKind_NOTE_KIND_SKIPPED, "", h.name, "the VMs on "+h.name+" could not be listed"+because(h.obs.GetVmsKnown()))
 			continue
 		}
+		planned := map[string]bool{}
 		for _, c := range h.obs.GetImages() {
-			if needed.has(c.GetSha256(), c.GetName()) {
+			id := fmt.Sprintf("prune/%s/%s@%s", h.name, c.GetName(), short(c.GetSha256()))
+			if planned[id] {
+				id += "@" + c.GetStorage() // another copy, on another storage
+			}
+			if planned[id] || needed.has(c.GetSha256(), c.GetName()) {
 				continue
 			}
+			planned[id] = true
 			m.add(&homelabv1.Step{
-				Id: fmt.Sprintf("prune/%s/%s@%s", h.name, c.GetName(), short(c.GetSha256())), Action: homelabv1.Action_ACTION_PRUNE, Host: h.name,
+				Id: id, Action: homelabv1.Action_ACTION_PRUNE, Host: h.name,
 				Image: c.GetName(), ImageSha256: c.GetSha256(), Storage: c.GetStorage(), ImageType: c.GetType(), Destroys: true,
 				Reason: fmt.Sprintf("%s on %s: no guest is made of it, and no name stands for it", human.Size(c.GetBytes()), c.GetStorage()),
 			})
