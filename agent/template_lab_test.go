@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
+	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/homeiac/homelab/lab/pve"
 )
 
@@ -256,5 +258,49 @@ func TestAPruneThatIsCutOffIsFinished(t *testing.T) {
 	}
 	if left := l.holdings(); len(left) != 0 || len(svc.intents.list()) != 0 {
 		t.Errorf("left %v, %v", left, svc.intents.list())
+	}
+}
+
+// TestAnISOFileThatIsInADriveIsNotPruned, whosever the VM is, and also when it is
+// only a snapshot of it that has the file: without it the VM would not start.
+func TestAnISOFileThatIsInADriveIsNotPruned(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	content := make([]byte, 64<<10)
+	copy(content[32769:], "CD001")
+	l.write("files/tools.iso", content)
+	iso := func(r *agentv1.RunRequest) {
+		r.Want, r.ImagesStorage, r.Wan = nil, "local", true
+		r.Image = &homelabv1.ImageSource{Name: "tools", Url: "file:" + filepath.Join(l.dir, "files/tools.iso"), Type: homelabv1.ImageType_IMAGE_TYPE_ISO}
+	}
+	sum := l.do(1, fetchStep, iso).result.GetLearned().GetImageSha256()
+	named := func(r *agentv1.RunRequest) { iso(r); r.Image.Sha256 = sum }
+	file := "tools-" + sum[:12] + ".iso"
+	conf := filepath.Join(l.dir, "hosts/pve1/root/etc/pve/nodes/pve1/qemu-server/310.conf")
+	for _, text := range []string{
+		"name: theirs\nide2: local:iso/" + file + ",media=cdrom\n",
+		"name: theirs\n\n[before]\nide2: local:iso/" + file + ",media=cdrom\nsnaptime: 1\n",
+	} {
+		if err := os.WriteFile(conf, []byte(text), 0o640); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.try(1, pruneStep, named); !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "VM 310") {
+			t.Errorf("pruned below a VM that has it in its drive: %v", err)
+		}
+	}
+	if err := os.Remove(conf); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(conf, 0o755); err != nil { // one that cannot be read
+		t.Fatal(err)
+	}
+	if _, err := l.try(1, pruneStep, named); !errors.Is(err, rpc.ErrUnavailable) {
+		t.Errorf("pruned while a configuration cannot be read: %v", err)
+	}
+	if err := os.Remove(conf); err != nil {
+		t.Fatal(err)
+	}
+	if s := l.do(1, pruneStep, named); !s.result.GetChanged() {
+		t.Errorf("prune: %v", s.result)
 	}
 }

@@ -97,6 +97,7 @@ func (a *app) carryOut(ctx context.Context, c *controller, q *asked, p *homelabv
 			show.event(part.Event, story.event(part.Event, a.now()))
 		case *controllerv1.ApplyResponse_Plan:
 			if part.Plan.GetDigest() == p.GetDigest() {
+				story.replan(part.Plan)
 				break
 			}
 			show.close()

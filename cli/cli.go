@@ -83,11 +83,14 @@ func newApp(in, out, errw *os.File) *app {
 	a := &app{in: in, out: out, errw: errw, now: time.Now, columns: 80, ready: usualReadiness}
 	a.inIsTerm = term.IsTerminal(int(in.Fd()))
 	if term.IsTerminal(int(out.Fd())) {
-		if w, _, err := term.GetSize(int(out.Fd())); err == nil && w > 0 {
+		w, rows, err := term.GetSize(int(out.Fd()))
+		if err == nil && w > 0 {
 			a.columns = w
 		}
-		a.outIsTerm = os.Getenv("TERM") != "dumb"
-		a.colour = a.outIsTerm && os.Getenv("NO_COLOR") == ""
+		able := os.Getenv("TERM") != "dumb"
+		// A serial line has no size: of a picture that is redrawn nothing would be seen.
+		a.outIsTerm = able && err == nil && w > 0 && rows > 0
+		a.colour = able && os.Getenv("NO_COLOR") == ""
 	}
 	return a
 }

@@ -108,7 +108,9 @@ func (a *app) showImageFiles(images []*controllerv1.ImageStatus, resp *controlle
 		fmt.Fprintln(a.out, "No host that answers has an image.  hlctl images fetch")
 	}
 	for _, h := range resp.GetHosts() {
-		if answers(h) || hostState(h) == "disabled" {
+		// One that answers has none, unless it is degraded: its storages may not be known.
+		has := slices.ContainsFunc(images, func(i *controllerv1.ImageStatus) bool { return i.GetHost() == h.GetName() })
+		if state := hostState(h); state == "online" || state == "disabled" || state == "degraded" && has {
 			continue
 		}
 		text := h.GetName() + " " + hostState(h)

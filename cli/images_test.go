@@ -162,3 +162,47 @@ func TestInterruptedFetchNamesTheImage(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestInterruptedPruneNamesWhatIsLeftAtWork although another step of that image on that
+// host has ended: its file is gone at once, its template takes qm.
+func TestInterruptedPruneNamesWhatIsLeftAtWork(t *testing.T) {
+	p := &homelabv1.Plan{Steps: []*homelabv1.Step{
+		{Id: "prune/pve1/noble@0123456789ab", Action: homelabv1.Action_ACTION_PRUNE, Host: "pve1", Image: "noble", ImageSha256: "0123456789ab", Storage: "local"},
+		{Id: "prune/pve1/template@0123456789ab/9000", Action: homelabv1.Action_ACTION_PRUNE, Host: "pve1", Image: "noble", ImageSha256: "0123456789ab", Vmid: 9000},
+	}}
+	s := newStory(p)
+	tell := func(kind homelabv1.EventKind, step int) {
+		s.event(&homelabv1.Event{Kind: kind, Step: p.GetSteps()[step].GetId(), Host: "pve1"}, noon)
+	}
+	tell(homelabv1.EventKind_EVENT_KIND_STEP_STARTED, 0)
+	tell(homelabv1.EventKind_EVENT_KIND_STEP_STARTED, 1)
+	tell(homelabv1.EventKind_EVENT_KIND_STEP_DONE, 0)
+	if got := s.atWork(); !cmp.Equal(got, []string{"image noble on pve1 (removing)"}) {
+		t.Error(got)
+	}
+	tell(homelabv1.EventKind_EVENT_KIND_STEP_DONE, 1)
+	if got := s.atWork(); len(got) > 0 {
+		t.Error(got)
+	}
+}
+
+// TestWhatWasWaitedForIsNotCalledBusyInTheEnd: a plan without steps has the same digest
+// before and after the wait.
+func TestWhatWasWaitedForIsNotCalledBusyInTheEnd(t *testing.T) {
+	r := newRig(t)
+	r.plan = &homelabv1.Plan{Digest: "none", Notes: []*homelabv1.Note{note(homelabv1.NoteKind_NOTE_KIND_BUSY, "", "pve1", "step fetch/pve1/noble is in flight")}}
+	r.drifts = []*homelabv1.Plan{{Digest: "none", Notes: []*homelabv1.Note{note(homelabv1.NoteKind_NOTE_KIND_UNCHANGED, "", "pve1", "holds image noble already")}}}
+	got := r.run("images", "fetch", "--yes")
+	wants(t, got, 0, "pve1: holds image noble already", "Nothing to do.")
+	if strings.Contains(got.out, "busy") || strings.Contains(got.out, "skipped") {
+		t.Error(got.out)
+	}
+}
+
+// TestWhatADegradedHostHoldsIsNotCalledNothing: without /etc/pve it cannot tell what
+// storages it has.
+func TestWhatADegradedHostHoldsIsNotCalledNothing(t *testing.T) {
+	r := newRig(t)
+	r.status = &controllerv1.StatusResponse{Fleet: "homelab", Hosts: []*homelabv1.HostStatus{{Name: "pve1", State: homelabv1.HostState_HOST_STATE_DEGRADED}}}
+	succeeds(t, r.run("images"), "! pve1 degraded", "its images are not shown")
+}

@@ -411,3 +411,22 @@ k3s-2  pve2  waiting    until 14:05: guest agent and SSH silent since 14:00 ...
 		t.Errorf("left behind:\n%s", term)
 	}
 }
+
+// TestATerminalWithoutASizeGetsLines, as a serial line is: nothing of a picture would be
+// seen there, for as long as the run takes.
+func TestATerminalWithoutASizeGetsLines(t *testing.T) {
+	t.Setenv("TERM", "xterm")
+	for size, picture := range map[pty.Winsize]bool{{}: false, {Cols: 80}: false, {Cols: 80, Rows: 24}: true} {
+		keys, tty, err := pty.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := pty.Setsize(tty, &size); err != nil {
+			t.Fatal(err)
+		}
+		if a := newApp(tty, tty, tty); a.outIsTerm != picture || !a.inIsTerm {
+			t.Errorf("%v: picture %v, input from a terminal %v", size, a.outIsTerm, a.inIsTerm)
+		}
+		_, _ = tty.Close(), keys.Close()
+	}
+}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -41,6 +42,7 @@ type progress struct {
 	guest, host string
 	image       string
 	steps       []*homelabv1.Step
+	working     []*homelabv1.Step // that run; of an image on a host two may at once
 	phase, text string
 	since       time.Time     // of the present step
 	limit       time.Duration // of the present wait; 0 is none
@@ -100,6 +102,16 @@ func newStory(p *homelabv1.Plan) *story {
 		}
 	}
 	return s
+}
+
+// replan takes the plan that is carried out in place of the one that was shown. Its
+// steps are the same ones, but what it says of the rest is newer: somebody who was busy
+// may have been waited for.
+func (s *story) replan(p *homelabv1.Plan) {
+	now := newStory(p)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.order, s.guests, s.steps, s.over, s.warnings, s.told, s.wide = now.order, now.guests, now.steps, now.over, now.warnings, now.told, now.wide
 }
 
 // heldText says where data disks are after a DETACH.
@@ -189,6 +201,7 @@ func (s *story) event(e *homelabv1.Event, now time.Time) bool {
 	case homelabv1.EventKind_EVENT_KIND_STEP_STARTED:
 		s.wait = wait{}
 		if g := s.concerned(e); g != nil {
+			g.working = append(g.working, step)
 			g.phase, g.text, g.since, g.limit = style.doing, "", now, e.GetLimit().AsDuration()
 			if g.begun.IsZero() {
 				g.begun = at
@@ -204,14 +217,14 @@ func (s *story) event(e *homelabv1.Event, now time.Time) bool {
 	case homelabv1.EventKind_EVENT_KIND_STEP_DONE:
 		s.over[e.GetStep()] = true
 		if g := s.concerned(e); g != nil {
-			g.phase, g.text, g.end = "", "", at
+			g.ended(step, at)
 			g.done = append(g.done, step.GetAction())
 			g.lasted = append(g.lasted, lasted{step.GetAction(), e.GetTook().AsDuration(), at})
 		}
 	case homelabv1.EventKind_EVENT_KIND_STEP_FAILED, homelabv1.EventKind_EVENT_KIND_STEP_SKIPPED:
 		s.over[e.GetStep()] = true
 		if g := s.concerned(e); g != nil {
-			g.phase, g.text, g.end = "", "", at
+			g.ended(step, at)
 			if g.failed == "" && e.GetKind() == homelabv1.EventKind_EVENT_KIND_STEP_FAILED {
 				g.failed = e.GetText()
 			} else if g.failed == "" && g.note == "" {
@@ -222,6 +235,15 @@ func (s *story) event(e *homelabv1.Event, now time.Time) bool {
 		return false
 	}
 	return true
+}
+
+// ended takes note of the end of a step. What is left at work is what goes on.
+func (g *progress) ended(step *homelabv1.Step, at time.Time) {
+	g.phase, g.text, g.end = "", "", at
+	g.working = slices.DeleteFunc(g.working, func(w *homelabv1.Step) bool { return w.GetId() == step.GetId() })
+	if n := len(g.working); n > 0 {
+		g.phase = actions[g.working[n-1].GetAction()].doing
+	}
 }
 
 func (s *story) progressed(e *homelabv1.Event) bool {

@@ -209,15 +209,16 @@ func (s *Store) Prove(ctx context.Context, img Image, most int64) (Image, error)
 	return img, nil
 }
 
-// Where is the file with that SHA-256, as the host names it; empty when there is
-// none.
-func (s *Store) Where(sha256 string, in Folder) string {
+// Where are the files with that SHA-256, as the host names them: as a disk image and
+// as an ISO file one may be there twice.
+func (s *Store) Where(sha256 string, in Folder) []string {
+	var paths []string
 	for _, r := range records(in) {
 		if r.SHA256 == sha256 {
-			return r.image(in).Path
+			paths = append(paths, r.image(in).Path)
 		}
 	}
-	return ""
+	return paths
 }
 
 // Remove removes the files with that SHA-256 and their records; what is gone is

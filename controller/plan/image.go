@@ -142,10 +142,12 @@ func (m *model) copyOf(sha256 string) *homelabv1.ImageCopy {
 	return nil
 }
 
-// holds says whether a host has a whole copy on the storage where it is to be.
-func (h *hostView) holds(sha256, storage string) bool {
-	return sha256 != "" && slices.ContainsFunc(h.obs.GetImages(), func(c *homelabv1.ImageCopy) bool {
-		return c.GetSha256() == sha256 && c.GetStorage() == storage
+// holds says whether a host has a whole copy on the storage where it is to be, and of
+// the type that is wanted: the same bytes as an ISO file lie elsewhere.
+func (h *hostView) holds(c *choice) bool {
+	storage, iso := imageStorage(h.want, c.image), c.image.Type == spec.ImageISO
+	return c.SHA256 != "" && slices.ContainsFunc(h.obs.GetImages(), func(held *homelabv1.ImageCopy) bool {
+		return held.GetSha256() == c.SHA256 && held.GetStorage() == storage && (held.GetType() == homelabv1.ImageType_IMAGE_TYPE_ISO) == iso
 	})
 }
 
@@ -174,7 +176,7 @@ func imageStepID(verb, host string, c *choice) string {
 // fetch adds the step that brings an image to a host, once for all guests there,
 // and gives what must be waited for.
 func (m *model) fetch(h *hostView, c *choice) []string {
-	if c == nil || h.holds(c.SHA256, imageStorage(h.want, c.image)) {
+	if c == nil || h.holds(c) {
 		return nil
 	}
 	id := fetchID(h.name, c)
@@ -256,7 +258,7 @@ func (m *model) imageRoom(g *guestView, c *claim, need map[string]int64) {
 			continue
 		}
 		storage := imageStorage(g.host.want, i.image)
-		if key := storage + "/" + i.SHA256; !g.host.holds(i.SHA256, storage) && !c.images[key] {
+		if key := storage + "/" + i.SHA256; !g.host.holds(i) && !c.images[key] {
 			need[storage] += i.Bytes
 		}
 		if !cd && i.UnpackedBytes > 0 {

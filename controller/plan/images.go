@@ -13,9 +13,10 @@ import (
 // planFetchImages brings images to hosts without making anything of them. With
 // newest their names are resolved anew; guests that exist stay what they are.
 func (m *model) planFetchImages(op Operation) {
-	names := op.Images
+	names, cannot := op.Images, homelabv1.NoteKind_NOTE_KIND_REFUSED
 	if len(names) == 0 {
-		names = m.spec.ImageNames()
+		// Of all there are, one for which there is nothing to do is no refusal.
+		names, cannot = m.spec.ImageNames(), homelabv1.NoteKind_NOTE_KIND_INFO
 	}
 	for _, name := range names {
 		image := m.spec.Images[name]
@@ -24,12 +25,16 @@ func (m *model) planFetchImages(op Operation) {
 			m.note(homelabv1.NoteKind_NOTE_KIND_REFUSED, "", "", fmt.Sprintf("there is no image %s in the Spec (there are %s)", name, list(m.spec.ImageNames())))
 			continue
 		case op.Newest && (image.SHA256 != "" || image.SHA512 != ""):
-			m.note(homelabv1.NoteKind_NOTE_KIND_REFUSED, "", "", fmt.Sprintf("image %s has its digest in the Spec (%s): write the new one there, then hlctl images fetch %s", name, m.at("images."+name), name))
+			m.note(cannot, "", "", fmt.Sprintf("image %s has its digest in the Spec (%s): write the new one there, then hlctl images fetch %s", name, m.at("images."+name), name))
 			continue
 		}
 		hosts := m.hostsOf(name, op.Host)
-		if len(hosts) == 0 {
-			m.note(homelabv1.NoteKind_NOTE_KIND_REFUSED, "", op.Host, fmt.Sprintf("no guest on a host that is enabled is made of image %s; name a host: hlctl images fetch %s --host HOST", name, name))
+		switch h := m.hosts[op.Host]; {
+		case len(hosts) > 0:
+		case h != nil && !h.want.Enabled:
+			m.note(homelabv1.NoteKind_NOTE_KIND_REFUSED, "", h.name, fmt.Sprintf("host %s is disabled, so image %s is not fetched to it\n  %s", h.name, name, m.correct("hosts."+h.name+".enabled")))
+		default:
+			m.note(cannot, "", op.Host, fmt.Sprintf("no guest on a host that is enabled is made of image %s; name a host: hlctl images fetch %s --host HOST", name, name))
 		}
 		for _, h := range hosts {
 			m.planFetchTo(h, &choice{image: image, Image: m.present(image)}, op.Newest)
@@ -67,7 +72,7 @@ func (m *model) planFetchTo(h *hostView, c *choice, newest bool) {
 		v = refused(fmt.Sprintf("storage %s is not there on %s; it has %s\n  %s", storage, h.name, storageList(h.obs.GetStorages()), m.correct("hosts."+h.name+".storage.images")))
 	case !yes(s.GetActive()):
 		v = skipped(fmt.Sprintf("whether storage %s of %s is active is not known%s", storage, h.name, because(s.GetActive())))
-	case !newest && h.holds(c.SHA256, storage):
+	case !newest && h.holds(c):
 		v = verdict{homelabv1.NoteKind_NOTE_KIND_UNCHANGED, "holds image " + c.image.Name + " already"}
 	}
 	if v.against() {
@@ -103,12 +108,18 @@ func (m *model) planPruneImages() {
 			m.note(homelabv1.NoteKind_NOTE_KIND_SKIPPED, "", h.name, "the VMs on "+h.name+" could not be listed"+because(h.obs.GetVmsKnown()))
 			continue
 		}
+		planned := map[string]bool{}
 		for _, c := range h.obs.GetImages() {
-			if needed.has(c.GetSha256(), c.GetName()) {
+			id := fmt.Sprintf("prune/%s/%s@%s", h.name, c.GetName(), short(c.GetSha256()))
+			if planned[id] {
+				id += "@" + c.GetStorage() // another copy, on another storage
+			}
+			if planned[id] || needed.has(c.GetSha256(), c.GetName()) {
 				continue
 			}
+			planned[id] = true
 			m.add(&homelabv1.Step{
-				Id: fmt.Sprintf("prune/%s/%s@%s", h.name, c.GetName(), short(c.GetSha256())), Action: homelabv1.Action_ACTION_PRUNE, Host: h.name,
+				Id: id, Action: homelabv1.Action_ACTION_PRUNE, Host: h.name,
 				Image: c.GetName(), ImageSha256: c.GetSha256(), Storage: c.GetStorage(), ImageType: c.GetType(), Destroys: true,
 				Reason: fmt.Sprintf("%s on %s: no guest is made of it, and no name stands for it", human.Size(c.GetBytes()), c.GetStorage()),
 			})

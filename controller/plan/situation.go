@@ -226,6 +226,9 @@ func (m *model) foreign(g *guestView) verdict {
 			p = q
 		}
 	}
+	if p.guest != "" {
+		return refused(fmt.Sprintf("VM %d%s on %s is another one of ours: %s\nit is left alone; change guests.%s.vmid (%s)", vm.GetVmid(), quoted(vm.GetName()), g.host.name, p.guest, g.name, m.at("guests."+g.name+".vmid")))
+	}
 	return refused(fmt.Sprintf("VM %d%s on %s is not ours: %s\nit is left alone; adopt it with hlctl guests adopt %[5]s, or change guests.%[5]s.vmid (%[6]s)", vm.GetVmid(), quoted(vm.GetName()), g.host.name, p.not(), g.name, m.at("guests."+g.name+".vmid")))
 }
 
