@@ -101,6 +101,10 @@ func TestAFleetIsBegunOnceAndNothingOfItIsMadeAgain(t *testing.T) {
 	if got := f.run("", "validate", "-f", "homelab.yaml"); got.code != 0 {
 		t.Errorf("%+v", got)
 	}
+	// A mistyped address is not that of the controller there, whatever its name.
+	if got := f.run("", "init", "home", "--controller", "pve1@192.0.2.11"); got.code != 1 || !strings.Contains(got.err, "not 192.0.2.11:8401 but at 192.0.2.10:8401") || got.out != "" {
+		t.Errorf("another address: %+v", got)
+	}
 	// Its folder is on the controller's host now, and is not made anew.
 	if err := os.RemoveAll("conf/controller-pve1"); err != nil {
 		t.Fatal(err)
@@ -136,6 +140,15 @@ func TestAnInterruptedInitIsBroughtToItsEnd(t *testing.T) {
 	}
 	if got := f.run("wrong\n", init[:4]...); got.code != 1 || !strings.Contains(got.err, "passphrase is not the right one") {
 		t.Errorf("%+v", got)
+	}
+	if got := f.run("correct horse\n", init[:4]...); got.code != 0 {
+		t.Fatalf("%+v", got)
+	}
+	if err := os.Remove("conf/hlctl.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.run("correct horse\n", "init", "home", "--controller", "pve1@192.0.2.11"); got.code != 1 || !strings.Contains(got.err, "controller.crt is not for the address 192.0.2.11") {
+		t.Errorf("another address: %+v", got)
 	}
 	if got := f.run("correct horse\n", init[:4]...); got.code != 0 {
 		t.Fatalf("%+v", got)
