@@ -164,6 +164,16 @@ func TestAnInterruptedInitIsBroughtToItsEnd(t *testing.T) {
 	}
 }
 
+func TestAnEmptyFlagOfInitIsNotLeftOut(t *testing.T) {
+	f := newBeginner(t)
+	for _, flag := range []string{"--from-hosts", "--from-env", "--passphrase-file"} {
+		got := f.run("", "init", "home", "--controller", "pve1@192.0.2.10", flag, "")
+		if got.code != 1 || !strings.Contains(got.err, flag+" is empty") || len(f.files()) != 0 {
+			t.Errorf("%s: %+v", flag, got)
+		}
+	}
+}
+
 func TestInitTouchesNothingOfAnotherFleet(t *testing.T) {
 	f := newBeginner(t)
 	init := func(fleet string, args ...string) ran {
