@@ -63,10 +63,18 @@ func (a *app) secret() func(ctx context.Context, question string) (string, error
 		return nil
 	}
 	return func(ctx context.Context, question string) (string, error) {
+		// What is not waited for any more does not put it back: after Ctrl-C people would
+		// type unseen in their shell.
+		fd := int(in.Fd())
+		was, err := term.GetState(fd)
+		if err != nil {
+			return "", err
+		}
+		defer func() { _ = term.Restore(fd, was) }()
 		fmt.Fprint(a.errw, question)
 		defer fmt.Fprintln(a.errw)
 		return patiently(ctx, func() (string, error) {
-			text, err := term.ReadPassword(int(in.Fd()))
+			text, err := term.ReadPassword(fd)
 			return string(text), err
 		})
 	}
