@@ -97,6 +97,8 @@ func newApp(in, out, errw *os.File) *app {
 
 func (a *app) main(ctx context.Context, args []string) int {
 	root := a.command()
+	root.InitDefaultCompletionCmd()
+	refuseUnknown(root)
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil {
@@ -209,4 +211,16 @@ something was skipped, refused or failed, and something else was done or is heal
 	)
 	manual.Add(root, "1")
 	return root
+}
+
+// refuseUnknown makes a mistyped command below one that only groups others the misuse that
+// it is: cobra shows the group's help then, and ends with 0.
+func refuseUnknown(root *cobra.Command) {
+	for _, group := range root.Commands() {
+		if group.HasSubCommands() && !group.Runnable() {
+			group.Args = cobra.NoArgs
+			group.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+		refuseUnknown(group)
+	}
 }

@@ -377,3 +377,25 @@ func TestTablesFitEightyColumns(t *testing.T) {
 		}
 	}
 }
+
+func TestAMistypedCommandIsAMisuseInEveryGroup(t *testing.T) {
+	r, groups := newRig(t), 0
+	var try func(cmd *cobra.Command, args ...string)
+	try = func(cmd *cobra.Command, args ...string) {
+		for _, sub := range cmd.Commands() {
+			if !sub.HasSubCommands() {
+				continue
+			}
+			groups++
+			path := append(slices.Clone(args), sub.Name())
+			wants(t, r.run(append(slices.Clone(path), "creat")...), 1, `unknown command "creat"`, "--help")
+			try(sub, path...)
+		}
+	}
+	root := newApp(os.Stdin, os.Stdout, os.Stderr).command()
+	root.InitDefaultCompletionCmd()
+	try(root)
+	if groups < 9 {
+		t.Errorf("%d groups of commands were found", groups)
+	}
+}

@@ -106,9 +106,9 @@ func (f *founding) settle() (err error) {
 			f.config, f.fleet, filepath.Dir(besideFile(f.config, ctx.Cert)))
 	}
 	at := net.JoinHostPort(f.address.String(), controllerPort)
-	if there, err := exists(f.folder()); err != nil || !there && !slices.Contains(ctx.Controllers, at) {
-		return errors.Join(err, fmt.Errorf("fleet %s is begun already, and its first controller is not %s but at %s: init makes the first one only",
-			f.fleet, at, strings.Join(ctx.Controllers, ", ")))
+	if is, err := f.addressed(); err != nil || !slices.Contains(ctx.Controllers, at) && !is {
+		return errors.Join(err, fmt.Errorf("fleet %s is begun already, and its first controller is not %s but at %s: init makes the first one only\n  if it is not set up yet and its address is wrong: remove %s and the context %s in %s, and init makes them anew",
+			f.fleet, at, strings.Join(ctx.Controllers, ", "), f.path("controller-*"), f.fleet, f.config))
 	}
 	f.done = true
 	f.admin = strings.TrimSuffix(filepath.Base(ctx.Cert), ".pem")
@@ -124,6 +124,17 @@ func (f *founding) settle() (err error) {
 		}
 	}
 	return f.lookAtRoot()
+}
+
+// addressed says whether the controller's certificate, in its folder, is for the address
+// that was asked for.
+func (f *founding) addressed() (bool, error) {
+	data, err := os.ReadFile(filepath.Join(f.folder(), "controller.crt"))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	cert, _ := onhost.CertificateIn(string(data))
+	return cert != nil && slices.ContainsFunc(cert.IPAddresses, net.IP(f.address.AsSlice()).Equal), err
 }
 
 func (f *founding) readConfig() (clientConfig, error) {
@@ -291,6 +302,10 @@ func (f *founding) fillFolder(root *rpc.CA, now time.Time) error {
 	fleetKey, err := os.ReadFile(f.path(fleetKeyFile))
 	if err != nil {
 		return err
+	}
+	if is, err := f.addressed(); err != nil || !is {
+		// Of an init that was interrupted, and was told another address.
+		return errors.Join(err, fmt.Errorf("%s is not for the address %s: remove the folder, and it is made anew", in("controller.crt"), f.address))
 	}
 	for name, data := range map[string][]byte{
 		"ca.crt": root.Cert(), "gossip.keys": randomKey(), fleetKeyFile: fleetKey, "controller.yaml": f.controllerConfig(),

@@ -197,7 +197,7 @@ func (r *removal) reach(ctx context.Context) error {
 		return nil //nolint:nilerr // one that cannot be reached is locked out
 	}
 	var err error
-	r.on, err = r.a.lookAt(ctx, target, r.ssh)
+	r.on, err = r.a.lookAt(ctx, r.name, target, r.ssh)
 	switch {
 	case err == nil:
 		return nil

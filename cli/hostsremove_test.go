@@ -222,3 +222,16 @@ func (f *fake) revokes(holder string) []string {
 	}
 	return serials
 }
+
+func TestAnotherHostIsNotRemovedInItsPlace(t *testing.T) {
+	r, hosts := leaving(t)
+	for _, purge := range [][]string{nil, {"--purge"}} {
+		got := r.run(append([]string{"hosts", "remove", "pve1", "--ssh", hosts[1].Target(), "--yes"}, purge...)...)
+		fails(t, got, "is not pve1: /etc/homelab/agent.yaml on it says that it is pve2", "nothing was done")
+		r.untouched(hosts[1])
+		// Its data are somebody's too, when the package is gone.
+		succeeds(t, r.remove(hosts[1], "--yes"))
+		hosts[1].Done()
+		r.rotated, r.takenBack = 0, nil
+	}
+}

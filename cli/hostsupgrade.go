@@ -235,7 +235,7 @@ func (u *upgrade) look(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		h.on, err = u.a.lookAt(ctx, target, u.ssh)
+		h.on, err = u.a.lookAt(ctx, h.name, target, u.ssh)
 		switch {
 		case errors.Is(err, rpc.ErrUnavailable) && ctx.Err() == nil:
 			h.result, h.reason = resultSkipped, err.Error()

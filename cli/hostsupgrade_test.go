@@ -251,3 +251,11 @@ func TestAPauseThatCannotBeEndedIsSaid(t *testing.T) {
 	}
 	_ = hosts
 }
+
+func TestAnotherHostIsNotUpgradedInItsPlace(t *testing.T) {
+	r, hosts := upgrading(t)
+	fails(t, r.upgrade(t.Context(), nil, "pve2", "--ssh", hosts[2].Target()), "is not pve2: /etc/homelab/agent.yaml on it says that it is pve3")
+	if did := changedOn(hosts); strings.Join(did, "") != "" {
+		t.Errorf("done: %v", did)
+	}
+}

@@ -57,6 +57,13 @@ was interrupted is made.`,
 			if err := f.place(controller); err != nil {
 				return err
 			}
+			// A variable of a script that is not set: what was meant is not left out, the
+			// passphrase least of all.
+			for _, name := range []string{"from-hosts", "from-env", "passphrase-file"} {
+				if flag := cmd.Flags().Lookup(name); flag.Changed && strings.Trim(flag.Value.String(), "[]") == "" {
+					return fmt.Errorf("--%s is empty; leave it out, or say what is meant", name)
+				}
+			}
 			if f.config = a.config; f.config == "" {
 				var err error
 				if f.config, err = defaultConfig(); err != nil {

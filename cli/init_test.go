@@ -101,6 +101,10 @@ func TestAFleetIsBegunOnceAndNothingOfItIsMadeAgain(t *testing.T) {
 	if got := f.run("", "validate", "-f", "homelab.yaml"); got.code != 0 {
 		t.Errorf("%+v", got)
 	}
+	// A mistyped address is not that of the controller there, whatever its name.
+	if got := f.run("", "init", "home", "--controller", "pve1@192.0.2.11"); got.code != 1 || !strings.Contains(got.err, "not 192.0.2.11:8401 but at 192.0.2.10:8401") || got.out != "" {
+		t.Errorf("another address: %+v", got)
+	}
 	// Its folder is on the controller's host now, and is not made anew.
 	if err := os.RemoveAll("conf/controller-pve1"); err != nil {
 		t.Fatal(err)
@@ -140,6 +144,15 @@ func TestAnInterruptedInitIsBroughtToItsEnd(t *testing.T) {
 	if got := f.run("correct horse\n", init[:4]...); got.code != 0 {
 		t.Fatalf("%+v", got)
 	}
+	if err := os.Remove("conf/hlctl.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.run("correct horse\n", "init", "home", "--controller", "pve1@192.0.2.11"); got.code != 1 || !strings.Contains(got.err, "controller.crt is not for the address 192.0.2.11") {
+		t.Errorf("another address: %+v", got)
+	}
+	if got := f.run("correct horse\n", init[:4]...); got.code != 0 {
+		t.Fatalf("%+v", got)
+	}
 	now := f.files()
 	if names := slices.Sorted(maps.Keys(now)); !slices.Equal(names, append(founded, "pass")) {
 		t.Error(names)
@@ -147,6 +160,16 @@ func TestAnInterruptedInitIsBroughtToItsEnd(t *testing.T) {
 	for _, kept := range []string{"conf/root-ca.key", "conf/fleet.key", "conf/controller-pve1/controller.key", "conf/controller-pve1/issuing-ca.pem"} {
 		if now[kept] != whole[kept] {
 			t.Errorf("%s was made anew", kept)
+		}
+	}
+}
+
+func TestAnEmptyFlagOfInitIsNotLeftOut(t *testing.T) {
+	f := newBeginner(t)
+	for _, flag := range []string{"--from-hosts", "--from-env", "--passphrase-file"} {
+		got := f.run("", "init", "home", "--controller", "pve1@192.0.2.10", flag, "")
+		if got.code != 1 || !strings.Contains(got.err, flag+" is empty") || len(f.files()) != 0 {
+			t.Errorf("%s: %+v", flag, got)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/homeiac/homelab/cli/onhost"
 	"github.com/homeiac/homelab/cli/remote"
+	"github.com/homeiac/homelab/internal/rpc"
 )
 
 // sshFlags are the flags of commands that reach hosts as root.
@@ -40,13 +41,19 @@ func (a *app) sshOptions(f sshFlags) remote.Options {
 	return o
 }
 
-// lookAt opens the shell of a host of the fleet and looks what of ours is there.
-func (a *app) lookAt(ctx context.Context, target string, flags sshFlags) (*onhost.Host, error) {
+// lookAt opens the shell of a host of the fleet and looks what of ours is there. Another
+// host of the fleet is refused: what is done to it would be told of the one that is meant.
+func (a *app) lookAt(ctx context.Context, name, target string, flags sshFlags) (*onhost.Host, error) {
 	t, err := remote.ParseTarget(target)
 	if err != nil {
 		return nil, err
 	}
-	return onhost.Open(ctx, func(ctx context.Context) (*remote.Host, error) { return remote.Dial(ctx, t, a.sshOptions(flags)) })
+	on, err := onhost.Open(ctx, func(ctx context.Context) (*remote.Host, error) { return remote.Dial(ctx, t, a.sshOptions(flags)) })
+	if err == nil && on.Name != "" && on.Name != name {
+		_ = on.Close()
+		return nil, rpc.Errorf(rpc.ErrRefused, "%s is not %s: %s on it says that it is %s; say where %s is with --ssh root@HOST", target, name, onhost.AgentConfig, on.Name, name)
+	}
+	return on, err
 }
 
 // secret asks for what is not shown; nil when there is no terminal.
@@ -56,10 +63,18 @@ func (a *app) secret() func(ctx context.Context, question string) (string, error
 		return nil
 	}
 	return func(ctx context.Context, question string) (string, error) {
+		// What is not waited for any more does not put it back: after Ctrl-C people would
+		// type unseen in their shell.
+		fd := int(in.Fd())
+		was, err := term.GetState(fd)
+		if err != nil {
+			return "", err
+		}
+		defer func() { _ = term.Restore(fd, was) }()
 		fmt.Fprint(a.errw, question)
 		defer fmt.Fprintln(a.errw)
 		return patiently(ctx, func() (string, error) {
-			text, err := term.ReadPassword(int(in.Fd()))
+			text, err := term.ReadPassword(fd)
 			return string(text), err
 		})
 	}

@@ -25,6 +25,10 @@ import (
 // forgiven is how long after its end a certificate still gets its holder a new one.
 const forgiven = 365 * 24 * time.Hour
 
+// enrolAttempts bounds how often a token is tried to be used because other certificates
+// were given meanwhile.
+const enrolAttempts = 32
+
 // enrolService is what those call who have no certificate, or one that has expired.
 type enrolService struct {
 	trustv1.UnimplementedEnrolServiceServer
@@ -89,7 +93,7 @@ func (s *enrolService) Enrol(ctx context.Context, req *trustv1.EnrolRequest) (*t
 // log when it cannot be.
 func (c *Controller) useToken(ctx context.Context, secret []byte, key crypto.PublicKey) (t store.Token, why string, err error) {
 	hash, by := rpc.SecretHash(secret), keyHash(key)
-	for range revocationAttempts {
+	for range enrolAttempts {
 		t, err = c.store.Token(ctx, rpc.TokenID(hash))
 		if errors.Is(err, rpc.ErrNotFound) || err == nil && t.Hash != hash {
 			return store.Token{}, "unknown token", nil

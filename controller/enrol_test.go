@@ -9,12 +9,14 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -420,5 +422,38 @@ func TestATokenForAControllerIsForStoresThatAreShared(t *testing.T) {
 	endpoints = []string{"https://192.0.2.1:2379"}
 	if err := Enrol(t.Context(), e, endpoints); !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "fleet.key") {
 		t.Error(err)
+	}
+}
+
+func TestOneOfTwoTokensForANameGivesACertificate(t *testing.T) {
+	clk := &clock{t: time.Now()}
+	f := newFleet(t, "pve1")
+	f.enrolling(clk)
+	c := f.up()
+	for i := range 8 {
+		clk.add(10 * time.Minute) // nobody asks too often
+		name := fmt.Sprintf("pve-new%d", i)
+		var tokens []*controllerv1.CreateTokenResponse
+		for range 3 {
+			tokens = append(tokens, c.token(t, &controllerv1.CreateTokenRequest{Name: name}))
+		}
+		var all sync.WaitGroup
+		var got atomic.Int32
+		for _, token := range tokens {
+			who := newStranger(t)
+			all.Go(func() {
+				_, err := who.enrol(token.GetEnrol(), token.GetToken(), nil)
+				switch {
+				case err == nil:
+					got.Add(1)
+				case !errors.Is(err, rpc.ErrDenied):
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if got.Load() != 1 {
+			t.Errorf("%d hosts are %s", got.Load(), name)
+		}
 	}
 }

@@ -17,6 +17,8 @@ import (
 type Host struct {
 	Root
 	dial func(context.Context) (*remote.Host, error)
+	// Name is the one that its agent's configuration says; empty while that says nothing.
+	Name string
 	// Installed is the package's version, empty when it is not; broken is one that dpkg
 	// did not get to its end.
 	Installed string
@@ -45,6 +47,10 @@ func Open(ctx context.Context, dial func(context.Context) (*remote.Host, error))
 }
 
 func (h *Host) inspect(ctx context.Context) (err error) {
+	// Also where the package is not there any more: a purge takes what is.
+	if h.Name, err = h.nameIn(ctx, AgentConfig); err != nil {
+		return err
+	}
 	if h.Installed, h.Broken, err = h.Root.Package(ctx); err != nil || h.Installed == "" {
 		return err
 	}
@@ -64,16 +70,24 @@ func (h *Host) inspect(ctx context.Context) (err error) {
 	if !slices.Contains(h.Services, ControllerService) {
 		return nil
 	}
-	text, err := h.ReadFile(ctx, ControllerConfig)
+	h.Controller, err = h.nameIn(ctx, ControllerConfig)
+	if err == nil && h.Controller == "" {
+		err = rpc.Errorf(rpc.ErrInvalid, "%s on it says no name; correct it there", ControllerConfig)
+	}
+	return err
+}
+
+// nameIn is the name in a configuration; empty when it says none.
+func (h *Host) nameIn(ctx context.Context, file string) (string, error) {
+	text, err := h.ReadFile(ctx, file)
 	if err != nil {
-		return err
+		return "", err
 	}
 	var config struct{ Name string }
-	if err := yaml.Unmarshal([]byte(text), &config); err != nil || config.Name == "" {
-		return rpc.Errorf(rpc.ErrInvalid, "%s on it says no name; correct it there", ControllerConfig)
+	if err := yaml.Unmarshal([]byte(text), &config); err != nil {
+		return "", rpc.Errorf(rpc.ErrInvalid, "%s on it: %w; correct it there", file, err)
 	}
-	h.Controller = config.Name
-	return nil
+	return config.Name, nil
 }
 
 // ProgramNow is the version that hl-agent on its disk says it is.

@@ -149,6 +149,7 @@ type value struct {
 	key  string
 	data []byte
 	rev  int64
+	at   int64 // the store's revision when get read it
 }
 
 func (s *Store) key(name string) string { return s.prefix + name }
@@ -161,9 +162,9 @@ func (s *Store) get(ctx context.Context, name string) (value, error) {
 		return value{}, unavailable("read "+name, err)
 	}
 	if len(resp.Kvs) == 0 {
-		return value{key: name}, nil
+		return value{key: name, at: resp.Header.Revision}, nil
 	}
-	return value{key: name, data: resp.Kvs[0].Value, rev: resp.Kvs[0].ModRevision}, nil
+	return value{key: name, data: resp.Kvs[0].Value, rev: resp.Kvs[0].ModRevision, at: resp.Header.Revision}, nil
 }
 
 // list reads all keys that begin with name, in their order, names without the

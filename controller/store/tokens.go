@@ -40,6 +40,7 @@ type Token struct {
 	Certificate []byte    `json:"certificate,omitempty"`
 
 	rev int64
+	at  int64 // the store's revision when it was read
 }
 
 // Issued is what is remembered of a certificate.
@@ -90,7 +91,7 @@ func readToken(v value) (Token, error) {
 	if err := json.Unmarshal(v.data, &t); err != nil {
 		return Token{}, fmt.Errorf("store: %s: %w", v.key, err)
 	}
-	t.rev = v.rev
+	t.rev, t.at = v.rev, v.at
 	return t, nil
 }
 
@@ -113,7 +114,8 @@ func (s *Store) Tokens(ctx context.Context) ([]Token, error) {
 
 // UseToken remembers that a token, as it was read, was used, and the certificate
 // that was given for it, both or neither. It says no when the token is another one by
-// now.
+// now, or when a certificate was remembered since it was read: that may be one of the same
+// name, for another token, which whoever looked for one before could not find.
 func (s *Store) UseToken(ctx context.Context, t Token, given Issued) (ok bool, err error) {
 	token, err := json.Marshal(t)
 	if err != nil {
@@ -123,7 +125,8 @@ func (s *Store) UseToken(ctx context.Context, t Token, given Issued) (ok bool, e
 	if err != nil {
 		return false, fmt.Errorf("store: %w", err)
 	}
-	return s.commit(ctx, "use a token", []clientv3.Cmp{s.unchanged(value{key: tokensPrefix + t.ID, rev: t.rev})},
+	since := clientv3.Compare(clientv3.ModRevision(s.key(issuedPrefix)).WithPrefix(), "<", t.at+1)
+	return s.commit(ctx, "use a token", []clientv3.Cmp{s.unchanged(value{key: tokensPrefix + t.ID, rev: t.rev}), since},
 		s.put(tokensPrefix+t.ID, token), s.put(issuedPrefix+given.Serial, issued))
 }
 

@@ -293,6 +293,22 @@ func TestThePackageIsInstalledUpgradedRemovedAndPurged(t *testing.T) {
 	}
 }
 
+// Snapshots are large, and may have a disk of their own.
+func TestAPurgeLeavesWhatIsMountedInTheAgentsFolder(t *testing.T) {
+	t.Parallel()
+	d := newDebian(t)
+	d.run("dpkg", "-i", d.build("1.0"))
+	d.write("var/lib/hl-agent/agent.key", "renewable")
+	d.write("var/lib/hl-agent/saved/k3s-1.conf", "memory: 2048")
+	const script = `cd /var/lib/hl-agent && mkdir snapshots && mount -t tmpfs disk snapshots && echo etcd >snapshots/a.db
+cd / && dpkg -P homelab && echo "left: $(ls -A /var/lib/hl-agent) $(cat /var/lib/hl-agent/snapshots/a.db)"`
+	out, err := exec.CommandContext(t.Context(), "unshare", "--mount", "chroot", d.dir, "/bin/sh", "-c", "PATH=/usr/sbin:/usr/bin:/sbin:/bin; "+script).CombinedOutput()
+	said := string(out)
+	if err != nil || !strings.Contains(said, "\n  /var/lib/hl-agent/snapshots\n") || !strings.Contains(said, "/agent/saved\n") || !strings.Contains(said, "left: snapshots etcd\n") {
+		t.Errorf("%v\n%s", err, said)
+	}
+}
+
 // What systemd is asked for, where it runs: by a stand-in that writes it down.
 func TestAnUpgradeRestartsWhatRunsAndARemovalStopsIt(t *testing.T) {
 	t.Parallel()
