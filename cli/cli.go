@@ -205,5 +205,22 @@ something was skipped, refused or failed, and something else was done or is heal
 		a.trustCommand(), a.tokenCommand(), a.initCommand(),
 	)
 	manual.Add(root, "1")
+	root.InitDefaultCompletionCmd()
+	refuseUnknown(root.Commands())
 	return root
+}
+
+// refuseUnknown has the commands that only stand for others refuse what they have not.
+// cobra would show their help, and a script that misspells one would read in the exit
+// code that it was done.
+func refuseUnknown(commands []*cobra.Command) {
+	for _, cmd := range commands {
+		if !cmd.HasSubCommands() {
+			continue
+		}
+		if !cmd.Runnable() {
+			cmd.Args, cmd.RunE = cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+		refuseUnknown(cmd.Commands())
+	}
 }

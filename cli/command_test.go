@@ -377,3 +377,13 @@ func TestTablesFitEightyColumns(t *testing.T) {
 		}
 	}
 }
+
+func TestACommandThatThereIsNotIsNoSuccess(t *testing.T) {
+	r := newRig(t)
+	for _, args := range [][]string{{"toke"}, {"token", "delete"}, {"token", "delete", "0123456789ac"}, {"k3s", "logs"}, {"trust", "renow"}, {"completion", "tcsh"}} {
+		fails(t, r.run(args...), "unknown command")
+	}
+	for _, args := range [][]string{{"token"}, {"k3s"}, {"completion"}} {
+		succeeds(t, r.run(args...), "Available Commands:")
+	}
+}
