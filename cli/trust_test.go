@@ -165,6 +165,50 @@ func TestAnAdminsCertificateIsMadeAnewWithTheRootsKey(t *testing.T) {
 	}
 }
 
+func TestACertificateThatIsOfNoUseTakesNoOnesPlace(t *testing.T) {
+	r := newRig(t)
+	const day = 24 * time.Hour
+	gone, err := rpc.NewCA("homelab", 20*365*day, time.Now().Add(-30*day))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, ca := range map[string]*rpc.CA{"root-ca": r.ca, "gone": gone} {
+		if err := ca.Write(r.path(name+".pem"), r.path(name+".key")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := func() (all string) {
+		for _, name := range []string{"admin.pem", "admin.key", "ca.pem"} {
+			data, err := os.ReadFile(r.path(name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all += string(data)
+		}
+		return all
+	}
+	before := files()
+	for _, life := range []string{"0s", "-5h"} {
+		fails(t, r.run("trust", "renew", "--life", life), "--life "+life, "would have ended already")
+	}
+	// It may have been stolen: not even its certificate is taken up again.
+	fails(t, r.run("trust", "renew", "--root-cert", r.path("gone.pem"), "--root-key", r.path("gone.key")), "gave way to", "--root-cert", "hl-controller issue-admin")
+	if files() != before {
+		t.Error("files have changed")
+	}
+	wants(t, r.run("version"), 0)
+}
+
+func TestARoleThatIsSaidIsTheOneThatIsGiven(t *testing.T) {
+	r := newRig(t)
+	if err := r.ca.Write(r.path("root-ca.pem"), r.path("root-ca.key")); err != nil {
+		t.Fatal(err)
+	}
+	succeeds(t, r.run("trust", "renew", "--role", "viewer"), "viewer@")
+	succeeds(t, r.run("trust", "renew"), "viewer@")
+	fails(t, r.run("trust", "renew", "--role", "controller"), "this is for people")
+}
+
 func TestHlctlSpeaksToNoControllerThatIsRevoked(t *testing.T) {
 	r := newRig(t)
 	list := func(number int64, serials ...string) *rpc.Revocations {
