@@ -380,7 +380,12 @@ func (r *rotation) renew(ctx context.Context, next *rpc.CA, bundle []byte) error
 	for _, address := range r.c.Controllers {
 		c, err := probe(ctx, fresh, address)
 		if err != nil {
-			return fmt.Errorf("with a certificate of the new root, at %s: %w; nothing of yours was changed, again: hlctl trust rotate-ca", address, err)
+			how := ""
+			if errors.Is(err, rpc.ErrUnavailable) {
+				// One that was taken back instead of removed has its address there still.
+				how = fmt.Sprintf("; if no controller is there any more, take the address out of %s", r.c.where)
+			}
+			return fmt.Errorf("with a certificate of the new root, at %s: %w; nothing of yours was changed%s; again: hlctl trust rotate-ca", address, err, how)
 		}
 		c.close()
 	}

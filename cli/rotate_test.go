@@ -283,3 +283,18 @@ func TestARootWhoseKeyIsLostIsReplacedWithoutItsWord(t *testing.T) {
 		t.Error("vouched for without the key")
 	}
 }
+
+// It was taken back and not removed, so that nobody took its address out.
+func TestARotationNamesTheAddressThatNobodyAnswersAt(t *testing.T) {
+	r := newRig(t)
+	r.rotating("")
+	const gone = "127.0.0.1:9" // discard: nothing listens there
+	conf, err := os.ReadFile(r.path("hlctl.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.write("hlctl.yaml", strings.ReplaceAll(string(conf), `["`, `["`+gone+`", "`))
+	fails(t, r.run("trust", "rotate-ca"), "at "+gone, "nothing of yours was changed", "take the address out of DIR/hlctl.yaml")
+	r.write("hlctl.yaml", string(conf))
+	succeeds(t, r.run("trust", "rotate-ca"), "The old root is trusted no more.")
+}
