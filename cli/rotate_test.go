@@ -215,6 +215,12 @@ func TestARotationThatWasCutOffGoesOnWithTheSameRoot(t *testing.T) {
 		t.Error("it was ended")
 	}
 	wants(t, r.run("trust", "rotate-ca", "--finish"), 0, "trusted no more")
+	// Said twice, or when the answer was lost.
+	root := r.roots(rootCertFile)[0]
+	succeeds(t, r.run("trust", "rotate-ca", "--finish"), "nothing to finish", "trusted no more")
+	if !r.roots(rootCertFile)[0].Equal(root) {
+		t.Error("another root was made")
+	}
 	if !c.forced || len(r.roots("ca.pem")) != 1 {
 		t.Error("it was not ended")
 	}
