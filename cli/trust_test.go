@@ -199,6 +199,24 @@ func TestACertificateThatIsOfNoUseTakesNoOnesPlace(t *testing.T) {
 	wants(t, r.run("version"), 0)
 }
 
+// Of before the root changed: what its key signs is believed no more.
+func TestWithANewRootsCertificateTheOldRootIsTrustedNoMore(t *testing.T) {
+	r := newRig(t)
+	old, err := rpc.NewCA("homelab", time.Hour, time.Now().Add(-30*24*time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.ca.Write(r.path("root-ca.pem"), r.path("root-ca.key")); err != nil {
+		t.Fatal(err)
+	}
+	r.write("ca.pem", string(old.Cert()))
+	succeeds(t, r.run("trust", "renew"))
+	if roots := r.roots("ca.pem"); len(roots) != 1 || !roots[0].Equal(r.ca.Certificate()) {
+		t.Errorf("%d roots are trusted", len(roots))
+	}
+	succeeds(t, r.run("version"))
+}
+
 func TestARoleThatIsSaidIsTheOneThatIsGiven(t *testing.T) {
 	r := newRig(t)
 	if err := r.ca.Write(r.path("root-ca.pem"), r.path("root-ca.key")); err != nil {

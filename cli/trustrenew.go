@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -122,8 +123,8 @@ func (a *app) renewWith(ca *rpc.CA, id rpc.Identity, life time.Duration, c clien
 	})
 }
 
-// trustRoot puts a root into the bundle of those that are trusted: it may have been lost
-// along with the certificate, or be of before the root changed.
+// trustRoot makes a root one that is trusted: the bundle may have been lost along with the
+// certificate, or be of before the root changed.
 func trustRoot(bundle string, ca *rpc.CA) error {
 	if !ca.IsRoot() {
 		return nil
@@ -145,9 +146,11 @@ func trustRoot(bundle string, ca *rpc.CA) error {
 	// One that gave way to another is trusted by nobody else, and its key may be a thief's.
 	for _, root := range roots {
 		if ca.Certificate().NotBefore.Before(root.NotBefore) {
-			return fmt.Errorf("the root %q gave way to %q, and what it signs counts no more; say where that one's files are with --root-cert and --root-key, or as root on a controller's host: hl-controller issue-admin --out DIR",
-				ca.Certificate().Subject.CommonName, root.Subject.CommonName)
+			return fmt.Errorf("the root %q gave way to %q, and what it signs counts no more; say where that one's files are with --root-cert and --root-key, or as root on a controller's host: hl-controller issue-admin --out DIR (if the new one was never in force, remove %s first)",
+				ca.Certificate().Subject.CommonName, root.Subject.CommonName, bundle)
 		}
 	}
-	return durable.Write(bundle, rpc.EncodeBundle(rpc.BundleNumber(have), append(roots, ca.Certificate())))
+	// In their place, not beside them: why they gave way may be that their key was stolen, and
+	// controllers are known by the new one from the moment on that it is trusted.
+	return durable.Write(bundle, rpc.EncodeBundle(rpc.BundleNumber(have), []*x509.Certificate{ca.Certificate()}))
 }

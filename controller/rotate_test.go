@@ -281,21 +281,27 @@ func must2[A, B any](_ A, b B, err error) B { return must(b, err) }
 // Nobody speaks to a controller whose list cannot be verified: not even the admin whose
 // rotation was cut off before step 4, and who could go on with it no more.
 func TestWhatIsRevokedWhileTheRootChangesIsForThoseOfEitherRoot(t *testing.T) {
-	f := newFleet(t, "pve1")
+	f := newFleet(t, "pve1", "pve2")
 	clk := &clock{t: time.Now()}
 	f.twoLevels(clk)
 	c := f.up()
 	a := f.rotating(clk)
+	c.revokeNow(t, unknown)
+	known := func(when string) {
+		t.Helper()
+		for who, creds := range map[string]*rpc.Credentials{"the old root": f.creds("admin-1"), "the new one": f.creds("viewer-1")} {
+			if _, err := creds.Revoke(c.creds.Revocations().PEM()); err != nil {
+				t.Errorf("%s: who knows %s only: %v", when, who, err)
+			}
+		}
+	}
 	if _, err := a.add(c.client, must(a.offer(c.client)), clk); err != nil {
 		t.Fatal(err)
 	}
-	c.revokeNow(t, unknown)
-	f.write("viewer-1.roots", a.next.Cert())
-	for who, creds := range map[string]*rpc.Credentials{"the old root": f.creds("admin-1"), "the new one": f.creds("viewer-1")} {
-		if _, err := creds.Revoke(c.creds.Revocations().PEM()); err != nil {
-			t.Errorf("who knows %s only: %v", who, err)
-		}
-	}
+	f.person(a.next, rpc.RoleViewer, "viewer-1", a.next.Cert(), clk.now())
+	known("what was revoked before")
+	c.revokeNow(t, f.serial("pve2"))
+	known("what was revoked meanwhile")
 }
 
 // It has its issuing CA still, and a change of roots has every controller renew.
