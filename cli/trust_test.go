@@ -82,6 +82,9 @@ func (f *fake) RevokeCertificate(_ context.Context, req *controllerv1.RevokeCert
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.takenBack = append(f.takenBack, req.GetHolder())
+	if f.cut != nil {
+		f.cut()
+	}
 	if serials := f.revokes(req.GetHolder()); len(serials) > 0 {
 		return &controllerv1.RevokeCertificateResponse{Serials: serials, Number: 4}, nil
 	}
@@ -110,6 +113,33 @@ func TestWhoRevokesAControllerIsToldOfItsIssuingCA(t *testing.T) {
 	ca.Revoked = timestamppb.New(noon)
 	if got := r.run("trust", "revoke", "controller@controller-1"); got.code != 0 || strings.Contains(got.out, "issuing") {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestWhoRevokesItselfIsToldThatItWasDone(t *testing.T) {
+	for _, asked := range []string{"admin@laptop", "serial"} {
+		t.Run(asked, func(t *testing.T) {
+			r := newRig(t)
+			cert, err := readCert(r.path("admin.pem"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			own := rpc.Serial(cert)
+			list, err := r.ca.SignRevocations(1, map[string]time.Time{own: time.Now()}, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.cut = func() {
+				if _, err := r.goesBy.Revoke(list.PEM()); err != nil {
+					t.Error(err)
+				}
+			}
+			if asked == "serial" {
+				asked = own[:12]
+			}
+			succeeds(t, r.run("trust", "revoke", asked), "with your own certificate: "+own, "hlctl trust renew")
+			fails(t, r.run("trust", "revoke", "agent@pve1"), "hlctl trust renew")
+		})
 	}
 }
 
