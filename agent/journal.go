@@ -38,13 +38,7 @@ func askedFor(request any) []any {
 	case *agentv1.RunRequest:
 		return []any{"step", req.GetStep().GetId(), "guest", req.GetStep().GetGuest(), "run", req.GetFence().GetRun(), "epoch", req.GetFence().GetEpoch()}
 	case *agentv1.ExecRequest:
-		program := ""
-		if argv := req.GetArgv(); len(argv) > 0 {
-			if f := strings.Fields(argv[0]); len(f) > 0 {
-				program = path.Base(f[0])
-			}
-		}
-		return []any{"guest", req.GetWant().GetIdentity().GetGuest(), "program", program}
+		return []any{"guest", req.GetWant().GetIdentity().GetGuest(), "program", rpc.Program(req.GetArgv())}
 	case *agentv1.CredentialsRequest:
 		return []any{"guest", req.GetWant().GetIdentity().GetGuest(), "kind", req.GetKind().String()}
 	}

@@ -398,4 +398,7 @@ func TestAMistypedCommandIsAMisuseInEveryGroup(t *testing.T) {
 	if groups < 9 {
 		t.Errorf("%d groups of commands were found", groups)
 	}
+	for _, args := range [][]string{{"token"}, {"k3s"}, {"completion"}} {
+		succeeds(t, r.run(args...), "Available Commands:")
+	}
 }

@@ -51,8 +51,9 @@ type fake struct {
 	drifts []*homelabv1.Plan // each apply finds the next of these instead
 	fails  map[string]string // step -> why it fails
 	status *controllerv1.StatusResponse
-	silent bool // the k3s API, at the end of a run
-	rash   bool // it begins what --yes does not stand for
+	silent bool   // the k3s API, at the end of a run
+	rash   bool   // it begins what --yes does not stand for
+	cut    func() // called before a certificate is taken back; may be nil
 	kept   []*controllerv1.RunRecord
 	events []*homelabv1.Event
 	// before are events that come before anything of a run, as a wait does.

@@ -30,6 +30,7 @@ type rig struct {
 	ca      *rpc.CA
 	lets    []ssh.PublicKey // whom all machines let in; nil before there is one
 	ready   readiness
+	goesBy  *rpc.Credentials // the controller's that listens last
 }
 
 // patient waits for hosts that get well, however busy this machine is.
@@ -71,6 +72,7 @@ func (r *rig) serve(file string, is controllerv1.ControllerServiceServer) (addre
 		t.Fatal(err)
 	}
 	creds.Log = quiet
+	r.goesBy = creds
 	server, err := rpc.Listen(t.Context(), rpc.ServerConfig{Address: "127.0.0.1:0", Credentials: creds, Allow: allow, Log: quiet, Grace: time.Millisecond},
 		func(s grpc.ServiceRegistrar) { controllerv1.RegisterControllerServiceServer(s, is) })
 	if err != nil {

@@ -86,8 +86,8 @@ same command goes on.
 
 A host that is off meanwhile comes back by itself. The last step waits for other people,
 who must get new certificates (hlctl trust renew, or hl-controller issue-admin), and for
-hosts that are there and have none yet; --finish shuts them out. While it waits the exit
-code is 3. No guest's mark depends on the root.
+hosts that are there and have none yet; --finish shuts them out, and begins nothing. While
+it waits the exit code is 3. No guest's mark depends on the root.
 
 It needs your copy of the fleet's key, which whoever stole the root's does not have. If
 the root's key is lost, it says what else is needed. What was issued while it was stolen
@@ -148,7 +148,10 @@ func (r *rotation) run(ctx context.Context) error {
 	if ending && !begun && len(rpc.RootsAbove(creds.Leaf(), creds.Shown()[1:], []*x509.Certificate{root})) == 0 {
 		return fmt.Errorf("%s is not below the new root, and the last step would shut you out: first hlctl trust renew", r.c.Cert)
 	}
-	if begun || !ending {
+	// Said again after it was done, or when the answer was lost, --finish must not begin
+	// another one: it would shut out at once who has a certificate of this root.
+	idle := r.finish && !begun && !ending
+	if !idle && (begun || !ending) {
 		next, err := r.change(ctx, c, root)
 		if err != nil {
 			return err
@@ -160,6 +163,9 @@ func (r *rotation) run(ctx context.Context) error {
 		}
 	}
 	r.doc.Root = rootDoc{root.Subject.CommonName, rpc.RootHash(root), timeOrNull(root.NotAfter), r.files.cert, r.files.key}
+	if idle {
+		r.say("There is nothing to finish: %q is the only root that is trusted. To give it up for a new one: hlctl trust rotate-ca", root.Subject.CommonName)
+	}
 	if err := r.drop(ctx, c, root); err != nil {
 		return err
 	}
@@ -380,7 +386,12 @@ func (r *rotation) renew(ctx context.Context, next *rpc.CA, bundle []byte) error
 	for _, address := range r.c.Controllers {
 		c, err := probe(ctx, fresh, address)
 		if err != nil {
-			return fmt.Errorf("with a certificate of the new root, at %s: %w; nothing of yours was changed, again: hlctl trust rotate-ca", address, err)
+			how := ""
+			if errors.Is(err, rpc.ErrUnavailable) {
+				// One that was taken back instead of removed has its address there still.
+				how = fmt.Sprintf("; if no controller is there any more, take the address out of %s", r.c.where)
+			}
+			return fmt.Errorf("with a certificate of the new root, at %s: %w; nothing of yours was changed%s; again: hlctl trust rotate-ca", address, err, how)
 		}
 		c.close()
 	}

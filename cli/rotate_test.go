@@ -215,6 +215,12 @@ func TestARotationThatWasCutOffGoesOnWithTheSameRoot(t *testing.T) {
 		t.Error("it was ended")
 	}
 	wants(t, r.run("trust", "rotate-ca", "--finish"), 0, "trusted no more")
+	// Said twice, or when the answer was lost.
+	root := r.roots(rootCertFile)[0]
+	succeeds(t, r.run("trust", "rotate-ca", "--finish"), "nothing to finish", "trusted no more")
+	if !r.roots(rootCertFile)[0].Equal(root) {
+		t.Error("another root was made")
+	}
 	if !c.forced || len(r.roots("ca.pem")) != 1 {
 		t.Error("it was not ended")
 	}
@@ -282,4 +288,19 @@ func TestARootWhoseKeyIsLostIsReplacedWithoutItsWord(t *testing.T) {
 	if c.vouched {
 		t.Error("vouched for without the key")
 	}
+}
+
+// It was taken back and not removed, so that nobody took its address out.
+func TestARotationNamesTheAddressThatNobodyAnswersAt(t *testing.T) {
+	r := newRig(t)
+	r.rotating("")
+	const gone = "127.0.0.1:9" // discard: nothing listens there
+	conf, err := os.ReadFile(r.path("hlctl.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.write("hlctl.yaml", strings.ReplaceAll(string(conf), `["`, `["`+gone+`", "`))
+	fails(t, r.run("trust", "rotate-ca"), "at "+gone, "nothing of yours was changed", "take the address out of DIR/hlctl.yaml")
+	r.write("hlctl.yaml", string(conf))
+	succeeds(t, r.run("trust", "rotate-ca"), "The old root is trusted no more.")
 }

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -127,7 +129,13 @@ rotate-ca puts another root in the old one's place.`,
 			}
 			resp, err := ask(cmd.Context(), c.RevokeCertificate, req)
 			if err != nil {
-				return err
+				own, gone := a.lostOwn(cmd.Context(), args[0], err)
+				if !gone {
+					return err
+				}
+				return a.print(map[string]any{"serials": []string{own}, "number": nil}, func() {
+					fmt.Fprintf(a.out, "Revoked, with your own certificate: %s. You get a new one with: %s\n", own, renewHint)
+				})
 			}
 			doc := map[string]any{"serials": append([]string{}, resp.GetSerials()...), "number": resp.GetNumber()}
 			var needed string
@@ -150,6 +158,26 @@ rotate-ca puts another root in the old one's place.`,
 			})
 		},
 	}
+}
+
+// lostOwn says whether what was asked to be taken back was our own certificate, and was:
+// the connection is cut then before the answer. own is its serial number.
+func (a *app) lostOwn(ctx context.Context, asked string, err error) (own string, gone bool) {
+	_, creds, load := a.credentials()
+	if load != nil || !errors.Is(err, rpc.ErrUnavailable) {
+		return "", false
+	}
+	own = rpc.Serial(creds.Leaf())
+	id := creds.Identity()
+	serial := strings.TrimLeft(strings.ToLower(strings.ReplaceAll(asked, ":", "")), "0")
+	if asked != id.Role+"@"+id.Name && !strings.HasPrefix(own, serial) {
+		return own, false
+	}
+	c, err := a.connect(ctx)
+	if err == nil {
+		c.close()
+	}
+	return own, errors.Is(err, rpc.ErrDenied)
 }
 
 // stillIssuing says what to do about the issuing CA of a controller that is gone, which

@@ -82,6 +82,9 @@ func (f *fake) RevokeCertificate(_ context.Context, req *controllerv1.RevokeCert
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.takenBack = append(f.takenBack, req.GetHolder())
+	if f.cut != nil {
+		f.cut()
+	}
 	if serials := f.revokes(req.GetHolder()); len(serials) > 0 {
 		return &controllerv1.RevokeCertificateResponse{Serials: serials, Number: 4}, nil
 	}
@@ -110,6 +113,33 @@ func TestWhoRevokesAControllerIsToldOfItsIssuingCA(t *testing.T) {
 	ca.Revoked = timestamppb.New(noon)
 	if got := r.run("trust", "revoke", "controller@controller-1"); got.code != 0 || strings.Contains(got.out, "issuing") {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestWhoRevokesItselfIsToldThatItWasDone(t *testing.T) {
+	for _, asked := range []string{"admin@laptop", "serial"} {
+		t.Run(asked, func(t *testing.T) {
+			r := newRig(t)
+			cert, err := readCert(r.path("admin.pem"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			own := rpc.Serial(cert)
+			list, err := r.ca.SignRevocations(1, map[string]time.Time{own: time.Now()}, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.cut = func() {
+				if _, err := r.goesBy.Revoke(list.PEM()); err != nil {
+					t.Error(err)
+				}
+			}
+			if asked == "serial" {
+				asked = own[:12]
+			}
+			succeeds(t, r.run("trust", "revoke", asked), "with your own certificate: "+own, "hlctl trust renew")
+			fails(t, r.run("trust", "revoke", "agent@pve1"), "hlctl trust renew")
+		})
 	}
 }
 
@@ -163,6 +193,68 @@ func TestAnAdminsCertificateIsMadeAnewWithTheRootsKey(t *testing.T) {
 	if got := r.run("trust"); got.code != 0 {
 		t.Errorf("%+v", got)
 	}
+}
+
+func TestACertificateThatIsOfNoUseTakesNoOnesPlace(t *testing.T) {
+	r := newRig(t)
+	const day = 24 * time.Hour
+	gone, err := rpc.NewCA("homelab", 20*365*day, time.Now().Add(-30*day))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, ca := range map[string]*rpc.CA{"root-ca": r.ca, "gone": gone} {
+		if err := ca.Write(r.path(name+".pem"), r.path(name+".key")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := func() (all string) {
+		for _, name := range []string{"admin.pem", "admin.key", "ca.pem"} {
+			data, err := os.ReadFile(r.path(name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all += string(data)
+		}
+		return all
+	}
+	before := files()
+	for _, life := range []string{"0s", "-5h"} {
+		fails(t, r.run("trust", "renew", "--life", life), "--life "+life, "would have ended already")
+	}
+	// It may have been stolen: not even its certificate is taken up again.
+	fails(t, r.run("trust", "renew", "--root-cert", r.path("gone.pem"), "--root-key", r.path("gone.key")), "gave way to", "--root-cert", "hl-controller issue-admin")
+	if files() != before {
+		t.Error("files have changed")
+	}
+	wants(t, r.run("version"), 0)
+}
+
+// Of before the root changed: what its key signs is believed no more.
+func TestWithANewRootsCertificateTheOldRootIsTrustedNoMore(t *testing.T) {
+	r := newRig(t)
+	old, err := rpc.NewCA("homelab", time.Hour, time.Now().Add(-30*24*time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.ca.Write(r.path("root-ca.pem"), r.path("root-ca.key")); err != nil {
+		t.Fatal(err)
+	}
+	r.write("ca.pem", string(old.Cert()))
+	succeeds(t, r.run("trust", "renew"))
+	if roots := r.roots("ca.pem"); len(roots) != 1 || !roots[0].Equal(r.ca.Certificate()) {
+		t.Errorf("%d roots are trusted", len(roots))
+	}
+	succeeds(t, r.run("version"))
+}
+
+func TestARoleThatIsSaidIsTheOneThatIsGiven(t *testing.T) {
+	r := newRig(t)
+	if err := r.ca.Write(r.path("root-ca.pem"), r.path("root-ca.key")); err != nil {
+		t.Fatal(err)
+	}
+	succeeds(t, r.run("trust", "renew", "--role", "viewer"), "viewer@")
+	succeeds(t, r.run("trust", "renew"), "viewer@")
+	fails(t, r.run("trust", "renew", "--role", "controller"), "this is for people")
 }
 
 func TestHlctlSpeaksToNoControllerThatIsRevoked(t *testing.T) {

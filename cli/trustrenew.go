@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -37,6 +38,10 @@ Who has no root key gets a certificate as root on a controller's host, with
 hl-controller issue-admin.`,
 		Example: "  hlctl trust renew\n  hlctl trust renew --root-key /media/usb/root-ca.key --root-cert /media/usb/root-ca.pem",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if life <= 0 {
+				// Its key would take the place of one that may still be good.
+				return fmt.Errorf("--life %s: it would have ended already; say how long it lasts, as --life 8760h", life)
+			}
 			c, err := a.loadContext()
 			if err != nil {
 				return err
@@ -48,6 +53,9 @@ hl-controller issue-admin.`,
 			id := rpc.Identity{Role: role, Name: name}
 			if old, err := rpc.LoadTLS(c.CA, c.Cert, c.Key); err == nil && name == "" {
 				id = old.Identity()
+				if cmd.Flags().Changed("role") {
+					id.Role = role
+				}
 			}
 			if id.Name == "" {
 				return fmt.Errorf("%s cannot be read, so it is not known whose certificate it was; say it with --name NAME", c.Cert)
@@ -58,7 +66,7 @@ hl-controller issue-admin.`,
 	cmd.Flags().StringVar(&root, "root-cert", "", "the root's certificate (default "+rootCertFile+" beside the configuration)")
 	cmd.Flags().StringVar(&key, "root-key", "", "the root's key (default "+rootKeyFile+" beside the configuration)")
 	cmd.Flags().StringVar(&name, "name", "", "whose certificate it is (default as before)")
-	cmd.Flags().StringVar(&role, "role", rpc.RoleAdmin, "admin or viewer, with --name")
+	cmd.Flags().StringVar(&role, "role", rpc.RoleAdmin, "admin or viewer (default as before, where its name is not said)")
 	cmd.Flags().DurationVar(&life, "life", 365*24*time.Hour, "how long it lasts")
 	return cmd
 }
@@ -115,8 +123,8 @@ func (a *app) renewWith(ca *rpc.CA, id rpc.Identity, life time.Duration, c clien
 	})
 }
 
-// trustRoot puts a root into the bundle of those that are trusted: it may have been lost
-// along with the certificate, or be of before the root changed.
+// trustRoot makes a root one that is trusted: the bundle may have been lost along with the
+// certificate, or be of before the root changed.
 func trustRoot(bundle string, ca *rpc.CA) error {
 	if !ca.IsRoot() {
 		return nil
@@ -135,5 +143,14 @@ func trustRoot(bundle string, ca *rpc.CA) error {
 	if slices.ContainsFunc(roots, ca.Certificate().Equal) {
 		return nil
 	}
-	return durable.Write(bundle, rpc.EncodeBundle(rpc.BundleNumber(have), append(roots, ca.Certificate())))
+	// One that gave way to another is trusted by nobody else, and its key may be a thief's.
+	for _, root := range roots {
+		if ca.Certificate().NotBefore.Before(root.NotBefore) {
+			return fmt.Errorf("the root %q gave way to %q, and what it signs counts no more; say where that one's files are with --root-cert and --root-key, or as root on a controller's host: hl-controller issue-admin --out DIR (if the new one was never in force, remove %s first)",
+				ca.Certificate().Subject.CommonName, root.Subject.CommonName, bundle)
+		}
+	}
+	// In their place, not beside them: why they gave way may be that their key was stolen, and
+	// controllers are known by the new one from the moment on that it is trusted.
+	return durable.Write(bundle, rpc.EncodeBundle(rpc.BundleNumber(have), []*x509.Certificate{ca.Certificate()}))
 }

@@ -103,8 +103,7 @@ func faultText(err error) string {
 func methodName(method string) string { return strings.ToLower(path.Base(method)) }
 
 // askedFor is what a request asks for in words, and what about as far as it says.
-// Of a Spec only its file's name is told, and of a command only the program: its
-// arguments and its input are where people put secrets.
+// Of a Spec only its file's name is told, and of a command only the program.
 func askedFor(request any) (what string, on []string) {
 	switch req := request.(type) {
 	case *controllerv1.ApplyRequest:
@@ -114,14 +113,7 @@ func askedFor(request any) (what string, on []string) {
 		}
 		return cut(what, auditText), on
 	case *controllerv1.ExecRequest:
-		program := ""
-		if argv := req.GetArgv(); len(argv) > 0 {
-			// Of sh -c SCRIPT, and of a command line given whole, the first word.
-			if f := strings.Fields(argv[0]); len(f) > 0 {
-				program = word(path.Base(f[0]))
-			}
-		}
-		return program, things("guest", req.GetGuest())
+		return word(rpc.Program(req.GetArgv())), things("guest", req.GetGuest())
 	case *controllerv1.PauseRequest:
 		return cut(req.GetReason(), auditText), nil
 	case *controllerv1.ResumeRequest:

@@ -55,6 +55,10 @@ func TestWhoChangedWhatAndWhatCameOfItIsInTheAudit(t *testing.T) {
 	if s, err := c.client.Exec(ctx, run); err == nil {
 		_, _ = s.Recv()
 	}
+	run.Argv = []string{"PASSWORD=hunter2 psql"}
+	if s, err := c.client.Exec(ctx, run); err == nil {
+		_, _ = s.Recv()
+	}
 	if _, err := c.client.Pause(ctx, &controllerv1.PauseRequest{Reason: "moving house"}); err != nil {
 		t.Fatal(err)
 	}
@@ -64,13 +68,14 @@ func TestWhoChangedWhatAndWhatCameOfItIsInTheAudit(t *testing.T) {
 	if _, err := c.viewer.Resume(ctx, &controllerv1.ResumeRequest{}); !errors.Is(err, rpc.ErrDenied) {
 		t.Fatal(err)
 	}
-	entries := c.audit(t, 8)
+	entries := c.audit(t, 9)
 	for i, want := range []struct{ who, method, what, on, result, text string }{
 		{"admin@admin-1", "apply", "apply homelab.yaml", "guest k3s-1, host pve1, image noble", "ok", "run 1: "},
 		{"admin@admin-1", "apply", "apply homelab.yaml", "", "invalid", "1 faults in the Spec"},
 		{"admin@admin-1", "apply", "delete guest k3s-1, destroying k3s-1", "guest k3s-1", "", ""},
 		{"admin@admin-1", "kubeconfig", "", "", "ok", ""},
 		{"admin@admin-1", "exec", "psql", "guest k3s-1", "", ""},
+		{"admin@admin-1", "exec", "PASSWORD=…", "guest k3s-1", "", ""},
 		{"admin@admin-1", "pause", "moving house", "", "ok", ""},
 		{"admin@admin-1", "resume", "all changes", "", "ok", ""},
 		{"viewer@viewer-1", "resume", "", "", "denied", "viewer@viewer-1 may not call Resume"},

@@ -159,7 +159,7 @@ func (c *Controller) Run(ctx context.Context) (err error) {
 	if err := c.syncTrust(ctx); err != nil {
 		return err
 	}
-	if err := c.takenBack(); err != nil {
+	if err := c.takenBack(ctx); err != nil {
 		return err
 	}
 	if err := c.standAlone(ctx); err != nil {

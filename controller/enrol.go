@@ -228,6 +228,9 @@ func (c *Controller) renewOwn(ctx context.Context) error { return c.renewOwnBelo
 
 // renewOwnBelow does so together with another bundle of roots; nil is the one we have.
 func (c *Controller) renewOwnBelow(ctx context.Context, bundle []byte) error {
+	if err := c.takenBack(ctx); err != nil {
+		return err
+	}
 	leaf := c.creds.Leaf()
 	var addresses []string
 	for _, ip := range leaf.IPAddresses {

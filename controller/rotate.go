@@ -199,6 +199,11 @@ func (s *service) AddRoot(ctx context.Context, req *controllerv1.AddRootRequest)
 	if err != nil {
 		return nil, err
 	}
+	// The list in force is signed below the old root, and there are people from here on who
+	// know the new one only.
+	if err := c.resign(ctx); err != nil {
+		return nil, err
+	}
 	if _, err := c.pusher.await(ctx, ringTimeout); err != nil {
 		return nil, err
 	}
@@ -312,17 +317,25 @@ func (c *Controller) dropRoots(ctx context.Context, but *x509.Certificate) error
 	if err := c.awaitBelow(ctx, but); err != nil {
 		return err
 	}
-	// Signed below the new root, for who trusts no other.
-	if number := c.creds.Revocations().Number(); number > 0 {
-		if _, err := c.extend(ctx, nil, number); err != nil {
-			return err
-		}
+	// One that a controller without the new root's word has signed meanwhile.
+	if err := c.resign(ctx); err != nil {
+		return err
 	}
 	err := c.changeRoots(ctx, func([]*x509.Certificate) []*x509.Certificate { return []*x509.Certificate{but} })
 	if err != nil {
 		return err
 	}
 	_, err = c.pusher.await(ctx, ringTimeout)
+	return err
+}
+
+// resign signs the list of revoked certificates anew, below the roots that are trusted now.
+func (c *Controller) resign(ctx context.Context) error {
+	number := c.creds.Revocations().Number()
+	if number == 0 {
+		return nil // there is none
+	}
+	_, err := c.extend(ctx, nil, number)
 	return err
 }
 

@@ -278,6 +278,79 @@ func TestARotationGoesOnWhereverTheControllerWasKilled(t *testing.T) {
 
 func must2[A, B any](_ A, b B, err error) B { return must(b, err) }
 
+// Nobody speaks to a controller whose list cannot be verified: not even the admin whose
+// rotation was cut off before step 4, and who could go on with it no more.
+func TestWhatIsRevokedWhileTheRootChangesIsForThoseOfEitherRoot(t *testing.T) {
+	f := newFleet(t, "pve1", "pve2")
+	clk := &clock{t: time.Now()}
+	f.twoLevels(clk)
+	c := f.up()
+	a := f.rotating(clk)
+	c.revokeNow(t, unknown)
+	known := func(when string) {
+		t.Helper()
+		for who, creds := range map[string]*rpc.Credentials{"the old root": f.creds("admin-1"), "the new one": f.creds("viewer-1")} {
+			if _, err := creds.Revoke(c.creds.Revocations().PEM()); err != nil {
+				t.Errorf("%s: who knows %s only: %v", when, who, err)
+			}
+		}
+	}
+	if _, err := a.add(c.client, must(a.offer(c.client)), clk); err != nil {
+		t.Fatal(err)
+	}
+	f.person(a.next, rpc.RoleViewer, "viewer-1", a.next.Cert(), clk.now())
+	known("what was revoked before")
+	c.revokeNow(t, f.serial("pve2"))
+	known("what was revoked meanwhile")
+}
+
+// It has its issuing CA still, and a change of roots has every controller renew.
+func TestAControllerThatIsTakenBackStaysSoWhileTheRootChanges(t *testing.T) {
+	f := newFleet(t, "pve1")
+	clk := &clock{t: time.Now()}
+	f.twoLevels(clk)
+	f.write("controller-1.roots", f.ca.Cert())
+	before := make(map[string][]byte)
+	for _, name := range []string{"controller-1.pem", "controller-1.roots"} {
+		before[name] = must(os.ReadFile(filepath.Join(f.dir, name)))
+	}
+	revoked := f.serial("controller-1")
+	c := f.up()
+	a := f.rotating(clk)
+	if _, err := a.add(c.client, must(a.offer(c.client)), clk); err != nil {
+		t.Fatal(err)
+	}
+	other := must(f.ca.NewIssuing("controller-2", time.Hour, clk.now()))
+	list := must(other.SignRevocations(1, map[string]time.Time{revoked: clk.now()}, clk.now()))
+	if ok, err := c.store.PutRevocations(t.Context(), list.PEM(), 0); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	c.kill()
+	// As one that was off all the while.
+	for name, data := range before {
+		f.write(name, data)
+	}
+	again := newController(c.cfg, "test", c.log, f.creds("controller-1"), f.key(), f)
+	f.tune(again)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- again.Run(ctx) }()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "was taken back") {
+			t.Error(err)
+		}
+	case <-again.listens:
+		t.Errorf("it serves, with certificate %s in the place of %s", rpc.Serial(again.creds.Leaf()), revoked)
+		cancel()
+		<-ended
+	}
+	if f.serial("controller-1") != revoked {
+		t.Error("it has renewed its certificate")
+	}
+}
+
 func TestWhoStoleTheOldRootsKeyGetsNothingAfterwards(t *testing.T) {
 	f := newFleet(t, "pve1")
 	clk := &clock{t: time.Now()}

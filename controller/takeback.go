@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"crypto/x509"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -61,8 +62,12 @@ func (c *Controller) takeBack(ctx context.Context, serial, holder string) ([]str
 	serials, err := c.revokeHolder(ctx, role, name, "")
 	if err == nil && role == rpc.RoleController {
 		var ca []string
-		ca, err = c.revokeIssuing(ctx, name)
+		var needed string
+		ca, needed, err = c.revokeIssuing(ctx, name)
 		serials = append(serials, ca...)
+		if err == nil && len(serials) == 0 && needed != "" {
+			return nil, rpc.Errorf(rpc.ErrNotFound, "the certificates of %s were taken back before; %s", holder, needed)
+		}
 	}
 	if err == nil && len(serials) == 0 {
 		err = rpc.Errorf(rpc.ErrNotFound, "no certificate of %s is known that is not revoked; see: hlctl trust", holder)
@@ -172,20 +177,20 @@ func (c *Controller) issuingWith(ctx context.Context, own *rpc.CA) ([]*x509.Cert
 
 // revokeIssuing takes back the issuing CA of a controller that is gone: whoever has its
 // key makes certificates for anybody. All that it signed goes with it, so it stays while
-// somebody's latest certificate is one of those; hlctl says what to do then.
-func (c *Controller) revokeIssuing(ctx context.Context, name string) ([]string, error) {
+// somebody's latest certificate is one of those, which needed says; empty is none.
+func (c *Controller) revokeIssuing(ctx context.Context, name string) (serials []string, needed string, err error) {
 	cas, err := c.allIssuing(ctx)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	title := rpc.IssuingName(name, c.fleet)
 	i := slices.IndexFunc(cas, func(ca *x509.Certificate) bool { return ca.Subject.CommonName == title })
-	if i < 0 {
-		return nil, nil
+	if i < 0 || c.creds.Revocations().Has(rpc.Serial(cas[i])) {
+		return nil, "", nil
 	}
 	inForce, err := c.inForce(ctx)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	last := ""
 	for _, cert := range inForce {
@@ -194,9 +199,10 @@ func (c *Controller) revokeIssuing(ctx context.Context, name string) ([]string, 
 			continue
 		}
 		if last = holder; cert.Issuer == title {
-			return nil, nil
+			return nil, fmt.Sprintf("its issuing CA stays good, since it signed the certificate of %s: again when that was renewed, or with all that it signed: hlctl trust revoke %s", holder, rpc.Serial(cas[i])), nil
 		}
 	}
 	// Another one of its name and serial number is below another root.
-	return c.revoke(ctx, rpc.Serial(cas[i]))
+	serials, err = c.revoke(ctx, rpc.Serial(cas[i]))
+	return serials, "", err
 }

@@ -72,15 +72,21 @@ func (c *Controller) trust() (*trustv1.Trust, error) {
 }
 
 // takenBack is why this controller must end: it was removed. It could sign itself another
-// certificate, which is on no list yet.
-func (c *Controller) takenBack() error {
-	list := c.creds.Revocations()
+// certificate, which is on no list yet, and must not: where the store's list is newer than
+// ours, it counts here before it is ours, which waits for the roots of the same time.
+func (c *Controller) takenBack(ctx context.Context) error {
+	lists := []*rpc.Revocations{c.creds.Revocations()}
+	if text, _, err := c.store.Revocations(ctx); err == nil {
+		if list, err := parseList(text); err == nil {
+			lists = append(lists, list)
+		}
+	}
 	own := []*x509.Certificate{c.creds.Leaf()}
 	if ca := c.issuing.inUse(); ca != nil {
 		own = append(own, ca.Certificate())
 	}
 	for _, cert := range own {
-		if list.Has(rpc.Serial(cert)) {
+		if slices.ContainsFunc(lists, func(list *rpc.Revocations) bool { return list.Has(rpc.Serial(cert)) }) {
 			return rpc.Errorf(rpc.ErrInvalid, "the certificate of %s (%s, %q) was taken back: this controller is removed, and serves nobody; if it is to come back, on your machine: hlctl hosts remove HOST --purge, then hlctl hosts add --controller root@HOST",
 				c.creds.Identity(), rpc.Serial(cert), cert.Subject.CommonName)
 		}
@@ -254,7 +260,7 @@ func (c *Controller) watchTrust(ctx context.Context) error {
 		if err := c.syncTrust(ctx); err != nil && ctx.Err() == nil {
 			c.log.Warn("trust", "error", err)
 		}
-		if err := c.takenBack(); err != nil {
+		if err := c.takenBack(ctx); err != nil {
 			return err
 		}
 		c.pusher.wake()

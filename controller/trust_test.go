@@ -246,6 +246,9 @@ func TestTheIssuingCAOfARemovedControllerGoesWhenNobodyNeedsIt(t *testing.T) {
 	if got, err := remove(); err != nil || !slices.Equal(got, []string{"2c"}) {
 		t.Errorf("while pve1 needs it: %v, %v", got, err)
 	}
+	if _, err := remove(); !errors.Is(err, rpc.ErrNotFound) || !strings.Contains(err.Error(), "agent@pve1") || !strings.Contains(err.Error(), "hlctl trust revoke "+ca) {
+		t.Errorf("again: %v", err)
+	}
 	issued("1b", rpc.RoleAgent, "pve1", "controller-1", now.Add(time.Minute))
 	if got, err := remove(); err != nil || !slices.Equal(got, []string{ca}) {
 		t.Errorf("when nobody needs it: %v, %v", got, err)

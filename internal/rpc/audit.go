@@ -3,7 +3,9 @@ package rpc
 import (
 	"context"
 	"errors"
+	"path"
 	"slices"
+	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -84,6 +86,23 @@ func Sum(ctx context.Context, result, text string) {
 		defer n.mu.Unlock()
 		n.result, n.sum = result, text
 	}
+}
+
+// Program is all of a command that is written down: its arguments and its input are
+// where people put secrets. Of sh -c SCRIPT, and of a command line given whole, it is the
+// first word, and of PASSWORD=secret before a program, which is no program, only the name.
+func Program(argv []string) string {
+	if len(argv) == 0 {
+		return ""
+	}
+	f := strings.Fields(argv[0])
+	if len(f) == 0 {
+		return ""
+	}
+	if name, _, ok := strings.Cut(f[0], "="); ok {
+		return name + "=…"
+	}
+	return path.Base(f[0])
 }
 
 // Noting is a context in which About and Sum note, and gives what they noted: for what

@@ -159,3 +159,22 @@ func TestDeniedCallsAreAuditedOnceAMinute(t *testing.T) {
 		t.Errorf("%v", k.lines)
 	}
 }
+
+func TestOfACommandOnlyTheProgramIsWrittenDown(t *testing.T) {
+	for _, c := range []struct {
+		want string
+		argv []string
+	}{
+		{"", nil},
+		{"", []string{" ", "--password=hunter2"}},
+		{"psql", []string{"/usr/bin/psql", "--password=hunter2"}},
+		{"sh", []string{"sh", "-c", "echo hunter2"}},
+		{"mysql", []string{"mysql -phunter2"}},
+		{"PASSWORD=…", []string{"PASSWORD=hunter2 mysql"}},
+		{"TOKEN=…", []string{"TOKEN=/hunter2", "k3s"}},
+	} {
+		if got := rpc.Program(c.argv); got != c.want {
+			t.Errorf("%q: %q, want %q", c.argv, got, c.want)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"bytes"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -89,9 +90,11 @@ func TestARefusedCallerIsLoggedOnceForEachReason(t *testing.T) {
 		local := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 8400}
 		remote := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 9), Port: 40000 + port}
 		c.refuse("10.0.0.9", &net.OpError{Op: "read", Net: "tcp", Source: local, Addr: remote, Err: errors.New("connection reset by peer")})
+		c.refuse("10.0.0.9", tls.RecordHeaderError{Msg: fmt.Sprintf("oversized record received with length %d", 20000+port)})
+		c.refuse("10.0.0.9", fmt.Errorf("tls: client offered only unsupported versions: [%x 301]", port))
 		c.refuse("10.0.0.9", x509.CertificateInvalidError{Reason: x509.Expired, Detail: fmt.Sprintf("current time 12:00:%02d", port)})
 	}
-	if n := strings.Count(log.String(), "caller refused"); n != 2 {
+	if n := strings.Count(log.String(), "caller refused"); n != 4 {
 		t.Errorf("%d lines:\n%s", n, log.String())
 	}
 }

@@ -28,7 +28,8 @@ const revocationsLast = 20 * 365 * 24 * time.Hour
 const maxRevocations = 1 << 20
 
 // Revocations are the certificates of a fleet that count no more, by serial number:
-// a CRL (RFC 5280) with the certificate of the CA that signed it after it, both PEM.
+// a CRL (RFC 5280) with the certificates of the CA that signed it after it, all PEM:
+// several while roots change, for who knows only one of those.
 // Any CA of the fleet may sign. Serial numbers are random and so unique over all of
 // them. A list never changes; nil is the empty list with number 0.
 type Revocations struct {
@@ -36,7 +37,7 @@ type Revocations struct {
 	number  int64
 	revoked map[string]time.Time
 	crl     *x509.RevocationList
-	signer  *x509.Certificate
+	signers []*x509.Certificate // one at least
 }
 
 // Serial is a certificate's serial number as lists and people have it: in hex.
@@ -91,7 +92,7 @@ func (ca *CA) SignRevocations(number int64, revoked map[string]time.Time, now ti
 	if err != nil {
 		return nil, fmt.Errorf("sign the list of revoked certificates: %w", err)
 	}
-	return ParseRevocations(append(encodePEM("X509 CRL", der), ca.Cert()...))
+	return ParseRevocations(append(encodePEM("X509 CRL", der), EncodeCertificates(ca.Certificates())...))
 }
 
 // ParseRevocations reads a list. It does not verify it: that is for those who take
@@ -110,8 +111,11 @@ func ParseRevocations(data []byte) (*Revocations, error) {
 		switch {
 		case block.Type == "X509 CRL" && r.crl == nil:
 			r.crl, err = x509.ParseRevocationList(block.Bytes)
-		case block.Type == "CERTIFICATE" && r.crl != nil && r.signer == nil:
-			r.signer, err = x509.ParseCertificate(block.Bytes)
+		case block.Type == "CERTIFICATE" && r.crl != nil && len(r.signers) < maxRoots:
+			var signer *x509.Certificate
+			if signer, err = x509.ParseCertificate(block.Bytes); err == nil {
+				r.signers = append(r.signers, signer)
+			}
 		default:
 			err = fmt.Errorf("a %s is out of place", block.Type)
 		}
@@ -119,7 +123,7 @@ func ParseRevocations(data []byte) (*Revocations, error) {
 			return nil, Errorf(ErrInvalid, "list of revoked certificates: %w", err)
 		}
 	}
-	if r.crl == nil || r.signer == nil || r.crl.Number == nil || !r.crl.Number.IsInt64() || r.crl.Number.Sign() <= 0 {
+	if r.crl == nil || len(r.signers) == 0 || r.crl.Number == nil || !r.crl.Number.IsInt64() || r.crl.Number.Sign() <= 0 {
 		return nil, Errorf(ErrInvalid, "list of revoked certificates: it is not a numbered CRL with the certificate of its CA")
 	}
 	r.number = r.crl.Number.Int64()
@@ -130,14 +134,24 @@ func ParseRevocations(data []byte) (*Revocations, error) {
 }
 
 // verify checks who signed: a CA of the fleet that was in time then and is not
-// itself revoked, by this list or the one in force.
+// itself revoked, by this list or the one in force. One of its certificates is enough.
 func (r *Revocations) verify(roots *x509.CertPool, fleet string, inForce *Revocations) error {
+	var err error
+	for _, signer := range r.signers {
+		if err = r.verifyBy(signer, roots, fleet, inForce); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+func (r *Revocations) verifyBy(signer *x509.Certificate, roots *x509.CertPool, fleet string, inForce *Revocations) error {
 	// The time of signing, since a list outlives the CA that signed it.
-	chains, err := r.signer.Verify(x509.VerifyOptions{
+	chains, err := signer.Verify(x509.VerifyOptions{
 		Roots: roots, CurrentTime: r.crl.ThisUpdate, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
 	if err != nil {
-		return Errorf(ErrDenied, "list of revoked certificates: signed by %q: %w", r.signer.Subject.CommonName, err)
+		return Errorf(ErrDenied, "list of revoked certificates: signed by %q: %w", signer.Subject.CommonName, err)
 	}
 	for _, ca := range chains[0] {
 		switch {
@@ -147,8 +161,8 @@ func (r *Revocations) verify(roots *x509.CertPool, fleet string, inForce *Revoca
 			return Errorf(ErrDenied, "list of revoked certificates: signed by %q, which is revoked", ca.Subject.CommonName)
 		}
 	}
-	if err := r.crl.CheckSignatureFrom(r.signer); err != nil {
-		return Errorf(ErrDenied, "list of revoked certificates: signature of %q: %w", r.signer.Subject.CommonName, err)
+	if err := r.crl.CheckSignatureFrom(signer); err != nil {
+		return Errorf(ErrDenied, "list of revoked certificates: signature of %q: %w", signer.Subject.CommonName, err)
 	}
 	return nil
 }

@@ -258,6 +258,7 @@ func FuzzTrust(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(list.PEM())
+	f.Add(append(list.PEM(), ca.Cert()...))
 	f.Add(rpc.EncodeBundle(7, []*x509.Certificate{ca.Certificate()}))
 	f.Add([]byte("-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {

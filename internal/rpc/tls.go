@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -268,6 +269,9 @@ func (s *serverCreds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthI
 	return conn, info, err
 }
 
+// tlsWords is how many words of crypto/tls's own errors tell them apart.
+const tlsWords = 5
+
 // refuse logs a caller that got no connection.
 func (c *Credentials) refuse(from string, err error) {
 	reason := err.Error()
@@ -287,6 +291,11 @@ func (c *Credentials) refuse(from string, err error) {
 		sort = fmt.Sprintf("invalid %d", invalid.Reason)
 	case errors.As(err, &authority):
 		sort = "unknown authority"
+	case strings.HasPrefix(reason, "tls: "):
+		// What comes after may be the caller's: "oversized record received with length 20000".
+		if words := strings.Fields(reason); len(words) > tlsWords {
+			sort = strings.Join(words[:tlsWords], " ")
+		}
 	}
 	c.refused.Note(from+" "+sort,
 		func(n int) { c.log().Warn("caller refused", "address", from, "error", reason, "count", n) },
