@@ -231,9 +231,10 @@ func (a *app) imagesPruneCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "prune", Short: "Remove image files and templates that nothing needs", Args: cobra.NoArgs,
 		Long: `prune removes image files that no guest is made of and no name of the Spec stands for
-any longer, and templates of ours that no disk stands on. It lists them and asks first;
---yes does not ask. What is not provably ours, what is on a host that cannot be seen
-now, and what is in transfer is left alone, and why is said.
+any longer, what is left of their transfers that were cut off, and templates of ours
+that no disk stands on. It lists them and asks first; --yes does not ask. What is not
+provably ours, what is on a host that cannot be seen now, and what is in transfer is
+left alone, and why is said.
 
 --dry-run only lists, and exits with 0 whatever it lists. It works with the last Spec
 that was applied, and nothing else is changed.

@@ -210,7 +210,7 @@ func (s *Store) Prove(ctx context.Context, img Image, most int64) (Image, error)
 }
 
 // Where are the files with that SHA-256, as the host names them: as a disk image and
-// as an ISO file one may be there twice.
+// as an ISO file one may be there twice, and what nobody goes on fetching of it.
 func (s *Store) Where(sha256 string, in Folder) []string {
 	var paths []string
 	for _, r := range records(in) {
@@ -218,11 +218,14 @@ func (s *Store) Where(sha256 string, in Folder) []string {
 			paths = append(paths, r.image(in).Path)
 		}
 	}
+	for _, local := range s.leftParts(sha256, in) {
+		paths = append(paths, filepath.Join(in.Host, filepath.Base(local)))
+	}
 	return paths
 }
 
-// Remove removes the files with that SHA-256 and their records; what is gone is
-// removed already. While anybody takes or unpacks one, it is Busy. The record goes
+// Remove removes the files with that SHA-256 and their records, and parts that nobody
+// fetches; what is gone is removed already. While anybody takes or unpacks one, it is Busy. The record goes
 // first: a file without one is swept away.
 func (s *Store) Remove(sha256 string, in Folder) error {
 	for _, r := range records(in) {
@@ -241,6 +244,11 @@ func (s *Store) Remove(sha256 string, in Folder) error {
 			return rpc.Errorf(rpc.ErrBusy, "image %s is being read", r.Name)
 		}
 		if err != nil {
+			return err
+		}
+	}
+	for _, path := range s.leftParts(sha256, in) {
+		if err := s.dropPart(path); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/sha512"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -373,16 +374,33 @@ func (s *Store) dropParts(to Folder, name string, all bool) error {
 		if err != nil || ok && !all && time.Since(st.ModTime()) < partAge {
 			continue
 		}
-		s.mu.Lock()
-		if s.parts[path] == nil {
-			_, err = os.Remove(path), os.Remove(side)
-		}
-		s.mu.Unlock()
-		if err != nil && !os.IsNotExist(err) {
+		if err := s.dropPart(path); err != nil {
 			return fmt.Errorf("drop a part of image %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// dropPart removes a part and its sidecar, unless it is being fetched.
+func (s *Store) dropPart(path string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.parts[path] != nil {
+		return nil
+	}
+	return errors.Join(durable.Remove(path), durable.Remove(strings.TrimSuffix(path, partSuffix)+sideSuffix))
+}
+
+// leftParts are the parts of the file with that SHA-256 that nobody fetches.
+func (s *Store) leftParts(sha256 string, in Folder) []string {
+	paths, _ := filepath.Glob(filepath.Join(in.Local, ".*"+partSuffix)) // the pattern is well
+	return slices.DeleteFunc(paths, func(path string) bool {
+		s.mu.Lock()
+		active := s.parts[path] != nil
+		s.mu.Unlock()
+		side, ok := readSide(strings.TrimSuffix(path, partSuffix) + sideSuffix)
+		return active || !ok || side.SHA256 != sha256
+	})
 }
 
 // isPartOf says whether a file is a part of that very image: .NAME-KEY.part, or

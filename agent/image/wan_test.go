@@ -395,6 +395,27 @@ func TestAKilledFetchGoesOnFromItsPart(t *testing.T) {
 	}
 }
 
+// TestWhatIsLeftOfAFetchIsRemovedWithTheDigest, also where there is no whole file.
+func TestWhatIsLeftOfAFetchIsRemovedWithTheDigest(t *testing.T) {
+	content := noise(megs, 1)
+	g, s := newGround(t), wan.New(content)
+	src := from(serve(t, s))
+	src.Sha256 = sum(content)
+	g.cutOff(src, s)
+	if got := g.s.Where(sum(noise(megs, 2)), g.to); len(got) > 0 {
+		t.Errorf("of another digest: %v", got)
+	}
+	if got := g.s.Where(sum(content), g.to); len(got) != 1 || filepath.Dir(got[0]) != g.to.Host {
+		t.Errorf("where: %v", got)
+	}
+	for range 2 {
+		if err := g.s.Remove(sum(content), g.to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.clean()
+}
+
 // What a power cut leaves is what was synced before the sidecar was written.
 func TestAFetchThatWasNotEndedInOrderGoesOnFromItsSidecar(t *testing.T) {
 	content := noise(megs, 1)

@@ -124,7 +124,28 @@ func (m *model) planPruneImages() {
 				Reason: fmt.Sprintf("%s on %s: no guest is made of it, and no name stands for it", human.Size(c.GetBytes()), c.GetStorage()),
 			})
 		}
+		m.planPruneParts(h, needed)
 		m.planPruneTemplates(h, needed)
+	}
+}
+
+// planPruneParts removes what is left of transfers that were cut off, of images that
+// nobody will go on with. Beside a whole file it goes with that.
+func (m *model) planPruneParts(h *hostView, needed *neededImages) {
+	for _, p := range h.obs.GetImageParts() {
+		whole := slices.ContainsFunc(h.obs.GetImages(), func(c *homelabv1.ImageCopy) bool {
+			return c.GetSha256() == p.GetSha256() && c.GetStorage() == p.GetStorage()
+		})
+		id := fmt.Sprintf("prune/%s/%s@%s@%s.part", h.name, p.GetName(), short(p.GetSha256()), p.GetStorage())
+		if p.GetActive() || p.GetSha256() == "" || whole || m.fetched[id] || needed.has(p.GetSha256(), p.GetName()) {
+			continue
+		}
+		m.fetched[id] = true
+		m.add(&homelabv1.Step{
+			Id: id, Action: homelabv1.Action_ACTION_PRUNE, Host: h.name,
+			Image: p.GetName(), ImageSha256: p.GetSha256(), Storage: p.GetStorage(), ImageType: p.GetType(), Destroys: true,
+			Reason: fmt.Sprintf("a part of it on %s, %s: no guest is made of it, and no name stands for it", p.GetStorage(), human.Size(p.GetDoneBytes())),
+		})
 	}
 }
 
@@ -223,8 +244,12 @@ func (m *model) neededImages() *neededImages {
 	}
 	for _, h := range m.order {
 		for _, p := range h.obs.GetImageParts() {
-			if n.add(p.GetSha256()); p.GetSha256() == "" && p.GetActive() {
+			switch {
+			case !p.GetActive(): // a transfer that was cut off needs nothing
+			case p.GetSha256() == "":
 				n.names[p.GetName()] = "it is being fetched"
+			default:
+				n.add(p.GetSha256())
 			}
 		}
 		for _, s := range h.obs.GetSteps() {
