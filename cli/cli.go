@@ -94,6 +94,8 @@ func newApp(in, out, errw *os.File) *app {
 
 func (a *app) main(ctx context.Context, args []string) int {
 	root := a.command()
+	root.InitDefaultCompletionCmd()
+	refuseUnknown(root.Commands())
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil {
@@ -205,8 +207,6 @@ something was skipped, refused or failed, and something else was done or is heal
 		a.trustCommand(), a.tokenCommand(), a.initCommand(),
 	)
 	manual.Add(root, "1")
-	root.InitDefaultCompletionCmd()
-	refuseUnknown(root.Commands())
 	return root
 }
 
