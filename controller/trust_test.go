@@ -236,6 +236,17 @@ func TestAControllerThatIsTakenBackEndsAndStaysSo(t *testing.T) {
 	again := newController(c.cfg, "test", c.log, f.creds("controller-1"), f.key(), f)
 	f.tune(again)
 	ended("after a start", again.Run(t.Context()))
+	// The root has changed without it, so that it knows none of those in the store.
+	st := must(store.Open(t.Context(), store.Config{Dir: filepath.Join(c.cfg.State, "store"), Fleet: fleetName, Controller: "controller-2", Log: c.log}))
+	next := must(rpc.NextCA(f.ca.Certificate(), time.Hour, time.Now()))
+	sealed := must(seal(f.key(), rootsPurpose, rpc.EncodeBundle(1, []*x509.Certificate{next.Certificate()})))
+	if ok, err := st.PutRoots(t.Context(), sealed, 0); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	st.Close()
+	again = newController(c.cfg, "test", c.log, f.creds("controller-1"), f.key(), f)
+	f.tune(again)
+	ended("after a start below another root", again.Run(t.Context()))
 }
 
 // Whoever has the key of a removed controller's issuing CA makes certificates for anybody.
