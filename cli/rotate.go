@@ -86,8 +86,8 @@ same command goes on.
 
 A host that is off meanwhile comes back by itself. The last step waits for other people,
 who must get new certificates (hlctl trust renew, or hl-controller issue-admin), and for
-hosts that are there and have none yet; --finish shuts them out, and begins nothing. While
-it waits the exit code is 3. No guest's mark depends on the root.
+hosts that are there and have none yet; --finish shuts them out, and begins nothing.
+While it waits the exit code is 3. No guest's mark depends on the root.
 
 It needs your copy of the fleet's key, which whoever stole the root's does not have. If
 the root's key is lost, it says what else is needed. What was issued while it was stolen

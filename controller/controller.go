@@ -6,6 +6,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -156,10 +157,10 @@ func (c *Controller) Run(ctx context.Context) (err error) {
 		return err
 	}
 	// Before anybody is served or called.
-	if err := c.syncTrust(ctx); err != nil {
-		return err
-	}
-	if err := c.takenBack(ctx); err != nil {
+	err = c.syncTrust(ctx)
+	// First whether it was removed: then no root in the store need be one of its own, which
+	// would have it started again and again.
+	if err := cmp.Or(c.takenBack(ctx), err); err != nil {
 		return err
 	}
 	if err := c.standAlone(ctx); err != nil {

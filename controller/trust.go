@@ -22,6 +22,9 @@ import (
 // controller made one in between.
 const revocationAttempts = 8
 
+// revocationTimeout bounds taking certificates back, whose caller may be gone.
+const revocationTimeout = 10 * time.Second
+
 // loadIssuing reads this controller's issuing CA; nil when it has none, as in fleets
 // that were made before there were any.
 func loadIssuing(cfg Config, fleet string) (*rpc.CA, error) {
@@ -113,8 +116,11 @@ func (c *Controller) mayGo(serial string) error {
 	return rpc.Errorf(rpc.ErrRefused, "%s is of %s itself, which you are asking; another controller takes it back (hlctl hosts remove HOST does), and the only one cannot be removed", serial, c.creds.Identity())
 }
 
-// RevokeCertificate takes a certificate back.
+// RevokeCertificate takes a certificate back. It is carried out to its end also when the
+// caller goes away, as does one whose own certificate is among them.
 func (s *service) RevokeCertificate(ctx context.Context, req *controllerv1.RevokeCertificateRequest) (*controllerv1.RevokeCertificateResponse, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), revocationTimeout)
+	defer cancel()
 	added, err := s.c.takeBack(ctx, req.GetSerial(), req.GetHolder())
 	if err != nil {
 		return nil, err

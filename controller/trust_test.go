@@ -187,6 +187,30 @@ func TestAControllerTakesNothingBackThatItStandsOn(t *testing.T) {
 }
 
 // It has the key of an issuing CA, and would sign itself a certificate that is on no list.
+// Its connection is cut in the middle, and the call with it.
+func TestWhoRevokesItselfIsTakenBackToTheEndAndTheAuditSaysSo(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.revoking()
+	c := f.up()
+	if _, err := c.client.Trust(t.Context(), &controllerv1.TrustRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = c.client.RevokeCertificate(t.Context(), &controllerv1.RevokeCertificateRequest{Holder: "admin@admin-1"})
+	if !c.creds.Revocations().Has(f.serial("admin-1")) {
+		t.Error("it was not taken back")
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		acts := must(c.store.Acts(t.Context(), 1, time.Time{}, ""))
+		if len(acts) == 1 && acts[0].Result == store.ResultRunning && time.Now().Before(deadline) {
+			continue
+		}
+		if len(acts) != 1 || acts[0].Result != store.ResultOK {
+			t.Errorf("the audit: %+v", acts)
+		}
+		return
+	}
+}
+
 func TestAControllerThatIsTakenBackEndsAndStaysSo(t *testing.T) {
 	f := newFleet(t, "pve1")
 	f.revoking()
@@ -212,6 +236,17 @@ func TestAControllerThatIsTakenBackEndsAndStaysSo(t *testing.T) {
 	again := newController(c.cfg, "test", c.log, f.creds("controller-1"), f.key(), f)
 	f.tune(again)
 	ended("after a start", again.Run(t.Context()))
+	// The root has changed without it, so that it knows none of those in the store.
+	st := must(store.Open(t.Context(), store.Config{Dir: filepath.Join(c.cfg.State, "store"), Fleet: fleetName, Controller: "controller-2", Log: c.log}))
+	next := must(rpc.NextCA(f.ca.Certificate(), time.Hour, time.Now()))
+	sealed := must(seal(f.key(), rootsPurpose, rpc.EncodeBundle(1, []*x509.Certificate{next.Certificate()})))
+	if ok, err := st.PutRoots(t.Context(), sealed, 0); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	st.Close()
+	again = newController(c.cfg, "test", c.log, f.creds("controller-1"), f.key(), f)
+	f.tune(again)
+	ended("after a start below another root", again.Run(t.Context()))
 }
 
 // Whoever has the key of a removed controller's issuing CA makes certificates for anybody.
