@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/homeiac/homelab/agent/image"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
@@ -29,7 +30,7 @@ type room struct {
 // made up for by what pvestatd said lately.
 func (s *Service) roomOf(ctx context.Context, o *homelabv1.Observation, req *agentv1.RunRequest) (room, error) {
 	r := room{req: req, storages: o.GetStorages(), onRoot: make(map[string]bool)}
-	now, err := s.driver.Storages(ctx)
+	now, err := s.storagesNow(ctx)
 	switch {
 	case err == nil:
 		r.storages = now
@@ -56,6 +57,23 @@ func (s *Service) roomOf(ctx context.Context, o *homelabv1.Observation, req *age
 		r.rootAll = 0
 	}
 	return r, nil
+}
+
+// storagesLimit is how long Proxmox is waited for to say what is free. It looks at all
+// storages of a host, and one whose server is gone holds it up for as long as that is so;
+// a fetch has no deadline that would end it.
+const storagesLimit = 2 * time.Minute
+
+// storagesNow are the storages as Proxmox sees them now. When it does not say, that is
+// Refused: it is this host's trouble, and no other attempt or source would mend it.
+func (s *Service) storagesNow(ctx context.Context) ([]*homelabv1.Storage, error) {
+	asking, cancel := context.WithTimeout(ctx, storagesLimit)
+	defer cancel()
+	now, err := s.driver.Storages(asking)
+	if err != nil && errors.Is(asking.Err(), context.DeadlineExceeded) && ctx.Err() == nil {
+		return nil, rpc.Errorf(rpc.ErrRefused, "it does not answer within %s, so a storage of this host may hang; on the host: pvesm status", storagesLimit)
+	}
+	return now, err
 }
 
 // holdsISO says whether Proxmox looks for ISO files on the images' storage. The

@@ -1,10 +1,14 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/homeiac/homelab/agent/driver"
 	"github.com/homeiac/homelab/agent/image"
 	agentv1 "github.com/homeiac/homelab/gen/homelab/agent/v1"
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
@@ -73,4 +77,26 @@ func TestAnUnpackedCopyLeavesTheRootFileSystemItsRoom(t *testing.T) {
 			t.Errorf("%s: %d bytes are allowed, want %d GiB", name, got, tc.want)
 		}
 	}
+}
+
+// stuck is a driver whose Proxmox does not come back from its storages.
+type stuck struct{ driver.Full }
+
+func (stuck) Storages(ctx context.Context) ([]*homelabv1.Storage, error) {
+	<-ctx.Done()
+	return nil, rpc.Errorf(rpc.ErrUnavailable, "pvesm status is still at work: %w", ctx.Err())
+}
+
+func TestAStorageThatHangsEndsAFetchOfThatHostAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Service{driver: stuck{}}
+		if _, err := s.storagesNow(t.Context()); !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "pvesm status") {
+			t.Errorf("got %v", err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		if _, err := s.storagesNow(ctx); !errors.Is(err, rpc.ErrUnavailable) {
+			t.Errorf("ended from outside: %v", err)
+		}
+	})
 }

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,12 +34,14 @@ type transfer struct {
 	reader   string         // the host that may read the source; empty for none
 	promised time.Time      // since when the reader has not come for it; zero when it has
 	lost     bool           // there was a reader, and it failed
+	failed   string         // the host whose attempt to read the source failed last
 	order    []string       // hosts that get it now, the reader first
 	whole    []string       // hosts that have all of it
 	refused  map[string]int // how often a host could not get it from those that have all of it
 	fault    error          // why its source does not give it
 	most     int64          // the most that a reader had when its attempt failed, in bytes
 	barren   int            // attempts of readers since then
+	tried    []string       // who made them
 	changed  chan struct{}  // closed and made anew when any of this changes
 }
 
@@ -148,6 +151,8 @@ func (t *transfer) take(ctx context.Context, host string) turn {
 		t.reader, t.promised = host, time.Time{}
 		if next := furthest(t.order, held); next != "" && held[next] > held[host] {
 			t.reader, t.promised = next, t.now()
+		} else if next := t.another(host, held); next != "" {
+			t.reader, t.promised = next, t.now()
 		}
 		t.lost = false
 		t.order = append([]string{t.reader}, slices.DeleteFunc(t.order, func(h string) bool { return h == t.reader })...)
@@ -164,6 +169,20 @@ func (t *transfer) take(ctx context.Context, host string) turn {
 func (t *transfer) needsReader(host string) bool {
 	others := slices.DeleteFunc(slices.Clone(t.whole), func(h string) bool { return h == host })
 	return len(others) == 0 || t.refused[host] > 1
+}
+
+// another is who reads the source instead of a host that just failed to: the fault may
+// be that host's alone. Who has less would read again what is there already.
+func (t *transfer) another(host string, held map[string]int64) string {
+	if host != t.failed {
+		return ""
+	}
+	for _, h := range t.order {
+		if has, there := held[h]; h != host && there && has >= held[host] {
+			return h
+		}
+	}
+	return ""
 }
 
 // furthest is the host that has most; the earlier one of two.
@@ -196,13 +215,14 @@ func (t *transfer) peers(host string) []string {
 	return append(whole, slices.DeleteFunc(before, func(h string) bool { return slices.Contains(whole, h) })...)
 }
 
-// broke says that a host's attempt failed. The reader gives its role up.
+// broke says that a host's attempt failed. The reader gives its role up; one that was
+// promised it has ended what it did before, and comes for it next.
 func (t *transfer) broke(host string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.reader == host {
-		t.reader, t.lost = "", true
-	} else if len(t.whole) > 0 {
+	if t.reader == host && t.promised.IsZero() {
+		t.reader, t.lost, t.failed = "", true, host
+	} else if t.reader != host && len(t.whole) > 0 {
 		t.refused[host]++
 	}
 	t.tell()
@@ -216,7 +236,7 @@ const sourceAttempts = 3
 func (t *transfer) reads(host string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.reader == host
+	return t.reader == host && t.promised.IsZero()
 }
 
 // readInVain says that the reader's attempt failed, why, and how much it has. A source
@@ -226,10 +246,13 @@ func (t *transfer) readInVain(host string, held int64, why error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if held > t.most {
-		t.most, t.barren = held, 0
+		t.most, t.barren, t.tried = held, 0, nil
+	}
+	if !slices.Contains(t.tried, host) {
+		t.tried = append(t.tried, host)
 	}
 	if t.barren++; t.barren >= sourceAttempts && t.fault == nil {
-		t.fault = rpc.Errorf(rpc.ErrUnavailable, "%s read its source %d times: %w", host, t.barren, why)
+		t.fault = rpc.Errorf(rpc.ErrUnavailable, "%s read its source %d times: %w", strings.Join(t.tried, ", "), t.barren, why)
 		t.tell()
 	}
 }

@@ -263,3 +263,31 @@ func TestASourceThatNeverGivesMoreIsGivenUp(t *testing.T) {
 		}
 	}
 }
+
+// A host whose own way to the source is cut must not be the one to give it up for all.
+func TestWhenAReaderFailsAndAnotherHasAsMuchThatOneReadsNext(t *testing.T) {
+	tr := newTransfer(&spec.Image{Name: "noble"}, digestA, nil)
+	held := map[string]int64{"pve1": 0, "pve2": 0}
+	tr.held = func(context.Context, []string) map[string]int64 { return held }
+	mustJoin(t, tr, "pve1")
+	mustJoin(t, tr, "pve2")
+	tr.readInVain("pve1", 0, rpc.Errorf(rpc.ErrUnavailable, "no route to host"))
+	tr.broke("pve1")
+	if r := mustJoin(t, tr, "pve1"); r.wan || !slices.Equal(r.peers, []string{"pve2"}) {
+		t.Errorf("pve1 %+v", r)
+	}
+	// What pve2 did before ends in vain, and says nothing of the source.
+	if tr.reads("pve2") {
+		t.Error("pve2 has not come for it yet")
+	}
+	tr.broke("pve2")
+	if r := mustJoin(t, tr, "pve2"); !r.wan || !tr.reads("pve2") {
+		t.Errorf("pve2 %+v", r)
+	}
+	// With more than the others have it goes on itself.
+	held["pve2"] = 10
+	tr.broke("pve2")
+	if r := mustJoin(t, tr, "pve2"); !r.wan {
+		t.Errorf("pve2 %+v", r)
+	}
+}

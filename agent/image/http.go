@@ -196,10 +196,17 @@ func contentRange(s string) (from, to, total int64, err error) {
 // which may hold a password or a signature.
 func cause(err error) error {
 	var ue *url.Error
-	if errors.As(err, &ue) {
-		return ue.Err
+	if !errors.As(err, &ue) {
+		return err
 	}
-	return err
+	// Of these two net/http quotes the whole address in the text.
+	switch text := ue.Err.Error(); {
+	case strings.HasPrefix(text, "failed to parse Location header"):
+		return errors.New("it redirects to an address that does not parse")
+	case strings.HasPrefix(text, "invalid proxy address"):
+		return errors.New("the proxy in the agent's environment is no address (systemctl show -p Environment hl-agent)")
+	}
+	return ue.Err
 }
 
 // watched ends a transfer that stands still. Only reading counts: who reads may

@@ -345,6 +345,18 @@ func TestAnAddressThatDoesNotParseTellsNoSecret(t *testing.T) {
 	}
 }
 
+func TestARedirectThatDoesNotParseTellsNoSecret(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Location", "https://me:secret@host:port/x")
+		w.WriteHeader(http.StatusFound)
+	}))
+	defer srv.Close()
+	_, _, err := image.New(nil).Open(t.Context(), srv.URL)
+	if !errors.Is(err, rpc.ErrUnavailable) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestAPipeInTheFileRootsIsNotWaitedFor(t *testing.T) {
 	s, url, _ := store(t, nil)
 	pipe := strings.TrimPrefix(url, "file:") + ".pipe"
