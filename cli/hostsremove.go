@@ -326,13 +326,13 @@ func (r *removal) carryOut(ctx context.Context) error {
 	}
 	c, err := r.a.controllerAt(ctx, r.apart.address)
 	if err != nil {
-		return err
+		return r.notYet(fmt.Errorf("controller %s: %s", r.apart.address, cause(err)))
 	}
 	defer c.close()
 	for _, holder := range r.holders {
 		got, err := ask(ctx, c.RevokeCertificate, &controllerv1.RevokeCertificateRequest{Holder: holder})
 		if err != nil && !errors.Is(err, rpc.ErrNotFound) { // somebody was faster
-			return fmt.Errorf("take back the certificates of %s: %w", holder, err)
+			return r.notYet(fmt.Errorf("take back the certificates of %s: %w", holder, err))
 		}
 		r.doc.Revoked = append(r.doc.Revoked, got.GetSerials()...)
 	}
@@ -350,6 +350,15 @@ func (r *removal) carryOut(ctx context.Context) error {
 	trust, err := ask(ctx, c.Trust, &controllerv1.TrustRequest{})
 	r.doc.Needed = stillIssuing(trust, r.controller)
 	return err
+}
+
+// notYet is what people are told when the fleet's half of it is not done.
+func (r *removal) notYet(err error) error {
+	did := "nothing was done on the host"
+	if r.on != nil {
+		did = "its daemons are ended"
+	}
+	return fmt.Errorf("%w\n  %s, and its certificates are not all taken back; again: hlctl hosts remove %s", err, did, r.name)
 }
 
 // uninstall ends the daemons and removes the package.

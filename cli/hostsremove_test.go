@@ -190,6 +190,22 @@ func TestARemovalThatFailsOnTheHostTakesNothingBack(t *testing.T) {
 	}
 }
 
+func TestARemovalThatReachesNoControllerAnyMoreSaysWhatIsLeftToDo(t *testing.T) {
+	r, hosts := leaving(t)
+	r.ready.release = time.Millisecond
+	hosts[1].Before = func(argv []string) {
+		if slices.Contains(argv, "--remove") { // from here on nobody lets us in
+			if err := os.Rename(r.path("admin.key"), r.path("lost.key")); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	fails(t, r.remove(hosts[1], "--yes"), "its daemons are ended, and its certificates are not all taken back; again: hlctl hosts remove pve2")
+	if did := hosts[1].Done(); did != "disable, remove homelab" || len(r.takenBack) != 0 {
+		t.Errorf("done: %s, revoked: %v", did, r.takenBack)
+	}
+}
+
 func TestCtrlCAtTheQuestionRemovesNothing(t *testing.T) {
 	r, hosts := leaving(t)
 	ctx, stop := context.WithCancel(t.Context())

@@ -457,3 +457,14 @@ func TestOneOfTwoTokensForANameGivesACertificate(t *testing.T) {
 		}
 	}
 }
+
+func TestATokenIsForANameThatASpecCanHave(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.enrolling(&clock{t: time.Now()})
+	c := f.up()
+	for _, name := range []string{"PVE4", "pve_4", "pve4.lan", "", "../pve4"} {
+		if _, err := c.client.CreateToken(t.Context(), &controllerv1.CreateTokenRequest{Name: name}); !errors.Is(err, rpc.ErrInvalid) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}

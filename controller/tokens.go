@@ -15,6 +15,7 @@ import (
 	"github.com/homeiac/homelab/controller/store"
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	"github.com/homeiac/homelab/internal/rpc"
+	"github.com/homeiac/homelab/internal/spec"
 )
 
 const (
@@ -40,6 +41,10 @@ func (s *service) CreateToken(ctx context.Context, req *controllerv1.CreateToken
 	id := rpc.Identity{Fleet: c.fleet, Role: cmp.Or(req.GetRole(), rpc.RoleAgent), Name: req.GetName()}
 	if id.Role != rpc.RoleAgent && id.Role != rpc.RoleController {
 		return nil, rpc.Errorf(rpc.ErrInvalid, "role %q: a token is for agent or controller; people get their certificates with: hlctl trust renew", id.Role)
+	}
+	if !spec.IsName(id.Name) {
+		// Who enrolled with it could be in no Spec.
+		return nil, rpc.Errorf(rpc.ErrInvalid, "%q cannot be the name of a host in the Spec: lower-case letters, digits and inner hyphens, 63 at most", id.Name)
 	}
 	if id.Role == rpc.RoleController && len(c.cfg.Etcd.Endpoints) == 0 {
 		return nil, rpc.Errorf(rpc.ErrRefused, "this controller keeps what it knows in an etcd of its own, which no other controller sees; several controllers need one etcd outside of them (etcd.endpoints in the configuration of each)")
