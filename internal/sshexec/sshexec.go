@@ -46,10 +46,7 @@ type Words struct {
 // Unavailable. When ctx ends the command is given up, and the connection too if the other
 // side does not let go of it at once; what was started there may go on.
 func Run(ctx context.Context, client *ssh.Client, c Command, say Words) (exit int, err error) {
-	// A machine that hangs does not answer this either, and nothing else would end it.
-	give := context.AfterFunc(ctx, func() { _ = client.Close() })
-	session, err := client.NewSession()
-	give()
+	session, err := begin(ctx, client)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return 0, unavailable(say.Slow, ctx.Err())
@@ -83,6 +80,28 @@ func Run(ctx context.Context, client *ssh.Client, c Command, say Words) (exit in
 		return 0, unavailable(say.Late, ctx.Err())
 	}
 	return 0, unavailable(say.Lost, err)
+}
+
+// begin opens a session. A machine that hangs does not answer this either; and where the
+// connection ends in that very moment x/crypto/ssh waits for an answer for ever, so that
+// closing it would not be enough.
+func begin(ctx context.Context, client *ssh.Client) (*ssh.Session, error) {
+	type opened struct {
+		session *ssh.Session
+		err     error
+	}
+	done := make(chan opened, 1)
+	go func() {
+		session, err := client.NewSession()
+		done <- opened{session, err}
+	}()
+	select {
+	case o := <-done:
+		return o.session, o.err
+	case <-ctx.Done():
+		_ = client.Close()
+		return nil, ctx.Err()
+	}
 }
 
 func unavailable(what string, err error) error {

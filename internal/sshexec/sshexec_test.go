@@ -163,3 +163,18 @@ func TestOutputKeepsTheFirstBytesAndTakesAll(t *testing.T) {
 		t.Error(len(o.Bytes()))
 	}
 }
+
+// deaf is a connection that has ended and never says so, also when it is closed.
+type deaf struct{ ssh.Conn }
+
+func (deaf) OpenChannel(string, []byte) (ssh.Channel, <-chan *ssh.Request, error) { select {} }
+func (deaf) Close() error                                                         { return net.ErrClosed }
+
+func TestASessionThatNobodyAnswersIsGivenUpInTime(t *testing.T) {
+	client := &ssh.Client{Conn: deaf{}}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Run(ctx, client, Command{Line: "true"}, say); !errors.Is(err, rpc.ErrUnavailable) || !strings.Contains(err.Error(), say.Slow) {
+		t.Error(err)
+	}
+}
