@@ -15,10 +15,11 @@ SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 export SOURCE_DATE_EPOCH CGO_ENABLED=0 LC_ALL=C TZ=UTC GOFLAGS=-buildvcs=false
 umask 022
 
-# v1.2.3-4-gabc is 1.2.3+4.gabc for dpkg: later than 1.2.3, earlier than 1.2.4. Without a
-# tag it is earlier than any, and dated.
+# v1.2.3-4-gabc is 1.2.3+4.gabc for dpkg: later than 1.2.3, earlier than 1.2.4;
+# v1.2.3-rc1 is 1.2.3~rc1: earlier than 1.2.3. Without a tag it is earlier than any, and
+# dated.
 case $version in
-v[0-9]*) deb_version=$(echo "${version#v}" | sed 's/-/+/; s/-/./g') ;;
+v[0-9]*) deb_version=$(echo "${version#v}" | sed -E 's/-(alpha|beta|pre|rc)/~\1/; s/-/+/; s/-/./g') ;;
 *) deb_version=0.0~git$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y%m%d.%H%M%S).$(echo "$version" | tr - .) ;;
 esac
 export DEB_VERSION="$deb_version"
