@@ -343,6 +343,9 @@ func (w *specText) defaults(d *dotenv, image string) string {
 	size, note := d.get("VM_DISK_SIZE", envSize, "the system disk")
 	if size != "" {
 		size += "iB"
+		if bytes, err := spec.ParseSize(size); err != nil || bytes < spec.MinDisk {
+			size, note = "", "VM_DISK_SIZE is no size of a system disk; fill in: the system disk"
+		}
 	}
 	w.put(1, size != "", "disk: "+cmp.Or(size, "50GiB"), note)
 	w.WriteByte('\n')
@@ -434,7 +437,7 @@ func ratio(d *dotenv, key, of string) (share percent, note string) {
 		share = percent(p)
 	}
 	switch {
-	case text == "":
+	case text == "" || !envIndexed.MatchString(key): // an example's, which is of no NODE_n
 		return 0, "fill in"
 	case share == 0:
 		return 0, key + " is of another form; fill in"

@@ -136,7 +136,7 @@ func (p *parser) shared(m *mapping, e *guestEntry) {
 			g.Memory = v
 		}
 	}
-	if v, ok := m.size("disk", minDisk); ok {
+	if v, ok := m.size("disk", MinDisk); ok {
 		g.Disk = v
 	}
 	if v, ok := word(m, "firmware", FirmwareSeaBIOS, FirmwareOVMF); ok {

@@ -136,8 +136,9 @@ func parseMemory(s string) (Memory, error) {
 // Bounds that no real guest is outside of.
 const (
 	minMemory = 128 * MiB
-	minDisk   = 1 * GiB
 	maxWait   = 24 * time.Hour
+	// MinDisk is the least that a guest's system disk may have, in bytes.
+	MinDisk = 1 * GiB
 )
 
 func parseWait(s string, zero bool) (time.Duration, error) {
