@@ -1,0 +1,55 @@
+package image_test
+
+import (
+	"sync"
+	"testing"
+
+	"github.com/homeiac/homelab/agent/image"
+	"github.com/homeiac/homelab/lab/wan"
+)
+
+// On shared storage the agents of two hosts have one folder. Both began the same part,
+// and one cut off what the other had written.
+func TestOfTwoHostsWithOneFolderOneFetches(t *testing.T) {
+	content := noise(megs, 1)
+	s := wan.New(content)
+	src := known(content)
+	src.Url = serve(t, s)
+	half, goOn := make(chan struct{}), make(chan struct{})
+	s.Gate = func(offset int64, _ <-chan struct{}) {
+		if offset == megs/2 {
+			close(half)
+			<-goOn
+		}
+	}
+	pve1 := newGround(t)
+	pve2 := pve1.again()
+	var all sync.WaitGroup
+	all.Go(func() {
+		if _, err := pve1.fetch(src); err != nil {
+			t.Error("pve1:", err)
+		}
+	})
+	<-half
+	if parts := pve2.s.Parts([]image.Folder{pve2.to}); len(parts) > 0 && !parts[0].GetActive() {
+		t.Error("pve2 takes what pve1 fetches for what nobody goes on with")
+	}
+	if err := pve2.s.Remove(src.GetSha256(), pve2.to); err != nil {
+		t.Error(err)
+	}
+	var once sync.Once
+	all.Go(func() {
+		_, changed, _, err := pve2.s.Fetch(t.Context(), image.Job{
+			Source: src, To: pve2.to, Peers: []image.Peer{&host{name: "pve1", g: pve1}}, WAN: true,
+			Progress: func(image.Told) { once.Do(func() { close(goOn) }) },
+		})
+		if changed || err != nil {
+			t.Errorf("pve2: changed %v, %v", changed, err)
+		}
+	})
+	all.Wait()
+	pve1.holds(src, content)
+	if s.Count() != megs {
+		t.Errorf("the source sent %d bytes", s.Count())
+	}
+}
