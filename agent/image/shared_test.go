@@ -1,6 +1,9 @@
 package image_test
 
 import (
+	"bytes"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 
@@ -51,5 +54,31 @@ func TestOfTwoHostsWithOneFolderOneFetches(t *testing.T) {
 	pve1.holds(src, content)
 	if s.Count() != megs {
 		t.Errorf("the source sent %d bytes", s.Count())
+	}
+}
+
+func TestAnUnpackedCopyOfAnotherHostIsLeftToIt(t *testing.T) {
+	content := noise(1<<20, 1)
+	pve1 := newGround(t)
+	pve2 := pve1.again()
+	img, err := pve1.fetch(from(serve(t, wan.New(zipped(content)))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, release, err := pve1.s.Importable(t.Context(), img, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, others, err := pve2.s.Importable(t.Context(), img, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	others()
+	if got, err := os.ReadFile(filepath.Join(pve1.to.Local, filepath.Base(path))); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	release()
+	if left, _ := filepath.Glob(filepath.Join(pve1.to.Local, "*.unpacked.*")); len(left) > 0 {
+		t.Errorf("left over: %v", left)
 	}
 }
