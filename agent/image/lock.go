@@ -61,7 +61,10 @@ func (e errElsewhere) Error() string { return "another host fetches to " + e.pat
 // elsewhere waits for as long as a part that another host adds to grows, and tells how
 // far it is.
 func (s *Store) elsewhere(ctx context.Context, job Job, path string) error {
-	size, last := int64(-1), time.Now()
+	size, last, wait := int64(-1), time.Now(), s.retry
+	if !job.WAN {
+		wait *= 8 // who may read the source goes first: the others would wait for it, with the part
+	}
 	for lockedElsewhere(path) {
 		// What another host sees of a file may be old, on NFS by up to a minute.
 		if st, err := os.Stat(path); err == nil && st.Size() != size {
@@ -73,7 +76,7 @@ func (s *Store) elsewhere(ctx context.Context, job Job, path string) error {
 		if time.Since(last) > 2*s.stall {
 			return rpc.Errorf(rpc.ErrUnavailable, "image %s: another host fetches it to storage %s, and has brought nothing for %s", job.Source.GetName(), job.To.Storage, 2*s.stall)
 		}
-		if !pause.For(ctx, s.retry) {
+		if !pause.For(ctx, wait) {
 			return ctx.Err()
 		}
 	}

@@ -105,7 +105,12 @@ func (s *Store) openPart(ctx context.Context, src *homelabv1.ImageSource, want D
 	}
 	s.parts[p.path] = p
 	s.mu.Unlock()
-	f, err := os.OpenFile(p.path, os.O_RDWR|os.O_CREATE, 0o644)
+	// Another host may have removed the folder that it made, in vain.
+	err := os.MkdirAll(to.Local, 0o755)
+	var f *os.File
+	if err == nil {
+		f, err = os.OpenFile(p.path, os.O_RDWR|os.O_CREATE, 0o644)
+	}
 	if err == nil && (!lock(f) || !isAt(f, p.path)) {
 		_ = f.Close()
 		err = errElsewhere{p.path}

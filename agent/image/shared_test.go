@@ -82,3 +82,36 @@ func TestAnUnpackedCopyOfAnotherHostIsLeftToIt(t *testing.T) {
 		t.Errorf("left over: %v", left)
 	}
 }
+
+// Who began before it and got nothing takes the empty folder away with its part.
+func TestAHostThatWaitedMakesTheFolderAgain(t *testing.T) {
+	content := noise(megs, 1)
+	src := known(content)
+	src.Url = serve(t, wan.New(content))
+	pve1 := newGround(t)
+	pve2 := pve1.again()
+	var all sync.WaitGroup
+	asked, waits := make(chan struct{}), make(chan struct{})
+	all.Go(func() {
+		var once sync.Once
+		nobody := &host{name: "pve3", g: newGround(t), asks: func() {
+			once.Do(func() { close(asked) })
+			<-waits
+		}}
+		if _, _, err := pve1.pull(src, nobody); err == nil {
+			t.Error("pve1 got it from nobody")
+		}
+	})
+	<-asked
+	var once sync.Once
+	all.Go(func() {
+		_, _, _, err := pve2.s.Fetch(t.Context(), image.Job{
+			Source: src, To: pve2.to, WAN: true, Progress: func(image.Told) { once.Do(func() { close(waits) }) },
+		})
+		if err != nil {
+			t.Error("pve2:", err)
+		}
+	})
+	all.Wait()
+	pve2.holds(src, content)
+}
