@@ -172,17 +172,24 @@ func (t *transfer) needsReader(host string) bool {
 }
 
 // another is who reads the source instead of a host that just failed to: the fault may
-// be that host's alone. Who has less would read again what is there already.
+// be that host's alone. Who has less would read again what is there already; who has not
+// read it yet comes before those who failed to.
 func (t *transfer) another(host string, held map[string]int64) string {
 	if host != t.failed {
 		return ""
 	}
+	found := ""
 	for _, h := range t.order {
-		if has, there := held[h]; h != host && there && has >= held[host] {
+		has, there := held[h]
+		switch {
+		case h == host || !there || has < held[host]:
+		case !slices.Contains(t.tried, h):
 			return h
+		case found == "":
+			found = h
 		}
 	}
-	return ""
+	return found
 }
 
 // furthest is the host that has most; the earlier one of two.

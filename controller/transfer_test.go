@@ -291,3 +291,26 @@ func TestWhenAReaderFailsAndAnotherHasAsMuchThatOneReadsNext(t *testing.T) {
 		t.Errorf("pve2 %+v", r)
 	}
 }
+
+// Of three hosts two may be behind the same firewall.
+func TestWhoHasNotReadTheSourceYetComesBeforeWhoFailedTo(t *testing.T) {
+	tr := newTransfer(&spec.Image{Name: "noble"}, digestA, nil)
+	tr.held = func(context.Context, []string) map[string]int64 {
+		return map[string]int64{"pve1": 0, "pve2": 0, "pve3": 0}
+	}
+	for _, host := range []string{"pve1", "pve2", "pve3"} {
+		mustJoin(t, tr, host)
+	}
+	for _, host := range []string{"pve1", "pve2"} {
+		if !tr.reads(host) {
+			t.Fatalf("%s does not read", host)
+		}
+		tr.readInVain(host, 0, rpc.Errorf(rpc.ErrUnavailable, "no route to host"))
+		tr.broke(host)
+		mustJoin(t, tr, host) // and is told to ask the others
+		mustJoin(t, tr, "pve2")
+	}
+	if r := mustJoin(t, tr, "pve3"); !r.wan {
+		t.Errorf("pve3 %+v", r)
+	}
+}

@@ -94,8 +94,17 @@ func (s *Store) Fetch(ctx context.Context, job Job) (img Image, changed bool, fr
 		return Image{}, false, "", err
 	}
 	p, err := s.openPart(ctx, src, want, job.To)
+	for other := (errElsewhere{}); errors.As(err, &other); p, err = s.openPart(ctx, src, want, job.To) {
+		if err := s.elsewhere(ctx, job, other.path); err != nil {
+			return Image{}, false, "", err
+		}
+	}
 	if err != nil {
 		return Image{}, false, "", err
+	}
+	if img, ok := Find(src, job.To); ok && !job.readsAnew() {
+		s.closePart(p, false, false) // another host of its storage brought it
+		return img, false, "", nil
 	}
 	f := &fetch{Job: job, s: s, p: p, proof: proof, out: make(map[string]bool)}
 	if f.Progress == nil {

@@ -6,6 +6,8 @@
 package image
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -59,6 +61,7 @@ type Store struct {
 	sending, receiving *rate.Limiter
 
 	born time.Time // what was written before is another process's
+	tag  string    // of our unpacked copies: another host's may lie beside them
 
 	mu       sync.Mutex
 	parts    map[string]*part // by path
@@ -69,8 +72,10 @@ type Store struct {
 
 // New makes a Store that reads file: addresses below files only.
 func New(files Roots) *Store {
+	tag := make([]byte, 4)
+	_, _ = rand.Read(tag) // it never fails
 	return &Store{
-		files: files, client: newClient(), born: time.Now(), stall: time.Minute, every: time.Second, patience: 5 * time.Second, lull: 2 * time.Second, retry: 300 * time.Millisecond,
+		files: files, client: newClient(), born: time.Now(), tag: hex.EncodeToString(tag), stall: time.Minute, every: time.Second, patience: 5 * time.Second, lull: 2 * time.Second, retry: 300 * time.Millisecond,
 		dry:     5 * time.Second,
 		sending: newLimiter(), receiving: newLimiter(),
 		parts: make(map[string]*part), unpacked: make(map[string]*copyOf), using: make(map[string]int),
@@ -93,7 +98,7 @@ type Image struct {
 var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
 // ours is how the files in our folder are named: NAME-DIGEST.FORMAT, a copy that
-// was unpacked NAME-DIGEST.unpacked.FORMAT.
+// was unpacked NAME-DIGEST.unpacked.TAG.FORMAT.
 var ours = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{12}(\.[a-z0-9]+)+$`)
 
 const unpackedMark = ".unpacked."
@@ -113,10 +118,9 @@ func (s *Store) sweep(f Folder) {
 		if !ours.MatchString(e.Name()) || strings.HasSuffix(e.Name(), recordSuffix) || s.unpacked[path] != nil || s.using[path] > 0 {
 			continue
 		}
-		if !strings.Contains(e.Name(), unpackedMark) {
-			if _, err := os.Lstat(path + recordSuffix); !os.IsNotExist(err) {
-				continue
-			}
+		_, err := os.Lstat(path + recordSuffix)
+		if unpacked := strings.Contains(e.Name(), unpackedMark); unpacked && lockedElsewhere(path) || !unpacked && !os.IsNotExist(err) {
+			continue
 		}
 		_ = os.Remove(path) // it is tried again next time
 	}

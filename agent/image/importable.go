@@ -18,6 +18,7 @@ import (
 type copyOf struct {
 	users int
 	ready chan struct{} // closed when it is made, or could not be
+	f     *os.File      // has it locked for as long as it is used; nil when there is none
 	err   error
 }
 
@@ -41,7 +42,7 @@ func (s *Store) Importable(ctx context.Context, img Image, room int64) (path str
 		return img.Path, done, nil
 	}
 	s.sweep(img.in)
-	name := strings.TrimSuffix(img.Record.File, "."+img.Record.Format+"."+img.Record.Compression) + unpackedMark + img.Record.Format
+	name := strings.TrimSuffix(img.Record.File, "."+img.Record.Format+"."+img.Record.Compression) + unpackedMark + s.tag + "." + img.Record.Format
 	local := filepath.Join(img.in.Local, name)
 	if err := s.unpackTo(ctx, img, local, room); err != nil {
 		done()
@@ -60,7 +61,7 @@ func (s *Store) unpackTo(ctx context.Context, img Image, local string, room int6
 			s.unpacked[local] = c
 			c.users++
 			s.mu.Unlock()
-			c.err = s.unpack(ctx, img, local, room)
+			c.err = s.unpack(ctx, img, local, room, c)
 			close(c.ready)
 			if c.err != nil {
 				s.leave(local)
@@ -100,10 +101,13 @@ func (s *Store) leave(local string) {
 	if c.users--; c.users == 0 {
 		delete(s.unpacked, local)
 		_ = os.Remove(local) // sweep tries again
+		if c.f != nil {
+			_ = c.f.Close()
+		}
 	}
 }
 
-func (s *Store) unpack(ctx context.Context, img Image, local string, room int64) (err error) {
+func (s *Store) unpack(ctx context.Context, img Image, local string, room int64, c *copyOf) (err error) {
 	if room < 0 {
 		if room, err = freeIn(img.in); err != nil {
 			return err
@@ -123,7 +127,8 @@ func (s *Store) unpack(ctx context.Context, img Image, local string, room int64)
 	if err != nil {
 		return err
 	}
-	defer to.Close()
+	lock(to) // else another host of this storage sweeps it away
+	c.f = to
 	size, err := unpackInto(ctx, to, z, room)
 	if err != nil {
 		return err

@@ -87,7 +87,8 @@ func hashText(s string) string {
 }
 
 // openPart opens the part of a file, with what an earlier fetch left of it as far
-// as that is whole. It is registered until it is closed; a second one is Busy.
+// as that is whole. It is registered until it is closed; a second one is Busy, and one
+// that another host has on shared storage errElsewhere.
 func (s *Store) openPart(ctx context.Context, src *homelabv1.ImageSource, want Digests, to Folder) (*part, error) {
 	base := filepath.Join(to.Local, "."+src.GetName()+"-"+partKey(src, want))
 	p := &part{
@@ -104,6 +105,23 @@ func (s *Store) openPart(ctx context.Context, src *homelabv1.ImageSource, want D
 	}
 	s.parts[p.path] = p
 	s.mu.Unlock()
+	// Another host may have removed the folder that it made, in vain.
+	err := os.MkdirAll(to.Local, 0o755)
+	var f *os.File
+	if err == nil {
+		f, err = os.OpenFile(p.path, os.O_RDWR|os.O_CREATE, 0o644)
+	}
+	if err == nil && (!lock(f) || !isAt(f, p.path)) {
+		_ = f.Close()
+		err = errElsewhere{p.path}
+	}
+	if err != nil { // nothing of it is ours
+		s.mu.Lock()
+		delete(s.parts, p.path)
+		s.mu.Unlock()
+		return nil, err
+	}
+	p.f = f
 	if err := p.load(ctx); err != nil {
 		s.closePart(p, false, false)
 		return nil, err
@@ -118,9 +136,7 @@ func (s *Store) closePart(p *part, whole, keep bool) {
 		_ = os.Remove(p.path)
 		_ = os.Remove(p.side)
 	}
-	if p.f != nil {
-		_ = p.f.Close()
-	}
+	_ = p.f.Close()
 	s.mu.Lock()
 	delete(s.parts, p.path)
 	s.mu.Unlock()
@@ -130,13 +146,8 @@ func (s *Store) closePart(p *part, whole, keep bool) {
 	p.wake()
 }
 
-// load opens the file and reads back what the sidecar says that is there.
+// load reads back what the sidecar says that is there.
 func (p *part) load(ctx context.Context) error {
-	f, err := os.OpenFile(p.path, os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		return err
-	}
-	p.f = f
 	p.fresh()
 	side, ok := readSide(p.side)
 	if !ok || side.Done <= 0 || side.SHA256 != p.want.SHA256 || side.SHA512 != p.want.SHA512 {
@@ -348,6 +359,7 @@ func (s *Store) partAt(f Folder, path string) *homelabv1.ImagePart {
 		return nil
 	}
 	one.Name, one.Sha256, one.Sha512, one.DoneBytes, one.Bytes = side.Name, side.SHA256, side.SHA512, side.Done, side.Total
+	one.Active = lockedElsewhere(path)
 	if side.Type == typeISO {
 		one.Type = homelabv1.ImageType_IMAGE_TYPE_ISO
 	}
@@ -381,11 +393,11 @@ func (s *Store) dropParts(to Folder, name string, all bool) error {
 	return nil
 }
 
-// dropPart removes a part and its sidecar, unless it is being fetched.
+// dropPart removes a part and its sidecar, unless it is being fetched, here or elsewhere.
 func (s *Store) dropPart(path string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.parts[path] != nil {
+	if s.parts[path] != nil || lockedElsewhere(path) {
 		return nil
 	}
 	return errors.Join(durable.Remove(path), durable.Remove(strings.TrimSuffix(path, partSuffix)+sideSuffix))
@@ -399,7 +411,7 @@ func (s *Store) leftParts(sha256 string, in Folder) []string {
 		active := s.parts[path] != nil
 		s.mu.Unlock()
 		side, ok := readSide(strings.TrimSuffix(path, partSuffix) + sideSuffix)
-		return active || !ok || side.SHA256 != sha256
+		return active || !ok || side.SHA256 != sha256 || lockedElsewhere(path)
 	})
 }
 
