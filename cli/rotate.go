@@ -163,11 +163,11 @@ func (r *rotation) run(ctx context.Context) error {
 		}
 	}
 	r.doc.Root = rootDoc{root.Subject.CommonName, rpc.RootHash(root), timeOrNull(root.NotAfter), r.files.cert, r.files.key}
-	if idle {
-		r.say("There is nothing to finish: %q is the only root that is trusted. To give it up for a new one: hlctl trust rotate-ca", root.Subject.CommonName)
-	}
 	if err := r.drop(ctx, c, root); err != nil {
 		return err
+	}
+	if idle {
+		r.say("There was nothing to finish: %q is the only root that is trusted. To give it up for a new one: hlctl trust rotate-ca", root.Subject.CommonName)
 	}
 	if err := r.a.print(r.doc, func() {}); err != nil {
 		return err

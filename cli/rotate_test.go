@@ -217,7 +217,7 @@ func TestARotationThatWasCutOffGoesOnWithTheSameRoot(t *testing.T) {
 	wants(t, r.run("trust", "rotate-ca", "--finish"), 0, "trusted no more")
 	// Said twice, or when the answer was lost.
 	root := r.roots(rootCertFile)[0]
-	succeeds(t, r.run("trust", "rotate-ca", "--finish"), "nothing to finish", "trusted no more")
+	succeeds(t, r.run("trust", "rotate-ca", "--finish"), "trusted no more", "nothing to finish")
 	if !r.roots(rootCertFile)[0].Equal(root) {
 		t.Error("another root was made")
 	}
@@ -287,6 +287,23 @@ func TestARootWhoseKeyIsLostIsReplacedWithoutItsWord(t *testing.T) {
 	wants(t, r.run("trust", "rotate-ca"), 0, "root-ca.key is not there", "trusted no more")
 	if c.vouched {
 		t.Error("vouched for without the key")
+	}
+}
+
+// The root changes at another machine, whose files this one has not.
+func TestWhoHasTheOldRootIsNotToldThatItIsTheOnlyOne(t *testing.T) {
+	r := newRig(t)
+	c := r.rotating("")
+	next, err := rpc.NextCA(r.ca.Certificate(), time.Hour, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.next = next.Certificate()
+	c.tell(r.ca.Certificate(), c.next)
+	got := r.run("trust", "rotate-ca", "--finish")
+	fails(t, got, "the root that is to stay is not trusted")
+	if strings.Contains(got.out, "only root") {
+		t.Error(got.out)
 	}
 }
 

@@ -129,7 +129,7 @@ rotate-ca puts another root in the old one's place.`,
 			}
 			resp, err := ask(cmd.Context(), c.RevokeCertificate, req)
 			if err != nil {
-				own, gone := a.lostOwn(cmd.Context(), args[0], err)
+				own, gone := a.lostOwn(cmd.Context(), c, args[0], err)
 				if !gone {
 					return err
 				}
@@ -162,7 +162,7 @@ rotate-ca puts another root in the old one's place.`,
 
 // lostOwn says whether what was asked to be taken back was our own certificate, and was:
 // the connection is cut then before the answer. own is its serial number.
-func (a *app) lostOwn(ctx context.Context, asked string, err error) (own string, gone bool) {
+func (a *app) lostOwn(ctx context.Context, c *controller, asked string, err error) (own string, gone bool) {
 	_, creds, load := a.credentials()
 	if load != nil || !errors.Is(err, rpc.ErrUnavailable) {
 		return "", false
@@ -173,10 +173,10 @@ func (a *app) lostOwn(ctx context.Context, asked string, err error) (own string,
 	if asked != id.Role+"@"+id.Name && !strings.HasPrefix(own, serial) {
 		return own, false
 	}
-	c, err := a.connect(ctx)
-	if err == nil {
-		c.close()
-	}
+	// The controller that was asked says it, whatever is the matter with others.
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	_, err = c.Version(ctx, &controllerv1.VersionRequest{Revocations: creds.Revocations().Number()})
 	return own, errors.Is(err, rpc.ErrDenied)
 }
 

@@ -137,6 +137,12 @@ func TestWhoRevokesItselfIsToldThatItWasDone(t *testing.T) {
 			if asked == "serial" {
 				asked = own[:12]
 			}
+			// Another one that is off has no say in it.
+			conf, err := os.ReadFile(r.path("hlctl.yaml"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.write("hlctl.yaml", strings.Replace(string(conf), `"]`, `", "127.0.0.1:9"]`, 1))
 			succeeds(t, r.run("trust", "revoke", asked), "with your own certificate: "+own, "hlctl trust renew")
 			fails(t, r.run("trust", "revoke", "agent@pve1"), "hlctl trust renew")
 		})

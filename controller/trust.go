@@ -84,12 +84,18 @@ func (c *Controller) takenBack(ctx context.Context) error {
 			lists = append(lists, list)
 		}
 	}
+	return c.removedBy(func(serial string) bool {
+		return slices.ContainsFunc(lists, func(list *rpc.Revocations) bool { return list.Has(serial) })
+	})
+}
+
+func (c *Controller) removedBy(revoked func(serial string) bool) error {
 	own := []*x509.Certificate{c.creds.Leaf()}
 	if ca := c.issuing.inUse(); ca != nil {
 		own = append(own, ca.Certificate())
 	}
 	for _, cert := range own {
-		if slices.ContainsFunc(lists, func(list *rpc.Revocations) bool { return list.Has(rpc.Serial(cert)) }) {
+		if revoked(rpc.Serial(cert)) {
 			return rpc.Errorf(rpc.ErrInvalid, "the certificate of %s (%s, %q) was taken back: this controller is removed, and serves nobody; if it is to come back, on your machine: hlctl hosts remove HOST --purge, then hlctl hosts add --controller root@HOST",
 				c.creds.Identity(), rpc.Serial(cert), cert.Subject.CommonName)
 		}
@@ -162,6 +168,10 @@ func (c *Controller) extend(ctx context.Context, more map[string]time.Time, abov
 				all[serial] = at
 				added = append(added, serial)
 			}
+		}
+		// A list signed by who is on it could be taken by nobody, and none after it.
+		if err := c.removedBy(func(serial string) bool { _, is := all[serial]; return is }); err != nil {
+			return nil, err
 		}
 		slices.Sort(added)
 		number := max(mine.Number(), stored.Number(), above)

@@ -186,7 +186,6 @@ func TestAControllerTakesNothingBackThatItStandsOn(t *testing.T) {
 	f.within(1, "pve1")
 }
 
-// It has the key of an issuing CA, and would sign itself a certificate that is on no list.
 // Its connection is cut in the middle, and the call with it.
 func TestWhoRevokesItselfIsTakenBackToTheEndAndTheAuditSaysSo(t *testing.T) {
 	f := newFleet(t, "pve1")
@@ -211,6 +210,7 @@ func TestWhoRevokesItselfIsTakenBackToTheEndAndTheAuditSaysSo(t *testing.T) {
 	}
 }
 
+// It has the key of an issuing CA, and would sign itself a certificate that is on no list.
 func TestAControllerThatIsTakenBackEndsAndStaysSo(t *testing.T) {
 	f := newFleet(t, "pve1")
 	f.revoking()
@@ -247,6 +247,33 @@ func TestAControllerThatIsTakenBackEndsAndStaysSo(t *testing.T) {
 	again = newController(c.cfg, "test", c.log, f.creds("controller-1"), f.key(), f)
 	f.tune(again)
 	ended("after a start below another root", again.Run(t.Context()))
+}
+
+// It may not have heard yet, and be asked at that moment.
+func TestAControllerThatIsTakenBackSignsNoList(t *testing.T) {
+	f := newFleet(t, "pve1")
+	f.revoking()
+	c := f.up()
+	c.kill()
+	c.store = must(store.Open(t.Context(), store.Config{Dir: filepath.Join(c.cfg.State, "store"), Fleet: fleetName, Controller: "controller-1", Log: c.log}))
+	defer c.store.Close()
+	now := time.Now()
+	other := must(f.ca.NewIssuing("controller-2", time.Hour, now))
+	gone := map[string]time.Time{f.serial("controller-1"): now, rpc.Serial(c.issuing.inUse().Certificate()): now}
+	list := must(other.SignRevocations(1, gone, now))
+	if ok, err := c.store.PutRevocations(t.Context(), list.PEM(), 0); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	if _, err := c.revoke(t.Context(), unknown); !errors.Is(err, rpc.ErrInvalid) || !strings.Contains(err.Error(), "was taken back") {
+		t.Error(err)
+	}
+	text, _, err := c.store.Revocations(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.creds("admin-1").VerifyRevocations(must(rpc.ParseRevocations(text))); err != nil {
+		t.Errorf("nobody can take the list any more: %v", err)
+	}
 }
 
 // Whoever has the key of a removed controller's issuing CA makes certificates for anybody.
