@@ -110,13 +110,16 @@ func (a *app) showAudit(entries []*controllerv1.AuditEntry) {
 		if e.GetCount() > 1 {
 			text = fmt.Sprintf("%d times: %s", e.GetCount(), text)
 		}
-		what := callText(e)
+		// A column of its own would be wider than what is left of 80.
+		if on := onText(e.GetOn()); on != "" {
+			text = strings.TrimSuffix("on "+on+": "+text, ": ")
+		}
 		rows = append(rows, []cell{
-			plain(timeOf(e.GetTime()).Local().Format("2006-01-02 15:04:05")), plain(e.GetWho()), plain(what),
-			plain(onText(e.GetOn())), {e.GetResult(), colour}, plain(text),
+			plain(timeOf(e.GetTime()).Local().Format("2006-01-02 15:04:05")), plain(e.GetWho()), plain(callText(e)),
+			{e.GetResult(), colour}, plain(text),
 		})
 	}
-	a.table([]string{"TIME", "WHO", "WHAT", "ON", "RESULT", ""}, rows)
+	a.table([]string{"TIME", "WHO", "WHAT", "RESULT", ""}, rows)
 }
 
 // callText is the call and what for, without saying the same word twice: create token for
