@@ -73,7 +73,8 @@ func eventJSON(e *homelabv1.Event) eventDoc {
 
 // seconds is a duration in JSON, to the millisecond.
 func seconds(d *durationpb.Duration) float64 {
-	return d.AsDuration().Round(time.Millisecond).Seconds()
+	// Duration.Seconds adds two parts, which gives 9.399000000000001.
+	return float64(d.AsDuration().Round(time.Millisecond).Milliseconds()) / 1000
 }
 
 // summaryDoc is the sum in JSON; its fields are a contract.

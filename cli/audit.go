@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	controllerv1 "github.com/homeiac/homelab/gen/homelab/controller/v1"
 	"github.com/spf13/cobra"
@@ -92,6 +93,9 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("--since %s is none of 2h, 3d, 2026-11-25 and 2026-11-25T17:00:00Z", s)
 }
 
+// widestCall is how much of a call stands in its column; more stands below.
+const widestCall = 35
+
 func (a *app) showAudit(entries []*controllerv1.AuditEntry) {
 	if len(entries) == 0 {
 		fmt.Fprintln(a.out, "Nothing of that kind is in the audit.")
@@ -110,13 +114,24 @@ func (a *app) showAudit(entries []*controllerv1.AuditEntry) {
 		if e.GetCount() > 1 {
 			text = fmt.Sprintf("%d times: %s", e.GetCount(), text)
 		}
-		what := callText(e)
+		// On what would be too wide for a column of its own, and so is what for at times.
+		what, about := callText(e), ""
+		if on := onText(e.GetOn()); on != "" {
+			about = "on " + on
+		}
+		if call := methodWords(e.GetMethod()); utf8.RuneCountInString(what) > widestCall {
+			about = strings.TrimSuffix(strings.TrimPrefix(what, call+" ")+"; "+about, "; ")
+			what = call
+		}
+		if about != "" {
+			text = strings.TrimSuffix(about+": "+text, ": ")
+		}
 		rows = append(rows, []cell{
 			plain(timeOf(e.GetTime()).Local().Format("2006-01-02 15:04:05")), plain(e.GetWho()), plain(what),
-			plain(onText(e.GetOn())), {e.GetResult(), colour}, plain(text),
+			{e.GetResult(), colour}, plain(text),
 		})
 	}
-	a.table([]string{"TIME", "WHO", "WHAT", "ON", "RESULT", ""}, rows)
+	a.table([]string{"TIME", "WHO", "WHAT", "RESULT", ""}, rows)
 }
 
 // callText is the call and what for, without saying the same word twice: create token for

@@ -122,7 +122,8 @@ func (a *app) explain(cmd *cobra.Command, err error) string {
 		return faults.Error()
 	case text == "":
 		return ""
-	case !a.began:
+	// cobra looks at what must be said after all else.
+	case !a.began, strings.HasPrefix(text, "required flag(s)"):
 		// cobra's guess stands on lines of its own.
 		if misuse, guess, ok := strings.Cut(text, "\n\nDid you mean this?"); ok {
 			text = misuse + "; did you mean " + strings.Join(strings.Fields(guess), " or ") + "?"

@@ -16,6 +16,7 @@ import (
 	homelabv1 "github.com/homeiac/homelab/gen/homelab/v1"
 	"github.com/homeiac/homelab/internal/rpc"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 func wants(t *testing.T, got ran, code int, parts ...string) {
@@ -65,6 +66,13 @@ func TestApplyJSONEndsWithExactlyTheContractsSummary(t *testing.T) {
 	const want = `{"summary":{"done":14,"failed":0,"skipped":0,"refused":0,"unchanged":0,"mutatingCalls":11,"seconds":100.2}}`
 	if last := lines[len(lines)-1]; last != want {
 		t.Errorf("last line %s\nwant %s", last, want)
+	}
+}
+
+func TestSecondsInJSONAreToTheMillisecond(t *testing.T) {
+	got, err := json.Marshal(seconds(durationpb.New(9399 * time.Millisecond)))
+	if err != nil || string(got) != "9.399" {
+		t.Errorf("%s, %v", got, err)
 	}
 }
 

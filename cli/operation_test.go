@@ -277,6 +277,27 @@ func TestOperationThatIsNothingToDoSaysWhy(t *testing.T) {
 	}
 }
 
+// A plan without steps is not shown before it is carried out.
+func TestApplyWithNothingToDoSaysWhatIsLeftAsItIs(t *testing.T) {
+	const drift, told = "differs from the Spec: memory 4 GiB, wanted 5 GiB", "k3s-2: differs from the Spec: memory 4 GiB, wanted 5 GiB\n"
+	r := newRig(t)
+	r.plan = healthyPlan()
+	r.plan.Notes = append(r.plan.Notes, note(homelabv1.NoteKind_NOTE_KIND_INFO, "k3s-2", "pve2", drift))
+	wants(t, r.run("apply", "--yes"), 0, told+"All 5 guests healthy, nothing to do.")
+
+	r.plan.Notes = append(r.plan.Notes, silentNote("k3s-6", "pve6"))
+	wants(t, r.run("apply", "--yes"), 3, told+"k3s-6  skipped")
+
+	// Where there are steps the plan has said so already.
+	r.plan = partial()
+	r.plan.Notes = append(r.plan.Notes, note(homelabv1.NoteKind_NOTE_KIND_INFO, "k3s-2", "pve2", drift))
+	got := r.run("apply", "--yes")
+	wants(t, got, 3, drift)
+	if strings.Count(got.out, drift) != 1 {
+		t.Errorf("said twice:\n%s", got.out)
+	}
+}
+
 func TestQuorumText(t *testing.T) {
 	for _, c := range []struct {
 		voters, healthy, quorum, left int32

@@ -25,8 +25,12 @@ func (a *app) tell(s *story, sum *homelabv1.Summary, took time.Duration) {
 			fmt.Fprintf(a.out, "Nothing to do.  (%.1f s)\n", took.Seconds())
 			return
 		}
+		a.showLeft(s)
 		fmt.Fprintf(a.out, "%s, nothing to do.  (%.1f s)\n", allHealthy(int(sum.GetUnchanged())), took.Seconds())
 		return
+	}
+	if len(s.steps) == 0 && !s.named {
+		a.showLeft(s)
 	}
 	a.tellGuests(s)
 	for _, text := range s.found {
@@ -43,6 +47,16 @@ func (a *app) tell(s *story, sum *homelabv1.Summary, took time.Duration) {
 	fmt.Fprintln(a.out, line)
 	if sum.GetApiSilent() {
 		fmt.Fprintln(a.out, "The k3s API does not answer, so who is a member is unknown.  hlctl k3s status")
+	}
+}
+
+// showLeft prints what a plan without steps says of what is left as it is: such a plan is
+// not shown before it is carried out, and who changed the Spec would read that all is well.
+func (a *app) showLeft(s *story) {
+	for _, n := range s.told {
+		if n.GetKind() == homelabv1.NoteKind_NOTE_KIND_INFO {
+			fmt.Fprintln(a.out, a.wrap(strings.TrimPrefix(cmp.Or(n.GetGuest(), n.GetHost())+": ", ": ")+n.GetText(), 2))
+		}
 	}
 }
 

@@ -76,12 +76,22 @@ by themselves at two thirds of their life.`,
 func (a *app) showTrust(resp *controllerv1.TrustResponse) {
 	var rows [][]cell
 	for _, s := range append(resp.GetAuthorities(), resp.GetCertificates()...) {
-		rows = append(rows, []cell{plain(s.GetRole()), plain(s.GetName()), plain(shortSerial(s.GetSerial())), a.ends(s), plain(s.GetHow())})
+		rows = append(rows, []cell{plain(s.GetRole()), plain(shortName(s)), plain(shortSerial(s.GetSerial())), a.ends(s), plain(s.GetHow())})
 	}
 	a.table([]string{"ROLE", "NAME", "SERIAL", "ENDS", "KNOWN BY"}, rows)
 	if n := resp.GetRevocations(); n > 0 {
 		fmt.Fprintf(a.out, "\nThe list of revoked certificates has number %d.\n", n)
 	}
+}
+
+// shortName is the name of a holder, and of a CA what tells it from the others: with the
+// fleet's name in each of them the table would be wider than 80 columns.
+func shortName(s *controllerv1.CertificateStatus) string {
+	if s.GetRole() == "root" || s.GetRole() == "issuing" {
+		name, _, _ := strings.Cut(strings.TrimPrefix(s.GetName(), "homelab "), " of fleet ")
+		return name
+	}
+	return s.GetName()
 }
 
 // shownDigits are those of a serial number that a table shows: revoke takes as many, and the

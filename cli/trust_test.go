@@ -356,3 +356,13 @@ func TestHlctlSaysThatItsOwnCertificateEndsSoon(t *testing.T) {
 		})
 	}
 }
+
+func TestRenewWithoutTheRootSaysWhereToSayItAndTheOtherWay(t *testing.T) {
+	r := newRig(t)
+	fails(t, r.run("trust", "renew", "--root-cert", r.path("gone.pem")), "gone.pem: no such file", "--root-cert", "--root-key", "hl-controller issue-admin --out DIR")
+}
+
+func TestInitWithoutAControllerSaysHowItIsUsed(t *testing.T) {
+	r := newRig(t)
+	fails(t, r.run("init", "home"), `"controller" not set`, "hlctl init --help")
+}

@@ -47,6 +47,9 @@ hl-controller issue-admin.`,
 				return err
 			}
 			ca, err := a.loadRoot(cmd.Context(), cmp.Or(root, c.beside(rootCertFile)), cmp.Or(key, c.beside(rootKeyFile)))
+			if errors.Is(err, os.ErrNotExist) {
+				err = fmt.Errorf("%w; say where the root's files are with --root-cert and --root-key, or as root on a controller's host: hl-controller issue-admin --out DIR", err)
+			}
 			if err != nil {
 				return err
 			}

@@ -453,3 +453,20 @@ func TestAControllerKilledAtAnyStepBoundaryIsFinishedByTheNext(t *testing.T) {
 		})
 	}
 }
+
+func TestACommandForAGuestWhoseHostDoesNotAnswerSaysWhichHost(t *testing.T) {
+	f := newFleet(t, hostNames(1)...)
+	c := f.up()
+	if o := c.apply(t.Context(), specOf(1), "", true); o.err != nil {
+		t.Fatal(o.err)
+	}
+	f.stop("pve1")
+	s, err := c.client.Exec(t.Context(), &controllerv1.ExecRequest{Guest: "k3s-1", Argv: []string{"true"}})
+	if err == nil {
+		_, err = s.Recv()
+	}
+	const want = "refuses the connection; on the host: systemctl status hl-agent"
+	if !errors.Is(err, rpc.ErrUnavailable) || !strings.HasPrefix(err.Error(), "guest k3s-1 on pve1: ") || !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("%v", err)
+	}
+}

@@ -120,13 +120,13 @@ func (s *service) Exec(req *controllerv1.ExecRequest, stream controllerv1.Contro
 	if len(req.GetArgv()) == 0 {
 		return rpc.Errorf(rpc.ErrInvalid, "no command; give it after --: hlctl exec %s -- CMD", req.GetGuest())
 	}
-	want, client, err := s.c.guestAgent(ctx, req.GetGuest())
+	want, host, client, err := s.c.guestAgent(ctx, req.GetGuest())
 	if err != nil {
 		return err
 	}
 	from, err := client.Exec(ctx, &agentv1.ExecRequest{Want: want, Argv: req.GetArgv(), Stdin: req.GetStdin()})
 	if err != nil {
-		return err
+		return s.c.unreached(ctx, host, req.GetGuest(), err)
 	}
 	for {
 		part, err := from.Recv()
@@ -134,7 +134,7 @@ func (s *service) Exec(req *controllerv1.ExecRequest, stream controllerv1.Contro
 			return nil
 		}
 		if err != nil {
-			return err
+			return s.c.unreached(ctx, host, req.GetGuest(), err)
 		}
 		out := new(controllerv1.ExecResponse)
 		switch p := part.GetPart().(type) {

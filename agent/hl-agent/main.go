@@ -79,7 +79,7 @@ whole line. The key is made here and does not leave the host. enrol is safe to r
 	}
 	cmd.Flags().StringVar(&q.Controller, "controller", "", "IP:PORT of a controller's enrolment (port 8402)")
 	cmd.Flags().StringVar(&token, "token", "", "- reads the token from standard input")
-	cmd.Flags().StringVar(&q.Config, "config", "/etc/homelab/agent.yaml", "the agent's configuration; written when it is not there")
+	cmd.Flags().StringVar(&q.Config, "config", "/etc/homelab/agent.yaml", "the agent's configuration; written when it says nothing")
 	cmd.Flags().StringVar(&q.Advertise, "advertise", "", "this host's IP address, for a configuration that is written")
 	cmd.Flags().StringVar(&q.State, "state", "", "the agent's state folder, for a configuration that is written")
 	_ = cmd.MarkFlagRequired("controller")

@@ -109,7 +109,7 @@ func (m *model) noteDropped() {
 	for name, open := range m.intents {
 		if !NoGuest(name) && m.spec.Guests[name] == nil && len(m.ours[name]) == 0 {
 			id := open[0].intent.GetIdentity()
-			m.note(homelabv1.NoteKind_NOTE_KIND_INFO, name, open[0].host.name, fmt.Sprintf("no longer in the Spec; its creation as VM %d was begun and left", id.GetVmid()))
+			m.note(homelabv1.NoteKind_NOTE_KIND_INFO, name, open[0].host.name, fmt.Sprintf("no longer in the Spec; its creation as VM %d was begun and left; to undo it: hlctl orphans --delete", id.GetVmid()))
 			delete(dropped, name)
 		}
 	}

@@ -159,6 +159,10 @@ func (m *model) planDelete(g *guestView) verdict {
 	}
 	if g.vm == nil {
 		if g.situation != Absent {
+			if m.spec.Guests[g.name] == nil && len(m.intents[g.name]) > 0 {
+				// An apply leaves alone what the Spec has dropped.
+				return refused("it is not there as a whole: undo first what was begun and left of it: hlctl orphans --delete")
+			}
 			return refused("it is not there as a whole: run hlctl apply first, which undoes what was left")
 		}
 		if len(m.unseen) > 0 {

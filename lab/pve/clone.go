@@ -218,7 +218,7 @@ func (r *run) cloneLinked(d *drive, newid string, m *made) error {
 		return err
 	}
 	if base.store.typ != "dir" {
-		return notSimulated("linked clones on storages of type %s", base.store.typ)
+		return notSimulated("linked clones on storages of type %s; with clone: off in the Spec guests are made without", base.store.typ)
 	}
 	r.printf("create linked clone of drive %s (%s)\n", d.key, d.file)
 	name := r.freeName(base.store, newid, "disk") + ".qcow2"

@@ -243,7 +243,7 @@ func TestAHostThatWasOffOverBothRotationsAndItsCertificatesEndIsBackByItselfUnle
 	// The one that was removed has asked too, and got nothing.
 	l.eventually(30*time.Second, "pve3 to be refused", func() (bool, string) {
 		r := l.hlctl("audit")
-		return strings.Contains(r.stdout, "as agent@pve3"), r.String()
+		return strings.Contains(inOneLine(r.stdout), "as agent@pve3"), r.String()
 	})
 	if state, r := l.state("pve3"); state == "online" {
 		t.Errorf("pve3 is back: %s", r)
