@@ -96,10 +96,11 @@ func atOnce(ctx context.Context, method string, req, reply any, cc *grpc.ClientC
 
 // dialCause is why a connection failed, without what gRPC says around it.
 func dialCause(err error) error {
-	_, cause, ok := strings.Cut(status.Convert(err).Message(), "Error while dialing: ")
+	_, cause, ok := strings.Cut(status.Convert(err).Message(), `"transport: `)
 	if !ok {
 		return err
 	}
+	cause = strings.TrimPrefix(cause, "Error while dialing: ")
 	cause = strings.ReplaceAll(strings.TrimSuffix(cause, `"`), `\"`, `"`)
 	return errors.New(cause[:min(len(cause), 200)]) // a guest says it, and may say more
 }
