@@ -179,8 +179,7 @@ func (a *app) lostOwn(ctx context.Context, c *controller, asked string, err erro
 	}
 	own = rpc.Serial(creds.Leaf())
 	id := creds.Identity()
-	serial := strings.TrimLeft(strings.ToLower(strings.ReplaceAll(asked, ":", "")), "0")
-	if asked != id.Role+"@"+id.Name && !strings.HasPrefix(own, serial) {
+	if asked != id.Role+"@"+id.Name && !strings.HasPrefix(own, rpc.TypedSerial(asked)) {
 		return own, false
 	}
 	// The controller that was asked says it, whatever is the matter with others.

@@ -16,7 +16,12 @@ import (
 )
 
 // renewHint is how an error about our own certificate ends: both ways out.
-const renewHint = "hlctl trust renew (with the root's key), or as root on a controller's host: hl-controller issue-admin --out DIR"
+const renewHint = "hlctl trust renew (with the root's key), or " + issueHint
+
+const issueHint = "as root on a controller's host: hl-controller issue-admin --out DIR"
+
+// rootHint is how an error about the root's files ends.
+const rootHint = "with --root-cert and --root-key, or " + issueHint
 
 // rootFiles are where the root lies unless it is said: beside hlctl's configuration.
 const (
@@ -48,7 +53,7 @@ hl-controller issue-admin.`,
 			}
 			ca, err := a.loadRoot(cmd.Context(), cmp.Or(root, c.beside(rootCertFile)), cmp.Or(key, c.beside(rootKeyFile)))
 			if errors.Is(err, os.ErrNotExist) {
-				err = fmt.Errorf("%w; say where the root's files are with --root-cert and --root-key, or as root on a controller's host: hl-controller issue-admin --out DIR", err)
+				err = fmt.Errorf("%w; say where the root's files are "+rootHint, err)
 			}
 			if err != nil {
 				return err
@@ -149,7 +154,7 @@ func trustRoot(bundle string, ca *rpc.CA) error {
 	// One that gave way to another is trusted by nobody else, and its key may be a thief's.
 	for _, root := range roots {
 		if ca.Certificate().NotBefore.Before(root.NotBefore) {
-			return fmt.Errorf("the root %q gave way to %q, and what it signs counts no more; say where that one's files are with --root-cert and --root-key, or as root on a controller's host: hl-controller issue-admin --out DIR (if the new one was never in force, remove %s first)",
+			return fmt.Errorf("the root %q gave way to %q, and what it signs counts no more; say where that one's files are "+rootHint+" (if the new one was never in force, remove %s first)",
 				ca.Certificate().Subject.CommonName, root.Subject.CommonName, bundle)
 		}
 	}

@@ -84,7 +84,7 @@ const wholeSerial = 24
 // locked out now: one that is not known counts only when it is whole, as of a certificate
 // that was never shown to us.
 func (c *Controller) serialMeant(ctx context.Context, typed string) (string, error) {
-	serial := strings.TrimLeft(strings.ToLower(strings.ReplaceAll(typed, ":", "")), "0")
+	serial := rpc.TypedSerial(typed)
 	if serial == "" || strings.Trim(serial, "0123456789abcdef") != "" {
 		return "", rpc.Errorf(rpc.ErrInvalid, "%q is no serial number of a certificate, nor ROLE@NAME; see: hlctl trust", typed)
 	}

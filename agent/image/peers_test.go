@@ -130,6 +130,19 @@ func TestWithoutADigestNoPeerIsAsked(t *testing.T) {
 	}
 }
 
+// stopsHalfway has a source of megs bytes say that it sent half of them, and go on when it
+// is told to.
+func stopsHalfway(s *wan.Server) (half, goOn chan struct{}) {
+	half, goOn = make(chan struct{}), make(chan struct{})
+	s.Gate = func(offset int64, _ <-chan struct{}) {
+		if offset == megs/2 {
+			close(half)
+			<-goOn
+		}
+	}
+	return half, goOn
+}
+
 // One host reads the source; a second takes the bytes from it as they come, and a
 // third from the second.
 func TestBytesArePassedOnAsTheyCome(t *testing.T) {
@@ -137,13 +150,7 @@ func TestBytesArePassedOnAsTheyCome(t *testing.T) {
 	s := wan.New(content)
 	src := known(content)
 	src.Url = serve(t, s)
-	half, goOn := make(chan struct{}), make(chan struct{})
-	s.Gate = func(offset int64, _ <-chan struct{}) {
-		if offset == megs/2 {
-			close(half)
-			<-goOn
-		}
-	}
+	half, goOn := stopsHalfway(s)
 	first, second, third := newGround(t), newGround(t), newGround(t)
 	var all sync.WaitGroup
 	all.Go(func() {

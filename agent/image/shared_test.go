@@ -18,13 +18,7 @@ func TestOfTwoHostsWithOneFolderOneFetches(t *testing.T) {
 	s := wan.New(content)
 	src := known(content)
 	src.Url = serve(t, s)
-	half, goOn := make(chan struct{}), make(chan struct{})
-	s.Gate = func(offset int64, _ <-chan struct{}) {
-		if offset == megs/2 {
-			close(half)
-			<-goOn
-		}
-	}
+	half, goOn := stopsHalfway(s)
 	pve1 := newGround(t)
 	pve2 := pve1.again()
 	var all sync.WaitGroup

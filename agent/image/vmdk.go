@@ -53,18 +53,13 @@ var errParent = rpc.Errorf(rpc.ErrRefused, "it is a VMDK that stands on another 
 // sector. It looks there, in twenty sectors, wherever the header says that the
 // description is, and for the word alone, in a comment too (vmdk_parent_open).
 func namesParent(text []byte) bool {
-	text = text[:min(len(text), 20*512)]
-	if i := bytes.IndexByte(text, 0); i >= 0 {
-		text = text[:i]
-	}
+	text, _, _ = bytes.Cut(text[:min(len(text), 20*512)], []byte{0})
 	return bytes.Contains(text, []byte("parentFileNameHint"))
 }
 
 // checkDescription refuses a description that names another file than its own.
 func checkDescription(text []byte) error {
-	if i := bytes.IndexByte(text, 0); i >= 0 {
-		text = text[:i]
-	}
+	text, _, _ = bytes.Cut(text, []byte{0})
 	extents, kind := 0, ""
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	lines.Buffer(nil, headBytes+1)

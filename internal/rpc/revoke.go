@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,6 +43,12 @@ type Revocations struct {
 
 // Serial is a certificate's serial number as lists and people have it: in hex.
 func Serial(cert *x509.Certificate) string { return cert.SerialNumber.Text(16) }
+
+// TypedSerial is a serial number as Serial writes it, of one that a person typed: with
+// colons, capitals or leading zeros. Whether it is one is for the caller to see.
+func TypedSerial(typed string) string {
+	return strings.TrimLeft(strings.ToLower(strings.ReplaceAll(typed, ":", "")), "0")
+}
 
 // Number orders lists; the higher one is the newer.
 func (r *Revocations) Number() int64 {
