@@ -10,10 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -191,13 +189,12 @@ func (g *Gossip) Run(ctx context.Context) error {
 
 func (g *Gossip) create(ctx context.Context) (*memberlist.Memberlist, *self, error) {
 	bridge := newLogBridge(g.cfg.Log)
-	nt, err := memberlist.NewNetTransport(&memberlist.NetTransportConfig{
-		BindAddrs: []string{g.cfg.Bind}, BindPort: g.cfg.Port, Logger: bridge,
-	})
+	at := netip.AddrPortFrom(netip.MustParseAddr(g.cfg.Bind), uint16(g.cfg.Port)) // New has checked both
+	network, err := listen(ctx, at, g.ring, bridge)
 	if err != nil {
-		return nil, nil, fmt.Errorf("gossip on %s: %w", net.JoinHostPort(g.cfg.Bind, strconv.Itoa(g.cfg.Port)), err)
+		return nil, nil, fmt.Errorf("gossip on %s: %w", at, err)
 	}
-	var tr memberlist.NodeAwareTransport = &transport{NetTransport: nt, ctx: ctx, door: newDoor(ctx, nt.StreamCh(), g.ring, bridge)}
+	var tr memberlist.NodeAwareTransport = network
 	if g.cfg.wrap != nil {
 		tr = g.cfg.wrap(tr)
 	}

@@ -1,62 +1,76 @@
 package gossip
 
 import (
-	"bytes"
-	"log/slog"
+	"io"
+	"net/netip"
 	"strings"
-	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/memberlist"
 )
 
-// locked is a buffer that timers write into.
-type locked struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
+// listen is a transport of that host's.
+func (n *network) listen(host int) *transport {
+	n.t.Helper()
+	ring, err := keyring(n.keys)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	at := netip.AddrPortFrom(netip.MustParseAddr(n.ip(host)), DefaultPort)
+	t, err := listen(n.t.Context(), at, ring, newLogBridge(slogTo(io.Discard)))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { _ = t.Shutdown() })
+	return t
 }
 
-func (l *locked) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
+func TestAPacketHasMemoryOfItsOwnAndNoMoreThanItNeeds(t *testing.T) {
+	n := newNetwork(t)
+	one, two := n.listen(1), n.listen(2)
+	address := two.udp.LocalAddr().String()
+	var got []*memberlist.Packet
+	for _, text := range []string{"first", "other", strings.Repeat("x", 60000)} {
+		if _, err := one.WriteToAddress([]byte(text), memberlist.Address{Addr: address}); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, <-two.PacketCh())
+	}
+	if string(got[0].Buf) != "first" || string(got[1].Buf) != "other" || len(got[2].Buf) != 60000 {
+		t.Errorf("%q, %q, %d bytes", got[0].Buf, got[1].Buf, len(got[2].Buf))
+	}
+	if held := cap(got[0].Buf); held > 64 {
+		t.Errorf("%d bytes are held for %q", held, got[0].Buf)
+	}
+	if from := got[0].From.String(); from != one.udp.LocalAddr().String() {
+		t.Errorf("from %s", from)
+	}
 }
 
-func (l *locked) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
-func TestWhatOurKeysDoNotOpenIsLoggedOnceAMinuteForEachSource(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var out locked
-		log := newLogBridge(slog.New(slog.NewTextHandler(&out, nil)))
-		for range 10 {
-			log.Printf("[ERR] memberlist: Decrypt packet failed: no installed keys could decrypt the message from=192.0.2.1:7946")
-			log.Printf("[ERR] memberlist: Decrypt failed: %s from %s", errStranger, "192.0.2.2:40001")
-			log.Printf("[ERR] memberlist: Push/Pull with pve3 failed: timeout") // a host that is off
+func TestATransportThatIsShutLetsNobodyWaitAndFreesItsPort(t *testing.T) {
+	tr := newNetwork(t).listen(1)
+	address := tr.udp.LocalAddr().String()
+	// Somebody sends, and nobody reads.
+	conn, err := tr.DialTimeout(address, 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := tr.WriteTo([]byte("packet"), address); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := tr.Shutdown(); err != nil {
+			t.Fatal(err)
 		}
-		for _, from := range []string{"address=192.0.2.1 ", "address=192.0.2.2 "} {
-			if n := strings.Count(out.String(), from); n != 1 {
-				t.Errorf("%s: %d lines", from, n)
-			}
-		}
-		time.Sleep(3 * time.Minute)
-		synctest.Wait()
-		if got := out.String(); strings.Count(got, "level=WARN") != 4 || strings.Count(got, "count=9") != 2 {
-			t.Errorf("after a minute:\n%s", got)
-		}
-	})
-}
-
-func TestTheSourceOfAStranger(t *testing.T) {
-	for text, want := range map[string]string{
-		"Decrypt packet failed: x from=10.0.0.9:7946": "10.0.0.9", "Decrypt failed: x from [fd00::9]:1": "fd00::9",
-		"Decrypt failed: x from=<unknown address>": "", "Decrypt failed": "",
-	} {
-		if got := source(text); got != want {
-			t.Errorf("%s: %q", text, got)
-		}
+	}
+	again, err := listen(t.Context(), netip.MustParseAddrPort(address), tr.keys, tr.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = again.Shutdown() }()
+	if _, err := listen(t.Context(), netip.MustParseAddrPort(address), tr.keys, tr.log); err == nil {
+		t.Error("two listen on one port")
 	}
 }

@@ -2,7 +2,6 @@ package gossip
 
 import (
 	"bytes"
-	"context"
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/binary"
@@ -10,7 +9,6 @@ import (
 	"io"
 	"log"
 	"net"
-	"sync"
 
 	"github.com/hashicorp/memberlist"
 )
@@ -26,45 +24,14 @@ const (
 	maxStream = 8 << 20
 )
 
-// door stands before the streams that come in. memberlist 0.7.0 answers what it cannot
-// decrypt with an error, encrypted with our key: a stranger is answered, and may have
-// as much encrypted as it likes. Here it finds the end of the stream.
-type door struct {
-	keys *memberlist.Keyring
-	log  *log.Logger
-	out  chan net.Conn
-	shut chan struct{} // closed when no more streams come in
-	once sync.Once
-}
-
-// close ends it, when no more streams come in; again is nothing.
-func (d *door) close() { d.once.Do(func() { close(d.shut) }) }
-
-func newDoor(ctx context.Context, in <-chan net.Conn, keys *memberlist.Keyring, to *log.Logger) *door {
-	d := &door{keys: keys, log: to, out: make(chan net.Conn), shut: make(chan struct{})}
-	go func() {
-		for {
-			select {
-			case <-d.shut:
-				return
-			case conn := <-in:
-				select {
-				case d.out <- &visitor{Conn: conn, door: d}:
-				case <-ctx.Done():
-					// Taken all the same: the listener ends only when it got rid of it.
-					_ = conn.Close()
-				}
-			}
-		}
-	}()
-	return d
-}
-
-// visitor is a stream of which nothing is read before its first message was opened
-// with one of our keys.
+// visitor is a stream that comes in, of which nothing is read before its first message
+// was opened with one of our keys. memberlist 0.7.0 answers what it cannot decrypt with
+// an error, encrypted with our key: a stranger is answered, and may have as much
+// encrypted as it likes. Here it finds the end of the stream.
 type visitor struct {
 	net.Conn
-	door  *door
+	keys  *memberlist.Keyring
+	log   *log.Logger
 	first *bytes.Reader // nil before it was read
 }
 
@@ -75,7 +42,7 @@ func (v *visitor) Read(b []byte) (int, error) {
 		message, err := v.receive()
 		v.first = bytes.NewReader(message)
 		if err != nil {
-			v.door.log.Printf("[ERR] memberlist: Decrypt failed: %s from %s", err, v.RemoteAddr())
+			v.log.Printf("[ERR] memberlist: Decrypt failed: %s from %s", err, v.RemoteAddr())
 			_ = v.Close()
 			return 0, io.EOF
 		}
@@ -101,7 +68,7 @@ func (v *visitor) receive() ([]byte, error) {
 	if _, err := io.CopyN(message, v.Conn, int64(length)); err != nil {
 		return nil, errStranger
 	}
-	for _, key := range v.door.keys.GetKeys() {
+	for _, key := range v.keys.GetKeys() {
 		if opens(key, message.Bytes()) {
 			return message.Bytes(), nil
 		}

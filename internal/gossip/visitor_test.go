@@ -1,7 +1,6 @@
 package gossip
 
 import (
-	"context"
 	"io"
 	"log/slog"
 	"net"
@@ -39,20 +38,15 @@ func TestAStrangerFindsTheEndOfTheStreamAndIsAnsweredNothing(t *testing.T) {
 		"a huge state": "\x0a\xff\xff\xff\xff", "an empty one": "\x0a\x00\x00\x00\x00", "a label": "\xf4\x01x\x0a\x00\x00\x00\x00",
 	} {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			in := make(chan net.Conn, 1)
 			log := new(lines)
-			d := newDoor(ctx, in, ring, newLogBridge(slogTo(log)))
-			defer d.close()
 			ours, theirs := net.Pipe()
-			in <- ours
+			v := &visitor{Conn: ours, keys: ring, log: newLogBridge(slogTo(log))}
 			go func() {
 				_ = theirs.SetDeadline(time.Now().Add(10 * time.Second))
 				_, _ = io.WriteString(theirs, speech)
 				_ = theirs.Close()
 			}()
-			if got, err := io.ReadAll(<-d.out); len(got) != 0 || err != nil {
+			if got, err := io.ReadAll(v); len(got) != 0 || err != nil {
 				t.Errorf("%q, %v", got, err)
 			}
 			if !strings.Contains(log.text.String(), "our keys do not open") {
