@@ -97,7 +97,8 @@ func ParseToken(text string) (Token, error) {
 		return bad("it does not begin with " + tokenPrefix)
 	}
 	data, err := base64.RawURLEncoding.Strict().DecodeString(word)
-	if err != nil || len(data) < sumBytes {
+	// Ends of lines in between are nothing to the decoder: the token would have many texts.
+	if err != nil || len(data) < sumBytes || strings.ContainsAny(word, "\r\n") {
 		return bad("it holds other characters")
 	}
 	data, sum := data[:len(data)-sumBytes], data[len(data)-sumBytes:]

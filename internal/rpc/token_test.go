@@ -63,6 +63,7 @@ func FuzzParseToken(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(whole.Text())
+	f.Add(whole.Text()[:20] + "\r\n" + whole.Text()[20:])
 	f.Fuzz(func(t *testing.T, text string) {
 		token, err := rpc.ParseToken(text)
 		if err == nil && token.Text() != strings.TrimSpace(text) {
