@@ -156,7 +156,7 @@ func (c *Controller) sign(key crypto.PublicKey, id rpc.Identity, addresses []str
 		}
 		ips = append(ips, ip)
 	}
-	ca := c.issuing.inUse()
+	ca, roots := c.issuing.signing()
 	cert, err := ca.Sign(key, id, ips, c.cfg.CertificateLife, c.now())
 	if err != nil {
 		return nil, store.Issued{}, err
@@ -166,7 +166,11 @@ func (c *Controller) sign(key crypto.PublicKey, id rpc.Identity, addresses []str
 	if err != nil {
 		return nil, store.Issued{}, fmt.Errorf("read what was signed: %w", err)
 	}
-	return cert, c.issuedOf(append([]*x509.Certificate{leaf}, ca.Certificates()...), id, how), nil
+	given := c.issuedOf(append([]*x509.Certificate{leaf}, ca.Certificates()...), id, how)
+	// Not those that we trust: an agent that another controller told of a new root may ask
+	// while we are about to trust it, and does not ask again.
+	given.Roots = rpc.RootsAbove(leaf, ca.Certificates(), roots)
+	return cert, given, nil
 }
 
 // issuedOf is what is remembered of a certificate, with those that are shown after it.
@@ -193,6 +197,11 @@ func (s *enrolService) Renew(ctx context.Context, _ *trustv1.RenewRequest) (*tru
 			r.who = id.String() // else what was shown is nobody's
 		}
 		c.refused(r)
+		return nil, err
+	}
+	// Who comes may have been told of a new root by another controller, which is the very
+	// reason.
+	if err := c.syncTrust(ctx); err != nil {
 		return nil, err
 	}
 	var addresses []string

@@ -24,16 +24,37 @@ const (
 // issuing is this controller's issuing CA.
 type issuing struct {
 	mu sync.Mutex
-	// all has every certificate that it was ever given, use those below the roots that we
-	// trust; nil when there is none.
+	// all has every certificate that it was ever given, use those below roots; nil when
+	// there is none.
 	all, use *rpc.CA
+	// roots are those that we trust, or are about to.
+	roots []*x509.Certificate
 }
 
 // inUse is the CA as it signs now; nil when there is none.
 func (i *issuing) inUse() *rpc.CA {
+	ca, _ := i.signing()
+	return ca
+}
+
+// signing is inUse with the roots that it is below.
+func (i *issuing) signing() (*rpc.CA, []*x509.Certificate) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.use
+	return i.use, i.roots
+}
+
+// signWith has what is signed from now on be below those roots.
+func (i *issuing) signWith(use *rpc.CA, roots []*x509.Certificate) (undo func()) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	wasUse, wasRoots := i.use, i.roots
+	i.use, i.roots = use, roots
+	return func() {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		i.use, i.roots = wasUse, wasRoots
+	}
 }
 
 func (i *issuing) whole() *rpc.CA {
@@ -57,7 +78,7 @@ func (c *Controller) setIssuing(ca *rpc.CA) error {
 	}
 	c.issuing.mu.Lock()
 	defer c.issuing.mu.Unlock()
-	c.issuing.all, c.issuing.use = ca, use
+	c.issuing.all, c.issuing.use, c.issuing.roots = ca, use, roots
 	return nil
 }
 
@@ -205,14 +226,9 @@ func (c *Controller) takeRoots(ctx context.Context, bundle []byte) error {
 		if use == nil {
 			return rpc.Errorf(rpc.ErrRefused, "none of the roots in the store has signed this controller's issuing CA")
 		}
-		c.issuing.mu.Lock()
-		was := c.issuing.use
-		c.issuing.use = use
-		c.issuing.mu.Unlock()
+		undo := c.issuing.signWith(use, roots)
 		if err = c.renewOwnBelow(ctx, bundle); err != nil {
-			c.issuing.mu.Lock()
-			c.issuing.use = was
-			c.issuing.mu.Unlock()
+			undo()
 		}
 	}
 	if err != nil {

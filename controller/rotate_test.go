@@ -276,6 +276,66 @@ func TestARotationGoesOnWhereverTheControllerWasKilled(t *testing.T) {
 	}
 }
 
+// What was seen with two controllers: one told an agent of the new root, and the other,
+// which had not heard of it, renewed the agent's certificate below the old one alone.
+func TestWhoComesToRenewKnowsOfANewRootBeforeTheControllerDoes(t *testing.T) {
+	f := newFleet(t, "pve1")
+	clk := &clock{t: time.Now()}
+	f.twoLevels(clk)
+	c := f.up()
+	f.stop("pve1")
+	a := f.rotating(clk)
+	given := must(certificateIn(must(a.offer(c.client)).GetIssuing()[0].GetCertificate()))
+	given = must(a.next.Recertify(given, 365*24*time.Hour, clk.now()))
+	if err := errors.Join(c.store.PutGiven(t.Context(), "controller-1", rpc.EncodeCertificates([]*x509.Certificate{given})), c.syncTrust(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	both := []*x509.Certificate{f.ca.Certificate(), a.next.Certificate()}
+	host := &fakeAgent{f: f, name: "pve1", creds: f.creds("pve1")}
+	func() {
+		c.rooting.Lock() // it does not hear of it yet
+		defer c.rooting.Unlock()
+		if ok, err := c.putRoots(t.Context(), rpc.EncodeBundle(1, both), must2(c.store.Roots(t.Context()))); !ok || err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
+		if err := host.renew(ctx, c.enrolAt); err == nil {
+			t.Error("it is renewed by who does not know what is in the store")
+		}
+		for _, i := range must(c.store.Issued(t.Context())) {
+			if strings.HasPrefix(i.How, "renewal") {
+				t.Errorf("%s: %s, below %d roots", i.Name, i.How, len(i.Roots))
+			}
+		}
+	}()
+	if err := host.renew(t.Context(), c.enrolAt); err != nil {
+		t.Fatal(err)
+	}
+	if !host.creds.BelowAll() || len(must(rpc.ParseRoots(must(host.creds.Roots()), fleetName))) != 2 {
+		t.Error("the agent is not below both roots")
+	}
+}
+
+func TestACertificateThatIsSignedWhileTheRootsChangeIsRememberedBelowBoth(t *testing.T) {
+	f := newFleet(t, "pve1")
+	clk := &clock{t: time.Now()}
+	f.twoLevels(clk)
+	c := f.up()
+	a := f.rotating(clk)
+	given := must(a.next.Recertify(c.issuing.whole().Certificate(), 365*24*time.Hour, clk.now()))
+	both := []*x509.Certificate{f.ca.Certificate(), a.next.Certificate()}
+	undo := c.issuing.signWith(must(c.issuing.whole().With(given)).Below(both), both)
+	id := rpc.Identity{Role: rpc.RoleAgent, Name: "pve1"}
+	if _, i, err := c.sign(c.creds.Public(), id, nil, "test"); err != nil || !slices.Contains(i.Roots, a.hash()) || len(i.Roots) != 2 {
+		t.Errorf("below %q, %v", i.Roots, err)
+	}
+	undo()
+	if _, i, err := c.sign(c.creds.Public(), id, nil, "test"); err != nil || !slices.Equal(i.Roots, []string{rpc.RootHash(both[0])}) {
+		t.Errorf("when it came to nothing: below %q, %v", i.Roots, err)
+	}
+}
+
 func must2[A, B any](_ A, b B, err error) B { return must(b, err) }
 
 // Nobody speaks to a controller whose list cannot be verified: not even the admin whose

@@ -54,8 +54,8 @@ type Renewal struct {
 }
 
 // Run renews in time until ctx ends, and at once when the certificate is not below all
-// roots that we trust: they are about to change. A renewal that fails is tried again and
-// again, also when the certificate has expired.
+// roots that we trust: they are about to change. A renewal that fails, or does not change
+// that, is tried again and again, also when the certificate has expired.
 func (r *Renewal) Run(ctx context.Context) error {
 	wait := r.Wait
 	if wait == nil {
@@ -65,11 +65,19 @@ func (r *Renewal) Run(ctx context.Context) error {
 	for {
 		left := RenewAt(r.Credentials.Leaf()).Sub(r.Credentials.Now())
 		if left <= 0 || !r.Credentials.BelowAll() {
-			if err := r.Renew(ctx); err != nil {
+			err := r.Renew(ctx)
+			if err != nil {
 				r.Log.Warn("certificate not renewed", "ends", r.Credentials.NotAfter(), "error", err)
-				left, failed = failed, min(2*failed, renewRarely)
 			} else {
 				r.Log.Info("certificate renewed", "ends", r.Credentials.NotAfter())
+			}
+			switch {
+			case err != nil:
+				left, failed = failed, min(2*failed, renewRarely)
+			case !r.Credentials.BelowAll():
+				// Whoever renewed it knew less of the roots than we do; maybe it never knows more.
+				left, failed = failed, min(2*failed, lookAgain)
+			default:
 				failed = renewAgain
 				// One whose life is too short to be of use must not make us spin.
 				left = max(RenewAt(r.Credentials.Leaf()).Sub(r.Credentials.Now()), renewAgain)

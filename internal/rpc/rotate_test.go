@@ -152,6 +152,44 @@ func TestWhichBundlesTakeThePlaceOfAnother(t *testing.T) {
 	}
 }
 
+func TestARenewalBelowTheOldRootAloneIsNotTheLast(t *testing.T) {
+	now := time.Now()
+	f := newFleet(t, "home")
+	next, err := rpc.NextCA(f.ca.Certificate(), 3650*days, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := []*x509.Certificate{f.ca.Certificate()}
+	both := append(old, next.Certificate())
+	issuing := recertified(t, f.issuing("c1"), next, now)
+	id := rpc.Identity{Role: rpc.RoleAgent, Name: "pve1"}
+	pair, err := issuing.Below(old).Issue(id, 90*days, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	creds := member(t, t.TempDir(), pair.Cert, pair.Key, rpc.EncodeBundle(1, both))
+	known := [][]*x509.Certificate{old, old, both} // to whom it asks, one time after the other
+	var waits []time.Duration
+	renewal := rpc.Renewal{
+		Credentials: creds, Log: quiet,
+		Renew: func(context.Context) error {
+			cert, err := issuing.Below(known[0]).Sign(creds.Public(), id, nil, 90*days, now)
+			known = known[1:]
+			return errors.Join(err, creds.SetCertificate(cert))
+		},
+		Wait: func(_ context.Context, d time.Duration) bool {
+			waits = append(waits, d)
+			return len(known) > 0
+		},
+	}
+	if err := renewal.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if want := []time.Duration{time.Second, 2 * time.Second, time.Hour}; !slices.Equal(waits, want) || !creds.BelowAll() {
+		t.Errorf("waits %v, want %v; below both: %v", waits, want, creds.BelowAll())
+	}
+}
+
 func TestAnIssuingCATakesOnlyCertificatesOfItsOwn(t *testing.T) {
 	now := time.Now()
 	f := newFleet(t, "home")
