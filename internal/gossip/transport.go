@@ -89,7 +89,7 @@ func (t *transport) receive() {
 	}
 }
 
-// accept hands streams on, each with somebody at the door, until Shutdown.
+// accept hands streams on, each as a visitor, until Shutdown.
 func (t *transport) accept() {
 	for {
 		conn, err := t.tcp.AcceptTCP()
