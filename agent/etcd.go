@@ -147,8 +147,9 @@ func (m *etcdMember) remembered(ctx context.Context) []*etcdserverpb.Member {
 
 // pulse is what one member said of itself.
 type pulse struct {
-	healthy *homelabv1.Fact
-	answers bool // also one that knows no leader
+	healthy    *homelabv1.Fact
+	answers    bool // also one that knows no leader
+	leaderless bool
 }
 
 // ask asks one member at the addresses it tells to clients.
@@ -165,11 +166,11 @@ func (m *etcdMember) ask(ctx context.Context, member *etcdserverpb.Member) pulse
 		case err != nil:
 			last = err
 		case st.Leader == 0:
-			return pulse{factNo("it knows no leader"), true}
+			return pulse{healthy: factNo("it knows no leader"), answers: true, leaderless: true}
 		case len(st.Errors) > 0:
-			return pulse{factNo(strings.Join(st.Errors, "; ")), true}
+			return pulse{healthy: factNo(strings.Join(st.Errors, "; ")), answers: true}
 		default:
-			return pulse{factYes(""), true}
+			return pulse{healthy: factYes(""), answers: true}
 		}
 	}
 	return pulse{healthy: factNo("it does not answer: " + dialCause(last).Error())}
@@ -235,13 +236,15 @@ func (m *etcdMember) view(ctx context.Context) *homelabv1.EtcdView {
 		}
 		return &homelabv1.EtcdView{Known: factUnknown(err.Error())}
 	}
-	var others []*etcdserverpb.Member // that this server did not know yet
+	var again []*etcdserverpb.Member
 	for _, member := range list.Members {
-		if _, ok := pulses[member.ID]; !ok {
-			others = append(others, member)
+		// That this server did not know yet; or that was asked in the middle of an election,
+		// which is over: the list comes with a leader's word.
+		if p, asked := pulses[member.ID]; !asked || p.leaderless {
+			again = append(again, member)
 		}
 	}
-	maps.Copy(pulses, m.askAll(ctx, others))
+	maps.Copy(pulses, m.askAll(ctx, again))
 	v := &homelabv1.EtcdView{
 		Known:  factYes(""),
 		SelfId: fmt.Sprintf("%x", list.Header.GetMemberId()), ClusterId: fmt.Sprintf("%x", list.Header.GetClusterId()),
