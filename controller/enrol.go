@@ -166,18 +166,20 @@ func (c *Controller) sign(key crypto.PublicKey, id rpc.Identity, addresses []str
 	if err != nil {
 		return nil, store.Issued{}, fmt.Errorf("read what was signed: %w", err)
 	}
-	given := c.issuedOf(append([]*x509.Certificate{leaf}, ca.Certificates()...), id, how)
-	// Not those that we trust: an agent that another controller told of a new root may ask
-	// while we are about to trust it, and does not ask again.
-	given.Roots = rpc.RootsAbove(leaf, ca.Certificates(), roots)
-	return cert, given, nil
+	// Not of those that we trust: an agent that another controller told of a new root may
+	// ask while we are about to trust it, and does not ask again.
+	return cert, issuedBelow(rpc.RootsAbove(leaf, ca.Certificates(), roots), leaf, id, how), nil
 }
 
 // issuedOf is what is remembered of a certificate, with those that are shown after it.
 func (c *Controller) issuedOf(shown []*x509.Certificate, id rpc.Identity, how string) store.Issued {
-	cert := shown[0]
+	return issuedBelow(c.creds.RootsAbove(shown), shown[0], id, how)
+}
+
+// issuedBelow is what is remembered of a certificate below those roots, by their hashes.
+func issuedBelow(roots []string, cert *x509.Certificate, id rpc.Identity, how string) store.Issued {
 	return store.Issued{
-		Roots:  c.creds.RootsAbove(shown),
+		Roots:  roots,
 		Serial: rpc.Serial(cert), Name: id.Name, Role: id.Role, Issuer: cert.Issuer.CommonName,
 		NotBefore: cert.NotBefore.UTC(), NotAfter: cert.NotAfter.UTC(), How: how,
 	}

@@ -101,13 +101,16 @@ func (a admin) offer(c controllerv1.ControllerServiceClient) (*controllerv1.Offe
 	})
 }
 
+// give is the new root's certificate for an issuing CA that was offered.
+func (a admin) give(issuing *controllerv1.IssuingCertificate, clk *clock) []byte {
+	cert := must(a.next.Recertify(must(certificateIn(issuing.GetCertificate())), 365*24*time.Hour, clk.now()))
+	return rpc.EncodeCertificates([]*x509.Certificate{cert})
+}
+
 func (a admin) add(c controllerv1.ControllerServiceClient, offered *controllerv1.OfferRootResponse, clk *clock) (*controllerv1.AddRootResponse, error) {
 	req := &controllerv1.AddRootRequest{Sha256: a.hash()}
 	for _, i := range offered.GetIssuing() {
-		cert := must(a.next.Recertify(must(certificateIn(i.GetCertificate())), 365*24*time.Hour, clk.now()))
-		req.Issuing = append(req.Issuing, &controllerv1.IssuingCertificate{
-			Controller: i.GetController(), Certificate: rpc.EncodeCertificates([]*x509.Certificate{cert}),
-		})
+		req.Issuing = append(req.Issuing, &controllerv1.IssuingCertificate{Controller: i.GetController(), Certificate: a.give(i, clk)})
 	}
 	return c.AddRoot(a.f.t.Context(), req)
 }
@@ -231,8 +234,7 @@ func TestARotationGoesOnWhereverTheControllerWasKilled(t *testing.T) {
 	offered := must(a.offer(c.client))
 	again()
 	// The certificate of the issuing CA is given, and nothing more.
-	cert := must(a.next.Recertify(must(certificateIn(offered.GetIssuing()[0].GetCertificate())), 365*24*time.Hour, clk.now()))
-	if err := c.store.PutGiven(t.Context(), "controller-1", rpc.EncodeCertificates([]*x509.Certificate{cert})); err != nil {
+	if err := c.store.PutGiven(t.Context(), "controller-1", a.give(offered.GetIssuing()[0], clk)); err != nil {
 		t.Fatal(err)
 	}
 	again()
@@ -285,9 +287,8 @@ func TestWhoComesToRenewKnowsOfANewRootBeforeTheControllerDoes(t *testing.T) {
 	c := f.up()
 	f.stop("pve1")
 	a := f.rotating(clk)
-	given := must(certificateIn(must(a.offer(c.client)).GetIssuing()[0].GetCertificate()))
-	given = must(a.next.Recertify(given, 365*24*time.Hour, clk.now()))
-	if err := errors.Join(c.store.PutGiven(t.Context(), "controller-1", rpc.EncodeCertificates([]*x509.Certificate{given})), c.syncTrust(t.Context())); err != nil {
+	given := a.give(must(a.offer(c.client)).GetIssuing()[0], clk)
+	if err := errors.Join(c.store.PutGiven(t.Context(), "controller-1", given), c.syncTrust(t.Context())); err != nil {
 		t.Fatal(err)
 	}
 	both := []*x509.Certificate{f.ca.Certificate(), a.next.Certificate()}

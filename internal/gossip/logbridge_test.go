@@ -1,37 +1,16 @@
 package gossip
 
 import (
-	"bytes"
-	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// locked is a buffer that timers write into.
-type locked struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *locked) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
-}
-
-func (l *locked) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
 func TestWhatOurKeysDoNotOpenIsLoggedOnceAMinuteForEachSource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var out locked
-		log := newLogBridge(slog.New(slog.NewTextHandler(&out, nil)))
+		out := new(lines)
+		log := newLogBridge(slogTo(out))
 		for range 10 {
 			log.Printf("[ERR] memberlist: Decrypt packet failed: no installed keys could decrypt the message from=192.0.2.1:7946")
 			log.Printf("[ERR] memberlist: Decrypt failed: %s from %s", errStranger, "192.0.2.2:40001")

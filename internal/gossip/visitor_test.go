@@ -14,10 +14,16 @@ import (
 
 func slogTo(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
 
-// lines is a log that tests read.
+// lines is a log that tests read while others write it.
 type lines struct {
 	mu   sync.Mutex
 	text strings.Builder
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 func (l *lines) Write(b []byte) (int, error) {
@@ -49,8 +55,8 @@ func TestAStrangerFindsTheEndOfTheStreamAndIsAnsweredNothing(t *testing.T) {
 			if got, err := io.ReadAll(v); len(got) != 0 || err != nil {
 				t.Errorf("%q, %v", got, err)
 			}
-			if !strings.Contains(log.text.String(), "our keys do not open") {
-				t.Errorf("nobody is told: %s", log.text.String())
+			if !strings.Contains(log.String(), "our keys do not open") {
+				t.Errorf("nobody is told: %s", log)
 			}
 		})
 	}
