@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"github.com/homeiac/homelab/internal/pause"
 )
 
 const (
@@ -30,15 +32,14 @@ const (
 // under way end with the context (a process that stops does not wait for hosts that
 // are off), and strangers on a stream are answered nothing.
 type transport struct {
-	ctx     context.Context // memberlist's interface has none
+	ctx     context.Context // memberlist's interface has none; Shutdown ends it too
+	cut     context.CancelFunc
 	udp     *net.UDPConn
 	tcp     *net.TCPListener
 	keys    *memberlist.Keyring
 	log     *log.Logger
 	packets chan *memberlist.Packet
 	streams chan net.Conn
-	shut    chan struct{} // closed by Shutdown
-	once    sync.Once
 	readers sync.WaitGroup
 }
 
@@ -56,15 +57,16 @@ func listen(ctx context.Context, at netip.AddrPort, keys *memberlist.Keyring, to
 		to.Printf("[WARN] memberlist: receive buffer: %v", err)
 	}
 	t := &transport{
-		ctx: ctx, udp: udp, tcp: tcp, keys: keys, log: to,
-		packets: make(chan *memberlist.Packet), streams: make(chan net.Conn), shut: make(chan struct{}),
+		udp: udp, tcp: tcp, keys: keys, log: to,
+		packets: make(chan *memberlist.Packet), streams: make(chan net.Conn),
 	}
+	t.ctx, t.cut = context.WithCancel(ctx)
 	t.readers.Go(t.receive)
 	t.readers.Go(t.accept)
 	return t, nil
 }
 
-// receive hands packets on, each in memory of its own size, until Shutdown.
+// receive hands packets on, each in memory of its own size, until the context ends.
 func (t *transport) receive() {
 	buffer := make([]byte, maxPacket)
 	for {
@@ -83,13 +85,13 @@ func (t *transport) receive() {
 		p := &memberlist.Packet{Buf: bytes.Clone(buffer[:n]), From: net.UDPAddrFromAddrPort(from), Timestamp: at}
 		select {
 		case t.packets <- p:
-		case <-t.shut:
+		case <-t.ctx.Done():
 			return
 		}
 	}
 }
 
-// accept hands streams on, each as a visitor, until Shutdown.
+// accept hands streams on, each as a visitor, until the context ends.
 func (t *transport) accept() {
 	for {
 		conn, err := t.tcp.AcceptTCP()
@@ -103,8 +105,6 @@ func (t *transport) accept() {
 		case t.streams <- &visitor{Conn: conn, keys: t.keys, log: t.log}:
 		case <-t.ctx.Done():
 			_ = conn.Close()
-		case <-t.shut:
-			_ = conn.Close()
 			return
 		}
 	}
@@ -116,12 +116,7 @@ func (t *transport) failed(what string, err error) bool {
 		return false
 	}
 	t.log.Printf("[ERR] memberlist: listening for the next %s: %v", what, err)
-	select {
-	case <-time.After(listenPause):
-		return true
-	case <-t.shut:
-		return false
-	}
+	return pause.For(t.ctx, listenPause)
 }
 
 // FinalAdvertiseAddr implements memberlist.Transport; New has checked the address.
@@ -165,10 +160,8 @@ func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Durati
 // Shutdown implements memberlist.Transport: nothing comes in any more when it returns.
 // Again is nothing.
 func (t *transport) Shutdown() error {
-	t.once.Do(func() {
-		close(t.shut)
-		_, _ = t.tcp.Close(), t.udp.Close()
-	})
+	t.cut()
+	_, _ = t.tcp.Close(), t.udp.Close() // again is an error of theirs
 	t.readers.Wait()
 	return nil
 }
